@@ -1,0 +1,14 @@
+/* UTF-8: validation and decoding. Public since parsers, tokenizers and templates all need the same answer. */
+#ifndef NIB_UTF8_H
+#define NIB_UTF8_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* Offset of the first byte that is not well-formed UTF-8 (Unicode 15, table 3-7), or length if all is. */
+size_t nib_utf8_invalid_at(const char *text, size_t length);
+/* Decodes one code point at text[0..length), length > 0, well-formed; returns its bytes. */
+size_t nib_utf8_decode(const char *text, size_t length, uint32_t *codepoint);
+
+#endif

@@ -1,0 +1,44 @@
+/* nibble: the one binary. Finds the command, runs it, prints the error, exits with cli.md's code. */
+#include "command.h"
+
+#include <stdio.h>
+#include <string.h>
+
+static const nib_command *const commands[] = {
+    NULL,
+};
+
+static void print_help(void)
+{
+    puts("Nibble fine-tunes large language models with LoRA on a 4-bit base.\n\nusage: nibble COMMAND [...]\n");
+    for (int i = 0; commands[i] != NULL; i++) printf("  %-10s %s\n", commands[i]->name, commands[i]->summary);
+    puts("\nnibble COMMAND --help tells more; nibble --version names commit, backends and CPU features.");
+}
+
+int main(int argc, char **argv)
+{
+    if (argc < 2) {
+        print_help();
+        return nib_exit_code(NIB_ERROR_USAGE);
+    }
+    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0) {
+        print_help();
+        return 0;
+    }
+    if (strcmp(argv[1], "--version") == 0) {
+        printf("nibble %s (%s)\n", NIBBLE_VERSION, NIBBLE_COMMIT);
+        return 0;
+    }
+    for (int i = 0; commands[i] != NULL; i++) {
+        if (strcmp(argv[1], commands[i]->name) != 0) continue;
+        if (argc > 2 && (strcmp(argv[2], "--help") == 0 || strcmp(argv[2], "-h") == 0)) {
+            fputs(commands[i]->usage, stdout);
+            return 0;
+        }
+        nib_status status = commands[i]->run(argc - 2, argv + 2);
+        if (status != NIB_OK) fprintf(stderr, "nibble %s: %s\n", argv[1], nib_error_message());
+        return nib_exit_code(status);
+    }
+    fprintf(stderr, "nibble: unknown command '%s'; nibble --help lists them\n", argv[1]);
+    return nib_exit_code(NIB_ERROR_USAGE);
+}
