@@ -5,8 +5,12 @@
 #include <stdint.h>
 #include <string.h>
 
-typedef struct { uint16_t bits; } nib_bf16;
-typedef struct { uint16_t bits; } nib_f16;
+typedef struct {
+    uint16_t bits;
+} nib_bf16;
+typedef struct {
+    uint16_t bits;
+} nib_f16;
 
 static inline float nib_bf16_to_float(nib_bf16 x)
 {

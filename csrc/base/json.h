@@ -39,9 +39,9 @@ struct nib_json {
 };
 
 typedef struct {
-    bool comments;    /* allow // to the end of the line (our own config) */
-    bool allow_nul;   /* allow \u0000 inside strings (tokenizer vocabularies): use length */
-    int max_depth;    /* 0: 128 */
+    bool comments;  /* allow // to the end of the line (our own config) */
+    bool allow_nul; /* allow \u0000 inside strings (tokenizer vocabularies): use length */
+    int max_depth;  /* 0: 128 */
 } nib_json_options;
 
 /* Parses text[0..length) into *root; every node lives in the pool. name is used in messages ("name:line:column: ...").
@@ -56,7 +56,8 @@ bool nib_json_is(const nib_json *value, nib_json_kind kind); /* false for NULL *
  * `name`, line and key. */
 nib_status nib_json_read_int(const char *name, const nib_json *object, const char *key, int64_t low, int64_t high,
                              int64_t fallback, int64_t *out);
-nib_status nib_json_read_double(const char *name, const nib_json *object, const char *key, double fallback, double *out);
+nib_status nib_json_read_double(const char *name, const nib_json *object, const char *key, double fallback,
+                                double *out);
 nib_status nib_json_read_bool(const char *name, const nib_json *object, const char *key, bool fallback, bool *out);
 nib_status nib_json_read_string(const char *name, const nib_json *object, const char *key, const char *fallback,
                                 const char **out);

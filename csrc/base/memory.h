@@ -26,8 +26,8 @@ typedef struct {
     size_t total; /* bytes taken from the system */
     size_t limit; /* 0: none. Beyond it allocations fail, which bounds what a hostile file can take. */
 } nib_pool;
-void *nib_pool_alloc(nib_pool *pool, size_t size);                      /* zeroed, 16-byte aligned; NULL: no memory */
-char *nib_pool_copy(nib_pool *pool, const char *text, size_t length);   /* NUL added */
+void *nib_pool_alloc(nib_pool *pool, size_t size);                    /* zeroed, 16-byte aligned; NULL: no memory */
+char *nib_pool_copy(nib_pool *pool, const char *text, size_t length); /* NUL added */
 void nib_pool_free(nib_pool *pool);
 
 #endif
