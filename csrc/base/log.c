@@ -1,0 +1,74 @@
+#include "base/log.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static FILE *log_file;
+static int live_shown;
+
+int nib_log_is_terminal(void) { return isatty(STDERR_FILENO); }
+
+static void line(const char *prefix, const char *format, va_list arguments)
+{
+    char text[8192];
+    vsnprintf(text, sizeof text, format, arguments);
+    pthread_mutex_lock(&lock);
+    if (live_shown) fputs("\r\033[K", stderr);
+    live_shown = 0;
+    fprintf(stderr, "%s%s\n", prefix, text);
+    if (log_file != NULL) {
+        char stamp[32];
+        time_t now = time(NULL);
+        struct tm utc;
+        gmtime_r(&now, &utc);
+        strftime(stamp, sizeof stamp, "%Y-%m-%dT%H:%M:%SZ", &utc);
+        fprintf(log_file, "%s %s%s\n", stamp, prefix, text);
+        fflush(log_file);
+    }
+    pthread_mutex_unlock(&lock);
+}
+
+void nib_log(const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    line("", format, arguments);
+    va_end(arguments);
+}
+
+void nib_warn(const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    line("warning: ", format, arguments);
+    va_end(arguments);
+}
+
+nib_status nib_log_to_file(const char *path)
+{
+    FILE *opened = NULL;
+    if (path != NULL) {
+        opened = fopen(path, "a");
+        if (opened == NULL) return NIB_FAIL(NIB_ERROR_IO, "%s: cannot be written: %s", path, strerror(errno));
+    }
+    pthread_mutex_lock(&lock);
+    if (log_file != NULL) fclose(log_file);
+    log_file = opened;
+    pthread_mutex_unlock(&lock);
+    return NIB_OK;
+}
+
+void nib_log_live(const char *text)
+{
+    if (!nib_log_is_terminal()) return;
+    pthread_mutex_lock(&lock);
+    if (text != NULL || live_shown) fprintf(stderr, "\r\033[K%s", text == NULL ? "" : text);
+    live_shown = text != NULL;
+    fflush(stderr);
+    pthread_mutex_unlock(&lock);
+}

@@ -1,0 +1,12 @@
+/* Requests to stop: the first SIGINT, SIGTERM or SIGUSR1 asks for a stop at the next step boundary; a second SIGINT or
+ * SIGTERM ends the program at once. */
+#ifndef NIB_SIGNALS_H
+#define NIB_SIGNALS_H
+
+#include <stdbool.h>
+
+void nib_signals_install(void);
+bool nib_signals_stop_requested(void);
+int nib_signals_last(void); /* number of the signal that asked, 0: none */
+
+#endif
