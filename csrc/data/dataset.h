@@ -1,0 +1,61 @@
+/* A data set: rows of JSONL files, recognised, rendered, tokenised and masked. */
+#ifndef NIB_DATASET_H
+#define NIB_DATASET_H
+
+#include "data/pack.h"
+#include "tokenizer/chat_template.h"
+#include "tokenizer/tokenizer.h"
+
+typedef enum { NIB_OVER_LONG_ERROR, NIB_OVER_LONG_SPLIT, NIB_OVER_LONG_DROP, NIB_OVER_LONG_TRUNCATE } nib_over_long;
+
+typedef struct {
+    const char *path; /* .jsonl or .jsonl.zst */
+    const char *name; /* NULL: the path */
+    double weight;    /* share of the supervised tokens among sources that state one; 0: as they come */
+} nib_data_source;
+
+typedef struct {
+    int64_t max_length;
+    nib_over_long over_long;
+    bool train_on_all;                      /* every token supervised, not only the assistant's */
+    const nib_tokenizer *tokenizer;         /* may be NULL if all rows are input_ids */
+    const nib_chat_template *chat_template; /* may be NULL if no row is a conversation */
+    const char *bos_token, *eos_token;      /* for the template; "" if none */
+} nib_data_options;
+
+/* What became of a source's rows, for the report and `check`. */
+typedef struct {
+    const char *name, *path;
+    int64_t rows, samples, tokens, supervised_tokens;
+    int64_t dropped, truncated, split; /* over-long rows */
+    int64_t duplicates;                /* rows equal to an earlier one of any source */
+    int64_t longest;                   /* tokens */
+} nib_source_report;
+
+typedef struct nib_dataset nib_dataset;
+
+/* Reads all sources. Fails with NIB_ERROR_DATA naming file and line: invalid JSON or UTF-8, unknown row format, nothing
+ * supervised, over-long (by the option), empty file, an id outside the vocabulary, a second BOS, or a turn's
+ * terminator that would not be supervised (contracts.md). vocabulary: ids must be below it. */
+nib_status nib_dataset_load(const nib_data_source *sources, int count, const nib_data_options *options,
+                            int64_t vocabulary, nib_dataset **dataset);
+void nib_dataset_free(nib_dataset *dataset);
+
+int64_t nib_dataset_size(const nib_dataset *dataset);
+/* Row of a sample, valid as long as the data set. */
+nib_row nib_dataset_row(const nib_dataset *dataset, int64_t index);
+/* Where a sample came from: file and 1-based line. */
+const char *nib_dataset_file(const nib_dataset *dataset, int64_t index, int64_t *line);
+int nib_dataset_source(const nib_dataset *dataset, int64_t index);
+int nib_dataset_sources(const nib_dataset *dataset);
+const nib_source_report *nib_dataset_report(const nib_dataset *dataset, int source);
+/* The ids that end a turn, derived from the rendered template (host array; 0 if no row is a conversation). */
+int nib_dataset_terminators(const nib_dataset *dataset, const int32_t **ids);
+/* Conversation and prompt/completion samples: the prompt up to the last assistant turn (ids) and that turn's text, for
+ * generation and exact match. false if the sample is none. */
+bool nib_dataset_prompt(const nib_dataset *dataset, int64_t index, const int32_t **ids, int32_t *length,
+                        const char **reference);
+/* SHA-256 over all tokens and masks, as hex: the checkpoint's check that the data is the same. */
+const char *nib_dataset_hash(const nib_dataset *dataset);
+
+#endif

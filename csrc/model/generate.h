@@ -1,0 +1,37 @@
+/* Generation: batches of prompts decoded together over one key/value cache; a prefix that prompts share is prefilled
+ * once. */
+#ifndef NIB_GENERATE_H
+#define NIB_GENERATE_H
+
+#include "model/model.h"
+
+typedef struct {
+    int64_t max_new_tokens;
+    double temperature; /* 0: greedy */
+    double top_p;       /* 1: off */
+    int64_t top_k;      /* 0: off */
+    uint64_t seed;
+    const int32_t *stop; /* ids that end a sequence (not part of the output) */
+    int stop_count;
+} nib_generate_options;
+
+typedef struct {
+    const int32_t *ids;
+    int32_t length; /* > 0 */
+} nib_prompt;
+
+/* Called for every new token of sequence `sequence`; returning false ends that sequence. */
+typedef bool (*nib_generate_token)(void *user, int sequence, int32_t id);
+
+typedef struct nib_generator nib_generator;
+/* A key/value cache for `capacity` tokens in all, over at most max_batch sequences. */
+nib_status nib_generator_create(nib_model *model, int64_t capacity, int64_t max_batch, nib_generator **generator);
+void nib_generator_free(nib_generator *generator);
+/* Decodes all prompts (count <= max_batch) from an empty cache. */
+nib_status nib_generate(nib_generator *generator, const nib_prompt *prompts, int count,
+                        const nib_generate_options *options, nib_generate_token on_token, void *user);
+/* A conversation: keeps the cache of the common beginning of `prompt` and what is cached already (one sequence). */
+nib_status nib_generate_continue(nib_generator *generator, nib_prompt prompt, const nib_generate_options *options,
+                                 nib_generate_token on_token, void *user);
+
+#endif

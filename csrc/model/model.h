@@ -1,0 +1,89 @@
+/* A model in a backend's memory: base weights, LoRA adapter, activations; forward and backward.
+ *
+ * Usage: open (reads or builds the NF4 cache), reserve (activations for a number of tokens), then steps. Memory comes
+ * from named arenas only; nib_model_plan counts the same allocations without making them.
+ */
+#ifndef NIB_MODEL_H
+#define NIB_MODEL_H
+
+#include "base/buffer.h"
+#include "data/pack.h"
+#include "model/config.h"
+
+typedef enum { NIB_QUANT_NONE, NIB_QUANT_NF4 } nib_quantization;
+/* What the backward pass computes again rather than keeps. No choice changes a bit of the result. */
+typedef enum { NIB_RECOMPUTE_NONE, NIB_RECOMPUTE_GATE_UP, NIB_RECOMPUTE_LAYER } nib_recompute;
+
+/* The LoRA part of a config, or of an adapter_config.json. rank 0: no adapter. */
+typedef struct {
+    int64_t rank;
+    double alpha, dropout;
+    bool rslora; /* scale alpha / sqrt(r) instead of alpha / r (Kalajdzievski, 2023) */
+    bool all_linear;
+    const char *const *targets; /* module names: "q_proj", ... if not all_linear */
+    int target_count;
+    const char *init_adapter; /* folder to continue from, or NULL */
+} nib_lora_options;
+
+typedef struct {
+    const char *path; /* M of cli.md: folder or .gguf */
+    nib_quantization quantization;
+    nib_dtype compute;        /* NIB_DTYPE_F32 or NIB_DTYPE_BF16 */
+    nib_lora_options lora;    /* for training */
+    const char *adapter;      /* for inference: folder of a PEFT adapter, or NULL */
+    bool full;                /* full fine-tuning: every weight trained (quantization none, no LoRA) */
+    bool train;               /* gradients and optimizer moments are allocated */
+    uint64_t seed;            /* of A's initial values */
+    const char *cache_folder; /* NULL: the default place for NF4 caches */
+} nib_model_options;
+
+/* One trained tensor. All pointers are the backend's memory. */
+typedef struct {
+    const char *name; /* as PEFT names it: base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight */
+    int64_t rows, columns;
+    float *master, *gradient, *first_moment, *second_moment; /* fp32 [rows * columns] */
+    nib_matrix copy; /* in the activation type, refreshed by nib_model_refresh; equals master's memory in fp32 */
+} nib_parameter;
+
+typedef struct nib_model nib_model;
+
+nib_status nib_model_open(nib_ops *ops, const nib_model_options *options, nib_model **model);
+void nib_model_close(nib_model *model);
+
+const nib_model_config *nib_model_get_config(const nib_model *model);
+/* All parameters' gradients are one array, in this order (so are moments): *parameters is the model's own. */
+int nib_model_parameters(const nib_model *model, nib_parameter **parameters);
+/* Copies masters into the activation type; after every optimizer step and after loading. */
+nib_status nib_model_refresh(nib_model *model);
+/* SHA-256 of the frozen base (its NF4 cache or files), as hex. */
+const char *nib_model_base_hash(const nib_model *model);
+
+/* Activations for micro-batches of up to T tokens and N targets under a recompute policy; again for other sizes. */
+nib_status nib_model_reserve(nib_model *model, int64_t T, int64_t N, nib_recompute recompute, bool backward);
+
+typedef struct {
+    float gradient_scale; /* 1 / weight of all supervised tokens of the step */
+    uint64_t dropout_key; /* of seed, step and micro-batch */
+} nib_step_options;
+/* Forward and backward of one micro-batch: gradients of gradient_scale * sum(weight * nll) are added to the
+ * parameters' gradients; nll (host, [batch->N]) is filled in. */
+nib_status nib_model_train_batch(nib_model *model, const nib_micro_batch *batch, nib_step_options options, float *nll);
+/* Forward only. */
+nib_status nib_model_score_batch(nib_model *model, const nib_micro_batch *batch, float *nll);
+/* Forward only: logits of every packed token, host fp32 [T, V]. For tests and the merge check. */
+nib_status nib_model_logits(nib_model *model, const nib_micro_batch *batch, float *logits);
+
+/* Adapter files: adapter_config.json and adapter_model.safetensors, with PEFT's names, fp32, written durably. */
+nib_status nib_model_save_adapter(const nib_model *model, const char *folder, const char *base_name);
+
+/* Memory by class, for the report and `plan`. */
+typedef struct {
+    const char *name;
+    size_t bytes;
+} nib_memory_class;
+int nib_model_memory(const nib_model *model, const nib_memory_class **classes);
+/* The same classes from config and options alone: nothing is read but the model's header, nothing allocated. */
+nib_status nib_model_plan(const nib_model_options *options, int64_t T, int64_t N, nib_recompute recompute,
+                          nib_memory_class *classes, int max, int *count);
+
+#endif

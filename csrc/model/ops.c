@@ -1,0 +1,31 @@
+#include "model/ops.h"
+
+static int64_t element_size(nib_dtype dtype) { return dtype == NIB_DTYPE_F32 ? 4 : 2; }
+
+nib_matrix nib_matrix_columns(nib_matrix matrix, int64_t first, int64_t columns)
+{
+    if (matrix.data != NULL) matrix.data = (char *)matrix.data + first * element_size(matrix.dtype);
+    matrix.columns = columns;
+    return matrix;
+}
+
+nib_matrix nib_matrix_rows(nib_matrix matrix, int64_t first, int64_t rows)
+{
+    if (matrix.data != NULL) matrix.data = (char *)matrix.data + first * matrix.stride * element_size(matrix.dtype);
+    matrix.rows = rows;
+    return matrix;
+}
+
+int64_t nib_linear_outputs(const nib_linear *linear)
+{
+    int64_t outputs = 0;
+    for (int p = 0; p < linear->parts; p++) outputs += linear->part[p].rows;
+    return outputs;
+}
+
+int64_t nib_linear_ranks(const nib_linear *linear)
+{
+    int64_t ranks = 0;
+    for (int p = 0; p < linear->parts; p++) ranks += linear->part[p].lora.rank;
+    return ranks;
+}

@@ -1,0 +1,218 @@
+/* The table of operations that a transformer step needs. The model (forward.c, backward.c) is written once against it;
+ * a backend (csrc/cpu, cuda) is a filled-in table.
+ *
+ * Conventions
+ *   - dims: T packed tokens of a micro-batch, C hidden, V vocabulary, NH heads, NKV key/value heads, HD head dim,
+ *     F feed-forward, R rank, N targets.
+ *   - A matrix is row-major; rows are `stride` elements apart. "Activation" means fp32 or bf16, the same in all
+ *     activation arguments of one call; arithmetic is fp32 inside an op, rounded once on the way out.
+ *   - Pointers are device pointers of the backend unless marked host.
+ *   - Ops run in the order they are called (one stream); `synchronize` waits. On the CPU they are done on return.
+ *   - Every op is deterministic: the same bits from the same inputs at any thread count.
+ *   - An op returns NIB_ERROR_SHAPE, with a message that names op and shape, for what it does not support.
+ *   - Temporaries come from ops->scratch, LIFO: an op leaves it as it found it.
+ */
+#ifndef NIB_OPS_H
+#define NIB_OPS_H
+
+#include "base/arena.h"
+#include "base/bf16.h"
+#include "base/status.h"
+#include "formats/tensor_set.h"
+
+typedef struct {
+    void *data;
+    int64_t rows, columns;
+    int64_t stride;  /* elements between rows, >= columns */
+    nib_dtype dtype; /* F32 or BF16 */
+} nib_matrix;
+
+/* View of `columns` columns from column `first` on, and of `rows` rows from row `first` on. */
+nib_matrix nib_matrix_columns(nib_matrix matrix, int64_t first, int64_t columns);
+nib_matrix nib_matrix_rows(nib_matrix matrix, int64_t first, int64_t rows);
+
+/* The prefix tree of a micro-batch (packing.md): key k is visible to query q exactly when
+ * k <= q && q < end[k] (and position[q] - position[k] < window, if window > 0). */
+typedef struct {
+    int64_t T;
+    const int32_t *position; /* [T] depth in the tree = rotary position */
+    const int32_t *end;      /* [T] first index after the subtree of the token's node */
+} nib_tree;
+
+/* NF4 (Dettmers et al., "QLoRA", 2023), in bitsandbytes' packing: high nibble first, blocks of 64 over the flattened
+ * matrix, absmax per block either fp32 or double quantised (uint8 codes, nested blocks of 256). */
+typedef struct {
+    const uint8_t *codes;        /* [(rows * columns + 1) / 2] */
+    const float *absmax;         /* [blocks], or NULL if double quantised */
+    const uint8_t *absmax_codes; /* [blocks] */
+    const float *nested_absmax;  /* [ceil(blocks / 256)] */
+    const float *nested_map;     /* [256] */
+    float nested_offset;
+} nib_nf4;
+
+/* One LoRA pair (Hu et al., 2021): y += scale * B (A dropout(x)). fp32 masters are held by the optimizer; a and b are
+ * the copies in the activation type. rank 0: no adapter on this part. */
+typedef struct {
+    int64_t rank;
+    float scale;
+    nib_matrix a;   /* [R, K] activation type */
+    nib_matrix b;   /* [n, R] activation type */
+    float *da, *db; /* fp32 [R, K], [n, R], accumulated into; NULL: not trained */
+} nib_lora;
+
+/* One weight of the checkpoint: some rows of a linear. */
+typedef struct {
+    int64_t rows;      /* output features n of this part */
+    nib_nf4 nf4;       /* base weight if codes != NULL, else: */
+    nib_matrix dense;  /* [n, K] fp32 or bf16 */
+    const float *bias; /* [n] fp32, or NULL */
+    nib_lora lora;
+    float *dweight; /* fp32 [n, K], accumulated into (full fine-tuning); NULL: frozen. Dense weights only. */
+    float *dbias;   /* fp32 [n], likewise */
+} nib_linear_part;
+
+/* y[T, sum of rows] = x W^T + bias + LoRA: several weights that read the same x (q, k, v; gate, up) are one linear. */
+#define NIB_LINEAR_MAX_PARTS 3
+typedef struct {
+    const char *name; /* for messages: "layers.3.qkv" */
+    int64_t K;        /* input features */
+    int parts;
+    nib_linear_part part[NIB_LINEAR_MAX_PARTS];
+} nib_linear;
+
+int64_t nib_linear_outputs(const nib_linear *linear); /* sum of rows */
+int64_t nib_linear_ranks(const nib_linear *linear);   /* sum of ranks */
+
+/* LoRA dropout: element c of token t is dropped when uniform(philox(key, t, c)) < p, and kept elements are divided by
+ * 1 - p; the mask is computed again in backward, never stored. */
+typedef struct {
+    float p;
+    uint64_t key; /* of seed, step, micro-batch and linear; each part derives its own */
+} nib_dropout;
+
+typedef struct {
+    int64_t heads, kv_heads, head_dim;
+    float scale;    /* of q k^T, usually 1/sqrt(HD) */
+    int64_t window; /* 0: none */
+    float softcap;  /* 0: none; else softcap * tanh(score / softcap) */
+} nib_attention_shape;
+
+/* The targets of a micro-batch (packing.md). */
+typedef struct {
+    int64_t N;
+    const int32_t *row;   /* [N] index into the packed array, ascending (several labels to a row allowed) */
+    const int32_t *label; /* [N] */
+    const float *weight;  /* [N] */
+} nib_targets;
+
+/* Keys that a query of the cached attention sees: rows first .. first + count of the cache. */
+typedef struct {
+    int32_t first, count;
+} nib_cache_range;
+
+typedef struct {
+    double learning_rate, beta1, beta2, epsilon, weight_decay;
+    int64_t step; /* 1 for the first update */
+} nib_adamw;
+
+typedef enum { NIB_ACTIVATION_SILU, NIB_ACTIVATION_GELU_TANH, NIB_ACTIVATION_GELU } nib_activation;
+
+typedef struct nib_ops nib_ops;
+struct nib_ops {
+    const char *name; /* "cpu", "cuda" */
+    void *context;    /* the backend's own */
+    nib_arena *scratch;
+
+    /* Memory. An arena's block comes from here (base/arena.h). */
+    nib_status (*allocate)(nib_ops *ops, const char *name, size_t bytes, void **block);
+    void (*release)(nib_ops *ops, void *block, size_t bytes);
+    nib_status (*upload)(nib_ops *ops, void *to, const void *host, size_t bytes);
+    nib_status (*download)(nib_ops *ops, void *host, const void *from, size_t bytes);
+    nib_status (*zero)(nib_ops *ops, void *block, size_t bytes);
+    nib_status (*synchronize)(nib_ops *ops);
+    /* to = from in to's type, element by element. */
+    nib_status (*convert)(nib_ops *ops, nib_matrix from, nib_matrix to);
+    /* to += from, fp32, n elements: the fixed-order sum of gradient slots. */
+    nib_status (*accumulate)(nib_ops *ops, float *to, const float *from, int64_t n);
+
+    /* x[t] = scale * table[token[t]]; table [V, C] bf16 or fp32, x [T, C] activation. */
+    nib_status (*embedding_forward)(nib_ops *ops, const int32_t *token, nib_matrix table, float scale, nib_matrix x);
+    /* dtable[token[t]] += scale * dx[t], in order of t; dtable fp32 [V, C] dense. */
+    nib_status (*embedding_backward)(nib_ops *ops, const int32_t *token, nib_matrix dx, float scale, float *dtable);
+
+    /* RMSNorm (Zhang & Sennrich, 2019) with the residual add before it: if delta is not NULL, x += delta (rounded to
+     * the activation type), then y = x / sqrt(mean(x^2) + epsilon) * weight. x [T, C] in and out, y [T, C], weight fp32
+     * [C]. y.data may be NULL: only the add. */
+    nib_status (*rmsnorm_forward)(nib_ops *ops, nib_matrix x, const nib_matrix *delta, const float *weight,
+                                  float epsilon, nib_matrix y);
+    /* dx += d/dx of the norm at x (the sum after the residual add), given dy. dweight fp32 [C] accumulated into, or
+     * NULL. */
+    nib_status (*rmsnorm_backward)(nib_ops *ops, nib_matrix x, const float *weight, float epsilon, nib_matrix dy,
+                                   nib_matrix dx, float *dweight);
+
+    /* table fp32 [T, 2 * pairs]: cos then sin of position[t] * frequency[i], times scale; frequency fp32 [pairs]. */
+    nib_status (*rotary_table)(nib_ops *ops, const int32_t *position, int64_t T, const float *frequency, int64_t pairs,
+                               float scale, float *table);
+    /* In place, half-split layout (Llama as in transformers): per head of x [T, heads * HD], the first 2 * pairs dims
+     * are rotated; inverse: by the negative angle (that is the gradient). */
+    nib_status (*rotary)(nib_ops *ops, nib_matrix x, int64_t heads, int64_t head_dim, const float *table, int64_t pairs,
+                         bool inverse);
+
+    /* out [T, NH*HD]; q [T, NH*HD], k and v [T, NKV*HD]; lse fp32 [NH, T] = log-sum-exp of the scaled scores of each
+     * query, for the backward pass; may be NULL. Tiles that the tree rule empties are not visited. */
+    nib_status (*attention_forward)(nib_ops *ops, nib_attention_shape shape, nib_tree tree, nib_matrix q, nib_matrix k,
+                                    nib_matrix v, nib_matrix out, float *lse);
+    nib_status (*attention_backward)(nib_ops *ops, nib_attention_shape shape, nib_tree tree, nib_matrix q, nib_matrix k,
+                                     nib_matrix v, nib_matrix out, const float *lse, nib_matrix dout, nib_matrix dq,
+                                     nib_matrix dk, nib_matrix dv);
+    /* Generation: query i (row of q) sees the cache rows of range[range_begin[i]] .. range[range_begin[i + 1] - 1]
+     * (host arrays; with a window, only the last `window` keys in that order). k, v: the cache, [capacity, NKV*HD]. */
+    nib_status (*attention_cached)(nib_ops *ops, nib_attention_shape shape, nib_matrix q, nib_matrix k, nib_matrix v,
+                                   const int32_t *range_begin, const nib_cache_range *range, nib_matrix out);
+
+    /* y = x W^T + bias + LoRA. x [T, K], y [T, outputs]. u [T, ranks] activation: A dropout(x) of every part, kept for
+     * the backward pass (u.data may be NULL if the linear has no adapter). Few rows take a matvec path that never
+     * writes dequantised weights to memory. */
+    nib_status (*linear_forward)(nib_ops *ops, const nib_linear *linear, nib_matrix x, nib_dropout dropout,
+                                 nib_matrix u, nib_matrix y);
+    /* dx = dy W + du A (+ dx before, if accumulate); da, db, dweight, dbias accumulated into. dx.data may be NULL. */
+    nib_status (*linear_backward)(nib_ops *ops, const nib_linear *linear, nib_matrix x, nib_dropout dropout,
+                                  nib_matrix u, nib_matrix dy, bool accumulate, nib_matrix dx);
+
+    /* h = activation(gate) * up (Shazeer, "GLU Variants", 2020); gate_up [T, 2F]: gate left, up right; h [T, F]. */
+    nib_status (*glu_forward)(nib_ops *ops, nib_activation activation, nib_matrix gate_up, nib_matrix h);
+    /* d(gate_up) from dh, written over gate_up. */
+    nib_status (*glu_backward)(nib_ops *ops, nib_activation activation, nib_matrix dh, nib_matrix gate_up);
+
+    /* nll[i] = -log softmax(head x[row[i]])[label[i]] (fp32 [N]; logits with soft-cap if softcap > 0), in chunks of
+     * rows, so that all logits never exist. If dx.data is not NULL: dx [T, C] = gradient of
+     * gradient_scale * sum(weight[i] * nll[i]), rows without a target zero; dhead fp32 [V, C] accumulated into, or
+     * NULL. head [V, C]. */
+    nib_status (*linear_cross_entropy)(nib_ops *ops, nib_matrix x, nib_matrix head, float softcap, nib_targets targets,
+                                       float gradient_scale, float *nll, nib_matrix dx, float *dhead);
+    /* logits fp32 [rows, V] = x head^T (soft-capped). */
+    nib_status (*logits)(nib_ops *ops, nib_matrix x, nib_matrix head, float softcap, float *logits);
+
+    /* NF4 of n values from fp32: codes [(n+1)/2], absmax fp32 [ceil(n/64)]; and of the absmax: codes, nested absmax,
+     * offset (the mean, host), with bitsandbytes' dynamic map. Bit-exact with bitsandbytes. */
+    nib_status (*nf4_quantize)(nib_ops *ops, const float *weight, int64_t n, uint8_t *codes, float *absmax);
+    nib_status (*nf4_quantize_absmax)(nib_ops *ops, const float *absmax, int64_t blocks, const float *nested_map,
+                                      uint8_t *absmax_codes, float *nested_absmax, float *nested_offset);
+    /* out [rows, columns] bf16 or fp32 (fp32 holds the bf16-rounded value, as QLoRA computes with it). */
+    nib_status (*nf4_dequantize)(nib_ops *ops, const nib_nf4 *weight, nib_matrix out);
+
+    /* *norm (host) = sqrt of the sum of squares of all arrays, in a fixed order, accumulated in double. Synchronizes.
+     */
+    nib_status (*global_norm)(nib_ops *ops, int count, float *const *array, const int64_t *length, double *norm);
+    /* AdamW as PyTorch's (Loshchilov & Hutter, 2019); gradient is scaled by gradient_scale first (clipping). fp32 [n].
+     */
+    nib_status (*adamw)(nib_ops *ops, nib_adamw options, float gradient_scale, int64_t n, float *parameter,
+                        const float *gradient, float *first_moment, float *second_moment);
+};
+
+/* The 16 NF4 values, and bitsandbytes' signed dynamic map of 256 values (Dettmers et al., "8-bit Optimizers", 2021);
+ * defined in model/nf4_tables.c. */
+extern const float nib_nf4_values[16];
+extern const float nib_nf4_dynamic_map[256];
+
+#endif
