@@ -1,0 +1,182 @@
+/* Reading safetensors (the format's own document: 8 bytes of header length, a JSON header, the data). Rules beyond it,
+ * as the reference implementation enforces: header at most 100 MB and starting with '{'; the tensors tile the data
+ * without hole or overlap up to the end of the file. */
+#include "formats/tensor_set_internal.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define MAX_HEADER ((uint64_t)100 * 1000 * 1000)
+#define MAX_INDEX  ((size_t)64 * 1024 * 1024)
+
+static bool dtype_of(const char *name, nib_dtype *dtype)
+{
+    for (int i = NIB_DTYPE_F32; i <= NIB_DTYPE_I64; i++)
+        if (strcmp(name, nib_dtype_name((nib_dtype)i)) == 0) {
+            *dtype = (nib_dtype)i;
+            return true;
+        }
+    return false;
+}
+
+/* One member of the header. data_size: bytes after the header. */
+static nib_status parse_tensor(const nib_file *file, const nib_json *entry, uint64_t data_start, uint64_t data_size,
+                               nib_tensor_view *view)
+{
+    const char *path = file->path, *name = entry->key;
+    const nib_json *dtype = nib_json_get(entry, "dtype"), *shape = nib_json_get(entry, "shape");
+    const nib_json *offsets = nib_json_get(entry, "data_offsets");
+    *view = (nib_tensor_view){.name = name, .file = file, .count = 1};
+    if (entry->key_length != strlen(name)) return NIB_FAIL(NIB_ERROR_DATA, "%s: a tensor's name holds a NUL", path);
+    if (!nib_json_is(dtype, NIB_JSON_STRING) || !nib_json_is(shape, NIB_JSON_ARRAY) ||
+        !nib_json_is(offsets, NIB_JSON_ARRAY) || offsets->length != 2 || entry->length != 3)
+        return NIB_FAIL(NIB_ERROR_DATA, "%s: header: tensor \"%s\" needs exactly dtype, shape and two data_offsets",
+                        path, name);
+    if (!dtype_of(dtype->string, &view->dtype))
+        return NIB_FAIL(NIB_ERROR_DATA,
+                        "%s: tensor \"%s\" has dtype %s, expected one of F32 F16 BF16 F64 U8 I8 I32 I64", path, name,
+                        dtype->string);
+    if (shape->length > NIB_TENSOR_MAX_RANK)
+        return NIB_FAIL(NIB_ERROR_DATA, "%s: tensor \"%s\" has %zu dimensions, at most %d are supported", path, name,
+                        shape->length, NIB_TENSOR_MAX_RANK);
+    for (const nib_json *size = shape->first; size != NULL; size = size->next) {
+        if (!size->is_integer || size->integer < 0 || __builtin_mul_overflow(view->count, size->integer, &view->count))
+            return NIB_FAIL(NIB_ERROR_DATA, "%s: tensor \"%s\": its shape is negative or overflows", path, name);
+        view->shape[view->rank++] = size->integer;
+    }
+    const nib_json *begin = offsets->first, *end = begin->next;
+    int64_t bytes;
+    if (!begin->is_integer || !end->is_integer || begin->integer < 0 || end->integer < begin->integer ||
+        (uint64_t)end->integer > data_size)
+        return NIB_FAIL(NIB_ERROR_DATA,
+                        "%s: tensor \"%s\": data_offsets [%.0f, %.0f] do not lie in the %llu bytes of data; "
+                        "is the file truncated?",
+                        path, name, begin->number, end->number, (unsigned long long)data_size);
+    if (__builtin_mul_overflow(view->count, nib_dtype_block_bytes(view->dtype), &bytes) ||
+        bytes != end->integer - begin->integer)
+        return NIB_FAIL(NIB_ERROR_DATA, "%s: tensor \"%s\": %lld bytes of data, expected %lld elements of %s", path,
+                        name, (long long)(end->integer - begin->integer), (long long)view->count,
+                        nib_dtype_name(view->dtype));
+    view->bytes = (uint64_t)bytes;
+    view->offset = data_start + (uint64_t)begin->integer;
+    view->data = file->data + view->offset;
+    return NIB_OK;
+}
+
+static int by_offset(const void *left, const void *right)
+{
+    const nib_tensor_view *a = left, *b = right;
+    if (a->offset != b->offset) return a->offset < b->offset ? -1 : 1;
+    return (a->bytes > b->bytes) - (a->bytes < b->bytes); /* empty tensors first */
+}
+
+static nib_status check_tiling(nib_tensor_view *views, size_t count, const nib_file *file, uint64_t data_start)
+{
+    qsort(views, count, sizeof *views, by_offset);
+    uint64_t at = data_start;
+    for (size_t i = 0; i < count; i++) {
+        if (views[i].offset != at)
+            return NIB_FAIL(NIB_ERROR_DATA, "%s: tensor \"%s\" begins at byte %llu, expected %llu: %s", file->path,
+                            views[i].name, (unsigned long long)views[i].offset, (unsigned long long)at,
+                            views[i].offset > at ? "bytes between tensors" : "tensors overlap");
+        at += views[i].bytes;
+    }
+    if (at != file->size)
+        return NIB_FAIL(NIB_ERROR_DATA, "%s: the tensors end at byte %llu, the file at %llu", file->path,
+                        (unsigned long long)at, (unsigned long long)file->size);
+    return NIB_OK;
+}
+
+nib_status nib_safetensors_open_file(nib_tensor_set *set, const char *path)
+{
+    nib_file *file;
+    NIB_TRY(nib_tensor_set_add_file(set, path, &file));
+    uint64_t header = 0;
+    if (file->size < 8)
+        return NIB_FAIL(NIB_ERROR_DATA, "%s: %llu bytes, too short for a safetensors file", path,
+                        (unsigned long long)file->size);
+    for (int i = 0; i < 8; i++) header |= (uint64_t)file->data[i] << (8 * i);
+    if (header > MAX_HEADER || header > file->size - 8)
+        return NIB_FAIL(NIB_ERROR_DATA, "%s: header of %llu bytes in a file of %llu; truncated, or no safetensors file",
+                        path, (unsigned long long)header, (unsigned long long)file->size);
+    if (header < 2 || file->data[8] != '{')
+        return NIB_FAIL(NIB_ERROR_DATA, "%s: the header does not start with '{'; not a safetensors file", path);
+    nib_json *root;
+    NIB_TRY(nib_json_parse(path, (const char *)file->data + 8, header, (nib_json_options){0}, &set->pool, &root));
+    if (root->kind != NIB_JSON_OBJECT) return NIB_FAIL(NIB_ERROR_DATA, "%s: the header is no JSON object", path);
+    size_t first = set->count;
+    for (const nib_json *entry = root->first; entry != NULL; entry = entry->next) {
+        if (strcmp(entry->key, "__metadata__") == 0) {
+            if (entry->kind != NIB_JSON_OBJECT)
+                return NIB_FAIL(NIB_ERROR_DATA, "%s: __metadata__ is %s, expected an object", path,
+                                nib_json_kind_name(entry->kind));
+            if (set->metadata == NULL) set->metadata = entry;
+            continue;
+        }
+        nib_tensor_view view;
+        NIB_TRY(parse_tensor(file, entry, 8 + header, file->size - 8 - header, &view));
+        NIB_TRY(nib_tensor_set_add(set, &view));
+    }
+    return check_tiling(set->tensors + first, set->count - first, file, 8 + header);
+}
+
+/* The distinct file names of an index, each opened once, each staying inside the folder. */
+static nib_status open_shards(nib_tensor_set *set, const char *folder, const char *index_path, const nib_json *map)
+{
+    for (const nib_json *entry = map->first; entry != NULL; entry = entry->next) {
+        if (!nib_json_is(entry, NIB_JSON_STRING) || strchr(entry->string, '/') != NULL || entry->string[0] == '.' ||
+            entry->string[0] == 0)
+            return NIB_FAIL(NIB_ERROR_DATA, "%s:%u: \"%s\" must name a file of this folder", index_path,
+                            entry->key_line, entry->key);
+        char *path = nib_path_join(folder, entry->string);
+        if (path == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "%s: no memory for a file name", index_path);
+        bool opened = false;
+        for (size_t i = 0; i < set->file_count; i++) opened = opened || strcmp(set->files[i]->path, path) == 0;
+        nib_status status = opened ? NIB_OK : nib_safetensors_open_file(set, path);
+        nib_free(path);
+        NIB_TRY(status);
+    }
+    return NIB_OK;
+}
+
+nib_status nib_safetensors_open_folder(nib_tensor_set *set, const char *folder)
+{
+    nib_status status = NIB_OK;
+    char *text = NULL, *single = nib_path_join(folder, "model.safetensors");
+    char *index_path = nib_path_join(folder, "model.safetensors.index.json");
+    char *adapter = nib_path_join(folder, "adapter_model.safetensors");
+    size_t length;
+    if (single == NULL || index_path == NULL || adapter == NULL) {
+        status = NIB_FAIL(NIB_ERROR_MEMORY, "%s: no memory to open the folder", folder);
+        goto done;
+    }
+    if (nib_file_exists(single) || nib_file_exists(adapter)) {
+        status = nib_safetensors_open_file(set, nib_file_exists(single) ? single : adapter);
+        goto done;
+    }
+    if (!nib_file_exists(index_path)) {
+        status = NIB_FAIL(
+            NIB_ERROR_DATA,
+            "%s: holds neither model.safetensors nor model.safetensors.index.json; a model folder has one", folder);
+        goto done;
+    }
+    nib_json *root;
+    NIB_TRY_GOTO(nib_file_read(index_path, MAX_INDEX, &text, &length), done);
+    NIB_TRY_GOTO(nib_json_parse(index_path, text, length, (nib_json_options){0}, &set->pool, &root), done);
+    const nib_json *map = nib_json_get(root, "weight_map");
+    if (!nib_json_is(map, NIB_JSON_OBJECT)) {
+        status = NIB_FAIL(NIB_ERROR_DATA, "%s: no object \"weight_map\"", index_path);
+        goto done;
+    }
+    NIB_TRY_GOTO(open_shards(set, folder, index_path, map), done);
+    set->weight_map = map;
+    if (set->count != map->length)
+        status =
+            NIB_FAIL(NIB_ERROR_DATA, "%s: lists %zu tensors, its files hold %zu", index_path, map->length, set->count);
+done:
+    nib_free(text);
+    nib_free(single);
+    nib_free(index_path);
+    nib_free(adapter);
+    return status;
+}
