@@ -38,16 +38,11 @@ static bool loop_attribute(const nib_jinja_loop *loop, nib_jinja_value name, nib
         const char *name;
         nib_jinja_value value;
     } attributes[] = {
-        {"index", nib_jinja_integer(index + 1)},
-        {"index0", nib_jinja_integer(index)},
-        {"revindex", nib_jinja_integer(count - index)},
-        {"revindex0", nib_jinja_integer(count - index - 1)},
-        {"first", nib_jinja_bool(index == 0)},
-        {"last", nib_jinja_bool(index + 1 == count)},
-        {"length", nib_jinja_integer(count)},
-        {"depth", nib_jinja_integer(loop->level)},
-        {"depth0", nib_jinja_integer(loop->level - 1)},
-        {"previtem", loop_neighbour(loop, false)},
+        {"index", nib_jinja_integer(index + 1)},        {"index0", nib_jinja_integer(index)},
+        {"revindex", nib_jinja_integer(count - index)}, {"revindex0", nib_jinja_integer(count - index - 1)},
+        {"first", nib_jinja_bool(index == 0)},          {"last", nib_jinja_bool(index + 1 == count)},
+        {"length", nib_jinja_integer(count)},           {"depth", nib_jinja_integer(loop->level)},
+        {"depth0", nib_jinja_integer(loop->level - 1)}, {"previtem", loop_neighbour(loop, false)},
         {"nextitem", loop_neighbour(loop, true)},
     };
     for (size_t i = 0; i < sizeof attributes / sizeof *attributes; i++) {
@@ -102,8 +97,8 @@ static nib_status get_item(nib_jinja_render *render, nib_jinja_value object, nib
         return NIB_OK;
     }
     size_t length;
-    bool indexed = object.kind == NIB_JINJA_STRING || object.kind == NIB_JINJA_LIST ||
-                   object.kind == NIB_JINJA_TUPLE || object.kind == NIB_JINJA_RANGE;
+    bool indexed = object.kind == NIB_JINJA_STRING || object.kind == NIB_JINJA_LIST || object.kind == NIB_JINJA_TUPLE ||
+                   object.kind == NIB_JINJA_RANGE;
     if (!indexed || (key.kind != NIB_JINJA_INTEGER && key.kind != NIB_JINJA_BOOL)) return NIB_OK;
     nib_jinja_length(object, &length);
     int64_t index = key.kind == NIB_JINJA_BOOL ? key.boolean : key.integer;

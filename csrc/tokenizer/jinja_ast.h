@@ -41,8 +41,8 @@ typedef enum {
     NIB_JINJA_NODE_LIST,
     NIB_JINJA_NODE_TUPLE,
     NIB_JINJA_NODE_DICT,
-    NIB_JINJA_NODE_UNARY,     /* not - + */
-    NIB_JINJA_NODE_BINARY,    /* + - * / // % ** */
+    NIB_JINJA_NODE_UNARY,  /* not - + */
+    NIB_JINJA_NODE_BINARY, /* + - * / // % ** */
     NIB_JINJA_NODE_AND,
     NIB_JINJA_NODE_OR,
     NIB_JINJA_NODE_CONCAT,    /* a ~ b ~ c */
@@ -129,8 +129,8 @@ struct nib_jinja_node {
             nib_jinja_call_arguments arguments;
         } call;
         struct {
-            const nib_jinja_node *subject;      /* FILTER of a filter block: NULL for the innermost, its text */
-            const nib_jinja_builtin *builtin;   /* NULL: no such filter or test; an error only if it is reached */
+            const nib_jinja_node *subject;    /* FILTER of a filter block: NULL for the innermost, its text */
+            const nib_jinja_builtin *builtin; /* NULL: no such filter or test; an error only if it is reached */
             nib_jinja_name name;
             nib_jinja_call_arguments arguments;
             bool negated; /* is not */
@@ -173,7 +173,6 @@ struct nib_jinja_node {
 };
 
 /* Parses source into the body of a template. All memory is from the pool. NIB_ERROR_DATA, "name:line: ...". */
-nib_status nib_jinja_parse(const char *name, const char *source, size_t length, nib_pool *pool,
-                           nib_jinja_nodes *body);
+nib_status nib_jinja_parse(const char *name, const char *source, size_t length, nib_pool *pool, nib_jinja_nodes *body);
 
 #endif

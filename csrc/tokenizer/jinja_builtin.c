@@ -38,20 +38,26 @@ const nib_jinja_builtin *nib_jinja_find_method(nib_jinja_kind kind, const char *
     static const nib_jinja_builtin *const sequences[] = {nib_jinja_sequence_methods, NULL};
     static const nib_jinja_builtin *const loops[] = {nib_jinja_loop_methods, NULL};
     switch (kind) {
-    case NIB_JINJA_STRING: return find(strings, name, length);
-    case NIB_JINJA_DICT: return find(dicts, name, length);
+    case NIB_JINJA_STRING:
+        return find(strings, name, length);
+    case NIB_JINJA_DICT:
+        return find(dicts, name, length);
     case NIB_JINJA_LIST:
     case NIB_JINJA_TUPLE:
-    case NIB_JINJA_RANGE: return find(sequences, name, length);
+    case NIB_JINJA_RANGE:
+        return find(sequences, name, length);
     case NIB_JINJA_LOOP:
-    case NIB_JINJA_CYCLER: return find(loops, name, length);
-    default: return NULL;
+    case NIB_JINJA_CYCLER:
+        return find(loops, name, length);
+    default:
+        return NULL;
     }
 }
 
 bool nib_jinja_is_refused_method(nib_jinja_kind kind, const char *name, size_t length)
 {
-    static const char *const of_lists[] = {"append", "clear", "extend", "insert", "pop", "remove", "reverse", "sort", NULL};
+    static const char *const of_lists[] = {"append", "clear",   "extend", "insert", "pop",
+                                           "remove", "reverse", "sort",   NULL};
     static const char *const of_dicts[] = {"clear", "pop", "popitem", "setdefault", "update", NULL};
     const char *const *names = kind == NIB_JINJA_LIST ? of_lists : kind == NIB_JINJA_DICT ? of_dicts : NULL;
     for (; names != NULL && *names != NULL; names++)
@@ -76,8 +82,8 @@ static int parameter_index(const char *parameters, nib_jinja_value name, int *co
     return found;
 }
 
-static nib_status bind(nib_jinja_render *render, const nib_jinja_builtin *builtin,
-                       const nib_jinja_arguments *arguments, nib_jinja_call *call)
+static nib_status bind(nib_jinja_render *render, const nib_jinja_builtin *builtin, const nib_jinja_arguments *arguments,
+                       nib_jinja_call *call)
 {
     int count;
     parameter_index(builtin->parameters, (nib_jinja_value){0}, &count);

@@ -31,7 +31,8 @@ nib_status nib_jinja_change_case(nib_jinja_render *render, nib_jinja_value strin
         uint32_t codepoint;
         at += nib_utf8_decode(string.string.bytes + at, string.string.length - at, &codepoint);
         bool title = (to == NIB_JINJA_CAPITALIZE && first) || (to == NIB_JINJA_TITLE && !in_word);
-        bool swap_up = to == NIB_JINJA_SWAP && utf8proc_tolower((utf8proc_int32_t)codepoint) == (utf8proc_int32_t)codepoint;
+        bool swap_up =
+            to == NIB_JINJA_SWAP && utf8proc_tolower((utf8proc_int32_t)codepoint) == (utf8proc_int32_t)codepoint;
         if (title || to == NIB_JINJA_UPPER || swap_up)
             append_upper(&text, codepoint, title);
         else

@@ -176,7 +176,8 @@ nib_status nib_jinja_invoke(nib_jinja_render *render, nib_jinja_value callee, co
     switch (callee.kind) {
     case NIB_JINJA_FUNCTION:
         return nib_jinja_run_builtin(render, callee.function->builtin, callee.function->subject, arguments, result);
-    case NIB_JINJA_MACRO: return nib_jinja_call_macro(render, callee.macro, arguments, result);
+    case NIB_JINJA_MACRO:
+        return nib_jinja_call_macro(render, callee.macro, arguments, result);
     case NIB_JINJA_LOOP:
         if (arguments->count != 1) return nib_jinja_fail(render, "loop() takes one argument");
         return nib_jinja_call_loop(render, callee.loop, arguments->positional[0], result);
@@ -184,8 +185,10 @@ nib_status nib_jinja_invoke(nib_jinja_render *render, nib_jinja_value callee, co
         *result = callee.joiner->used ? callee.joiner->separator : nib_jinja_literal("");
         callee.joiner->used = true;
         return NIB_OK;
-    case NIB_JINJA_UNDEFINED: return nib_jinja_undefined_error(render, callee);
-    default: return nib_jinja_fail(render, "'%s' object is not callable", nib_jinja_type_name(callee));
+    case NIB_JINJA_UNDEFINED:
+        return nib_jinja_undefined_error(render, callee);
+    default:
+        return nib_jinja_fail(render, "'%s' object is not callable", nib_jinja_type_name(callee));
     }
 }
 
@@ -236,31 +239,46 @@ static nib_status evaluate_node(nib_jinja_render *render, const nib_jinja_node *
 {
     nib_jinja_value operand;
     switch (node->kind) {
-    case NIB_JINJA_NODE_CONSTANT: *value = node->constant; return NIB_OK;
-    case NIB_JINJA_NODE_NAME: return nib_jinja_lookup(render, node->name, value);
-    case NIB_JINJA_NODE_LIST: return evaluate_sequence(render, NIB_JINJA_LIST, &node->items, value);
-    case NIB_JINJA_NODE_TUPLE: return evaluate_sequence(render, NIB_JINJA_TUPLE, &node->items, value);
-    case NIB_JINJA_NODE_DICT: return evaluate_dict(render, node, value);
-    case NIB_JINJA_NODE_UNARY: return evaluate_unary(render, node, value);
-    case NIB_JINJA_NODE_BINARY: return evaluate_binary(render, node, value);
+    case NIB_JINJA_NODE_CONSTANT:
+        *value = node->constant;
+        return NIB_OK;
+    case NIB_JINJA_NODE_NAME:
+        return nib_jinja_lookup(render, node->name, value);
+    case NIB_JINJA_NODE_LIST:
+        return evaluate_sequence(render, NIB_JINJA_LIST, &node->items, value);
+    case NIB_JINJA_NODE_TUPLE:
+        return evaluate_sequence(render, NIB_JINJA_TUPLE, &node->items, value);
+    case NIB_JINJA_NODE_DICT:
+        return evaluate_dict(render, node, value);
+    case NIB_JINJA_NODE_UNARY:
+        return evaluate_unary(render, node, value);
+    case NIB_JINJA_NODE_BINARY:
+        return evaluate_binary(render, node, value);
     case NIB_JINJA_NODE_AND:
     case NIB_JINJA_NODE_OR:
         NIB_TRY(nib_jinja_evaluate(render, node->operation.left, value));
         if (nib_jinja_truthy(*value) == (node->kind == NIB_JINJA_NODE_OR)) return NIB_OK;
         return nib_jinja_evaluate(render, node->operation.right, value);
-    case NIB_JINJA_NODE_CONCAT: return evaluate_concat(render, node, value);
-    case NIB_JINJA_NODE_COMPARE: return evaluate_compare(render, node, value);
-    case NIB_JINJA_NODE_CONDITION: return evaluate_condition(render, node, value);
+    case NIB_JINJA_NODE_CONCAT:
+        return evaluate_concat(render, node, value);
+    case NIB_JINJA_NODE_COMPARE:
+        return evaluate_compare(render, node, value);
+    case NIB_JINJA_NODE_CONDITION:
+        return evaluate_condition(render, node, value);
     case NIB_JINJA_NODE_ATTRIBUTE:
         NIB_TRY(nib_jinja_evaluate(render, node->attribute.object, &operand));
         render->line = node->line;
-        return nib_jinja_attribute(render, operand, nib_jinja_string(node->attribute.name.bytes, node->attribute.name.length),
-                                   value);
-    case NIB_JINJA_NODE_SUBSCRIPT: return evaluate_subscript(render, node, value);
-    case NIB_JINJA_NODE_CALL: return evaluate_call(render, node, value);
+        return nib_jinja_attribute(render, operand,
+                                   nib_jinja_string(node->attribute.name.bytes, node->attribute.name.length), value);
+    case NIB_JINJA_NODE_SUBSCRIPT:
+        return evaluate_subscript(render, node, value);
+    case NIB_JINJA_NODE_CALL:
+        return evaluate_call(render, node, value);
     case NIB_JINJA_NODE_FILTER:
-    case NIB_JINJA_NODE_TEST: return evaluate_apply(render, node, value);
-    default: return NIB_FAIL(NIB_ERROR_INTERNAL, "%s:%u: a statement in an expression", render->name, node->line);
+    case NIB_JINJA_NODE_TEST:
+        return evaluate_apply(render, node, value);
+    default:
+        return NIB_FAIL(NIB_ERROR_INTERNAL, "%s:%u: a statement in an expression", render->name, node->line);
     }
 }
 

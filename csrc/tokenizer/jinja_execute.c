@@ -183,7 +183,8 @@ static nib_status bind_parameters(nib_jinja_render *render, const nib_jinja_node
         if (i < arguments->count) {
             if (named != NULL)
                 return nib_jinja_fail(render, "macro '%.*s' got multiple values for argument '%.*s'",
-                                      (int)node->macro.name.length, node->macro.name.bytes, (int)name.length, name.bytes);
+                                      (int)node->macro.name.length, node->macro.name.bytes, (int)name.length,
+                                      name.bytes);
             value = arguments->positional[i];
         } else if (named != NULL) {
             value = *named;
@@ -224,7 +225,8 @@ static bool is_parameter(const nib_jinja_parameters *parameters, nib_jinja_value
 }
 
 /* kwargs: keyword arguments that are no parameters; `caller` is taken out of them. */
-static nib_status bind_kwargs(nib_jinja_render *render, const nib_jinja_node *node, const nib_jinja_arguments *arguments)
+static nib_status bind_kwargs(nib_jinja_render *render, const nib_jinja_node *node,
+                              const nib_jinja_arguments *arguments)
 {
     nib_jinja_value dict;
     NIB_TRY(nib_jinja_new_dict(render, NIB_JINJA_DICT, &dict));
@@ -354,19 +356,32 @@ static nib_status execute_node(nib_jinja_render *render, const nib_jinja_node *n
     case NIB_JINJA_NODE_TEXT:
         nib_jinja_text_append(render->output, node->text.bytes, node->text.length);
         return render->output->status;
-    case NIB_JINJA_NODE_OUTPUT: return execute_output(render, node);
-    case NIB_JINJA_NODE_IF: return execute_if(render, node, how);
-    case NIB_JINJA_NODE_FOR: return execute_for(render, node);
-    case NIB_JINJA_NODE_BREAK: *how = BROKEN; return NIB_OK;
-    case NIB_JINJA_NODE_CONTINUE: *how = CONTINUED; return NIB_OK;
+    case NIB_JINJA_NODE_OUTPUT:
+        return execute_output(render, node);
+    case NIB_JINJA_NODE_IF:
+        return execute_if(render, node, how);
+    case NIB_JINJA_NODE_FOR:
+        return execute_for(render, node);
+    case NIB_JINJA_NODE_BREAK:
+        *how = BROKEN;
+        return NIB_OK;
+    case NIB_JINJA_NODE_CONTINUE:
+        *how = CONTINUED;
+        return NIB_OK;
     case NIB_JINJA_NODE_SET:
-    case NIB_JINJA_NODE_SET_BLOCK: return execute_set(render, node);
-    case NIB_JINJA_NODE_WITH: return execute_with(render, node, how);
-    case NIB_JINJA_NODE_MACRO: return execute_macro(render, node);
-    case NIB_JINJA_NODE_CALL_BLOCK: return execute_call_block(render, node);
+    case NIB_JINJA_NODE_SET_BLOCK:
+        return execute_set(render, node);
+    case NIB_JINJA_NODE_WITH:
+        return execute_with(render, node, how);
+    case NIB_JINJA_NODE_MACRO:
+        return execute_macro(render, node);
+    case NIB_JINJA_NODE_CALL_BLOCK:
+        return execute_call_block(render, node);
     case NIB_JINJA_NODE_FILTER_BLOCK:
-    case NIB_JINJA_NODE_GENERATION: return execute_captured(render, node);
-    default: return NIB_FAIL(NIB_ERROR_INTERNAL, "%s:%u: an expression as a statement", render->name, node->line);
+    case NIB_JINJA_NODE_GENERATION:
+        return execute_captured(render, node);
+    default:
+        return NIB_FAIL(NIB_ERROR_INTERNAL, "%s:%u: an expression as a statement", render->name, node->line);
     }
 }
 

@@ -3,7 +3,8 @@
 
 #include <string.h>
 
-static nib_status copy_items(nib_jinja_render *render, nib_jinja_value value, nib_jinja_kind kind, nib_jinja_value *copy)
+static nib_status copy_items(nib_jinja_render *render, nib_jinja_value value, nib_jinja_kind kind,
+                             nib_jinja_value *copy)
 {
     const nib_jinja_value *items;
     size_t count;
@@ -37,7 +38,8 @@ static nib_status filter_last(nib_jinja_render *render, const nib_jinja_call *ca
 {
     const nib_jinja_value *items;
     size_t count;
-    if (call->subject.kind == NIB_JINJA_GENERATOR) return nib_jinja_fail(render, "'generator' object is not reversible");
+    if (call->subject.kind == NIB_JINJA_GENERATOR)
+        return nib_jinja_fail(render, "'generator' object is not reversible");
     NIB_TRY(nib_jinja_items(render, call->subject, &items, &count));
     *result = count > 0 ? items[count - 1] : (nib_jinja_value){0};
     return NIB_OK;
@@ -100,7 +102,8 @@ static nib_status pairs_of(nib_jinja_render *render, const nib_jinja_dict *dict,
 
 static nib_status filter_items(nib_jinja_render *render, const nib_jinja_call *call, nib_jinja_value *result)
 {
-    if (call->subject.kind == NIB_JINJA_UNDEFINED) return nib_jinja_new_sequence(render, NIB_JINJA_GENERATOR, 0, result);
+    if (call->subject.kind == NIB_JINJA_UNDEFINED)
+        return nib_jinja_new_sequence(render, NIB_JINJA_GENERATOR, 0, result);
     if (call->subject.kind != NIB_JINJA_DICT) return nib_jinja_fail(render, "Can only get item pairs from a mapping.");
     return pairs_of(render, call->subject.dict, NIB_JINJA_GENERATOR, result);
 }

@@ -7,7 +7,8 @@
 #include <string.h>
 
 /* Runs a string method on str(subject). */
-static nib_status method(nib_jinja_render *render, const nib_jinja_call *call, const char *name, nib_jinja_value *result)
+static nib_status method(nib_jinja_render *render, const nib_jinja_call *call, const char *name,
+                         nib_jinja_value *result)
 {
     nib_jinja_value text;
     NIB_TRY(nib_jinja_to_string(render, call->subject, &text));
@@ -46,7 +47,8 @@ static nib_status filter_title(nib_jinja_render *render, const nib_jinja_call *c
     for (size_t at = 0; at < lower.string.length;) {
         uint32_t codepoint;
         size_t bytes = nib_utf8_decode(lower.string.bytes + at, lower.string.length - at, &codepoint);
-        bool separates = nib_jinja_is_space(codepoint) || (codepoint < 0x80 && codepoint > 0 && strchr("-({[<", (int)codepoint) != NULL);
+        bool separates = nib_jinja_is_space(codepoint) ||
+                         (codepoint < 0x80 && codepoint > 0 && strchr("-({[<", (int)codepoint) != NULL);
         piece = nib_jinja_string(lower.string.bytes + at, bytes);
         if (begins && !separates) NIB_TRY(nib_jinja_change_case(render, piece, NIB_JINJA_UPPER, &piece));
         nib_jinja_text_str(&text, piece);
@@ -69,7 +71,8 @@ static nib_status filter_replace(nib_jinja_render *render, const nib_jinja_call 
     for (int i = 0; i < 2; i++) NIB_TRY(nib_jinja_to_string(render, call->values[i], &values[i]));
     arguments.count = 2;
     if (call->given[2] && call->values[2].kind != NIB_JINJA_NONE) values[arguments.count++] = call->values[2];
-    return nib_jinja_run_builtin(render, nib_jinja_find_method(NIB_JINJA_STRING, "replace", 7), text, &arguments, result);
+    return nib_jinja_run_builtin(render, nib_jinja_find_method(NIB_JINJA_STRING, "replace", 7), text, &arguments,
+                                 result);
 }
 
 static nib_status filter_escape(nib_jinja_render *render, const nib_jinja_call *call, nib_jinja_value *result)
@@ -80,12 +83,24 @@ static nib_status filter_escape(nib_jinja_render *render, const nib_jinja_call *
     for (size_t i = 0; i < string.string.length; i++) {
         const char *c = &string.string.bytes[i];
         switch (*c) {
-        case '&': nib_jinja_text_literal(&text, "&amp;"); break;
-        case '<': nib_jinja_text_literal(&text, "&lt;"); break;
-        case '>': nib_jinja_text_literal(&text, "&gt;"); break;
-        case '\'': nib_jinja_text_literal(&text, "&#39;"); break;
-        case '"': nib_jinja_text_literal(&text, "&#34;"); break;
-        default: nib_jinja_text_append(&text, c, 1); break;
+        case '&':
+            nib_jinja_text_literal(&text, "&amp;");
+            break;
+        case '<':
+            nib_jinja_text_literal(&text, "&lt;");
+            break;
+        case '>':
+            nib_jinja_text_literal(&text, "&gt;");
+            break;
+        case '\'':
+            nib_jinja_text_literal(&text, "&#39;");
+            break;
+        case '"':
+            nib_jinja_text_literal(&text, "&#34;");
+            break;
+        default:
+            nib_jinja_text_append(&text, c, 1);
+            break;
         }
     }
     return nib_jinja_text_finish(&text, result);

@@ -23,7 +23,8 @@ static size_t read_directive(const char *text, size_t length, directive *d)
         if (flags + 1 < sizeof d->flags) d->flags[flags++] = text[at];
         at++;
     }
-    for (; at < length && text[at] >= '0' && text[at] <= '9' && d->width <= MAX_WIDTH; at++) d->width = 10 * d->width + (text[at] - '0');
+    for (; at < length && text[at] >= '0' && text[at] <= '9' && d->width <= MAX_WIDTH; at++)
+        d->width = 10 * d->width + (text[at] - '0');
     if (at < length && text[at] == '.') {
         d->precision = 0;
         for (at++; at < length && text[at] >= '0' && text[at] <= '9' && d->precision <= MAX_WIDTH; at++)
@@ -58,16 +59,21 @@ static nib_status format_number(nib_jinja_text *text, const directive *d, nib_ji
     char format[32], out[1500];
     bool is_float = strchr("eEfFgG", d->conversion) != NULL;
     if (!nib_jinja_is_number(value) || (value.kind == NIB_JINJA_FLOAT && strchr("oxX", d->conversion) != NULL))
-        return nib_jinja_fail(text->render, "%%%c format: a number is required, not %s", d->conversion, nib_jinja_type_name(value));
+        return nib_jinja_fail(text->render, "%%%c format: a number is required, not %s", d->conversion,
+                              nib_jinja_type_name(value));
     int precision = d->precision >= 0 ? d->precision : is_float ? 6 : 1;
     if (is_float) {
         snprintf(format, sizeof format, "%%%s*.*%c", d->flags, d->conversion);
         snprintf(out, sizeof out, format, d->width, precision, nib_jinja_as_float(value));
     } else {
         double number = nib_jinja_as_float(value);
-        if (!(number >= -9e18 && number <= 9e18)) return nib_jinja_fail(text->render, "%%%c format: out of range", d->conversion);
+        if (!(number >= -9e18 && number <= 9e18))
+            return nib_jinja_fail(text->render, "%%%c format: out of range", d->conversion);
         int64_t integer = value.kind == NIB_JINJA_INTEGER ? value.integer : (int64_t)number;
-        const char *conversion = d->conversion == 'x' ? PRIx64 : d->conversion == 'X' ? PRIX64 : d->conversion == 'o' ? PRIo64 : PRId64;
+        const char *conversion = d->conversion == 'x'   ? PRIx64
+                                 : d->conversion == 'X' ? PRIX64
+                                 : d->conversion == 'o' ? PRIo64
+                                                        : PRId64;
         snprintf(format, sizeof format, d->precision >= 0 ? "%%%s*.*%s" : "%%%s*%s", d->flags, conversion);
         if (d->precision >= 0)
             snprintf(out, sizeof out, format, d->width, precision, integer);

@@ -22,7 +22,8 @@ static nib_status global_range(nib_jinja_render *render, const nib_jinja_call *c
     memcpy(result->sequence->bounds, bounds, sizeof bounds);
     for (int64_t i = bounds[0]; bounds[2] > 0 ? i < bounds[1] : i > bounds[1];) {
         if (result->sequence->count == MAX_RANGE)
-            return nib_jinja_fail(render, "Range too big. The sandbox blocks ranges larger than MAX_RANGE=%d.", MAX_RANGE);
+            return nib_jinja_fail(render, "Range too big. The sandbox blocks ranges larger than MAX_RANGE=%d.",
+                                  MAX_RANGE);
         NIB_TRY(nib_jinja_push(render, *result, nib_jinja_integer(i)));
         if (__builtin_add_overflow(i, bounds[2], &i)) break;
     }
@@ -170,9 +171,7 @@ static nib_status cycler_reset(nib_jinja_render *render, const nib_jinja_call *c
 }
 
 const nib_jinja_builtin nib_jinja_loop_methods[] = {
-    {"cycle", "*", 0, loop_cycle},
-    {"changed", "*", 0, loop_changed},
-    {"next", "", 0, cycler_next},
-    {"reset", "", 0, cycler_reset},
+    {"cycle", "*", 0, loop_cycle}, {"changed", "*", 0, loop_changed},
+    {"next", "", 0, cycler_next},  {"reset", "", 0, cycler_reset},
     {NULL, NULL, 0, NULL},
 };

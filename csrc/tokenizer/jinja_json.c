@@ -55,17 +55,24 @@ static bool write_scalar(writer *w, nib_jinja_value value)
 {
     char digits[32];
     switch (value.kind) {
-    case NIB_JINJA_NONE: nib_jinja_text_literal(w->text, "null"); return true;
-    case NIB_JINJA_BOOL: nib_jinja_text_literal(w->text, value.boolean ? "true" : "false"); return true;
-    case NIB_JINJA_INTEGER: nib_jinja_text_str(w->text, value); return true;
+    case NIB_JINJA_NONE:
+        nib_jinja_text_literal(w->text, "null");
+        return true;
+    case NIB_JINJA_BOOL:
+        nib_jinja_text_literal(w->text, value.boolean ? "true" : "false");
+        return true;
+    case NIB_JINJA_INTEGER:
+        nib_jinja_text_str(w->text, value);
+        return true;
     case NIB_JINJA_FLOAT:
         nib_jinja_format_float(value.number, digits);
-        nib_jinja_text_literal(w->text, isnan(value.number)      ? "NaN"
-                                        : !isinf(value.number)   ? digits
-                                        : value.number > 0 ? "Infinity"
-                                                                 : "-Infinity");
+        nib_jinja_text_literal(w->text, isnan(value.number)    ? "NaN"
+                                        : !isinf(value.number) ? digits
+                                        : value.number > 0     ? "Infinity"
+                                                               : "-Infinity");
         return true;
-    default: return false;
+    default:
+        return false;
     }
 }
 

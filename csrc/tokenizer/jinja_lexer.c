@@ -15,8 +15,8 @@ typedef struct {
     const char *source;
     size_t length, at;
     uint32_t line;
-    bool line_starting;              /* nothing of the current line has been read as text */
-    char closing[MAX_BRACKETS];      /* the brackets that are open inside the tag, by what closes them */
+    bool line_starting;         /* nothing of the current line has been read as text */
+    char closing[MAX_BRACKETS]; /* the brackets that are open inside the tag, by what closes them */
     size_t open;
     nib_jinja_token *tokens;
     size_t count, capacity;
@@ -181,7 +181,9 @@ static bool read_digits(const lexer *x, size_t at, size_t end, int digits, unsig
     for (int i = 0; i < digits; i++, at++) {
         if (at >= end) return false;
         char c = x->source[at];
-        unsigned digit = is_digit(c) ? (unsigned)(c - '0') : (c | 32) >= 'a' && (c | 32) <= 'f' ? (unsigned)((c | 32) - 'a' + 10) : 99;
+        unsigned digit = is_digit(c)                          ? (unsigned)(c - '0')
+                         : (c | 32) >= 'a' && (c | 32) <= 'f' ? (unsigned)((c | 32) - 'a' + 10)
+                                                              : 99;
         if (digit >= base) return false;
         *value = *value * base + digit;
     }
@@ -227,7 +229,8 @@ static nib_status read_string(lexer *x)
     char quote = x->source[x->at];
     size_t end = x->at + 1;
     while (end < x->length && x->source[end] != quote) end += x->source[end] == '\\' ? 2 : 1;
-    if (end >= x->length) return NIB_FAIL(NIB_ERROR_DATA, "%s:%u: string without its closing %c", x->name, x->line, quote);
+    if (end >= x->length)
+        return NIB_FAIL(NIB_ERROR_DATA, "%s:%u: string without its closing %c", x->name, x->line, quote);
 
     nib_buffer text = {0};
     nib_status status = NIB_OK;
@@ -238,7 +241,8 @@ static nib_status read_string(lexer *x)
         }
         size_t bytes = read_escape(x, at, end, &text);
         if (bytes == 0) {
-            status = NIB_FAIL(NIB_ERROR_DATA, "%s:%u: malformed escape \\%c in a string", x->name, x->line, x->source[at + 1]);
+            status = NIB_FAIL(NIB_ERROR_DATA, "%s:%u: malformed escape \\%c in a string", x->name, x->line,
+                              x->source[at + 1]);
             goto done;
         }
         at += bytes;
@@ -258,9 +262,9 @@ done:
 /* Digits with single underscores between them, from `at`; the end of them. */
 static size_t skip_digits(const lexer *x, size_t at)
 {
-    while (at < x->length && (is_digit(x->source[at]) ||
-                              (x->source[at] == '_' && at > 0 && is_digit(x->source[at - 1]) && at + 1 < x->length &&
-                               is_digit(x->source[at + 1]))))
+    while (at < x->length &&
+           (is_digit(x->source[at]) || (x->source[at] == '_' && at > 0 && is_digit(x->source[at - 1]) &&
+                                        at + 1 < x->length && is_digit(x->source[at + 1]))))
         at++;
     return at;
 }
@@ -337,7 +341,8 @@ static nib_status read_operator(lexer *x)
         } else if (closing != NULL) {
             if (x->open == 0) return NIB_FAIL(NIB_ERROR_DATA, "%s:%u: unexpected '%c'", x->name, x->line, *text);
             if (x->closing[--x->open] != *text)
-                return NIB_FAIL(NIB_ERROR_DATA, "%s:%u: unexpected '%c', expected '%c'", x->name, x->line, *text, x->closing[x->open]);
+                return NIB_FAIL(NIB_ERROR_DATA, "%s:%u: unexpected '%c', expected '%c'", x->name, x->line, *text,
+                                x->closing[x->open]);
         }
         NIB_TRY(add(x, (nib_jinja_token){.kind = NIB_JINJA_TOKEN_OPERATOR, .text = text, .length = strlen(text)}));
         advance(x, x->at + strlen(text));
@@ -355,7 +360,8 @@ static nib_status read_tag(lexer *x, bool is_output)
         if (x->at == x->length) break;
         size_t end = x->open > 0 ? 0 : end_of_tag(x, x->at, is_output ? "}}" : "%}", !is_output);
         if (end > 0) {
-            NIB_TRY(add(x, (nib_jinja_token){.kind = is_output ? NIB_JINJA_TOKEN_OUTPUT_END : NIB_JINJA_TOKEN_BLOCK_END}));
+            NIB_TRY(
+                add(x, (nib_jinja_token){.kind = is_output ? NIB_JINJA_TOKEN_OUTPUT_END : NIB_JINJA_TOKEN_BLOCK_END}));
             advance(x, x->at + end);
             return NIB_OK;
         }
@@ -363,7 +369,8 @@ static nib_status read_tag(lexer *x, bool is_output)
         if (is_name_start(c)) {
             size_t stop = x->at;
             while (stop < x->length && (is_name_start(x->source[stop]) || is_digit(x->source[stop]))) stop++;
-            NIB_TRY(add(x, (nib_jinja_token){.kind = NIB_JINJA_TOKEN_NAME, .text = x->source + x->at, .length = stop - x->at}));
+            NIB_TRY(add(
+                x, (nib_jinja_token){.kind = NIB_JINJA_TOKEN_NAME, .text = x->source + x->at, .length = stop - x->at}));
             advance(x, stop);
         } else if (is_digit(c)) {
             NIB_TRY(read_number(x));
@@ -394,7 +401,8 @@ static nib_status read_template(lexer *x)
         } else if (kind == '#') {
             NIB_TRY(read_comment(x));
         } else {
-            NIB_TRY(add(x, (nib_jinja_token){.kind = kind == '{' ? NIB_JINJA_TOKEN_OUTPUT_BEGIN : NIB_JINJA_TOKEN_BLOCK_BEGIN}));
+            NIB_TRY(add(x, (nib_jinja_token){.kind = kind == '{' ? NIB_JINJA_TOKEN_OUTPUT_BEGIN
+                                                                 : NIB_JINJA_TOKEN_BLOCK_BEGIN}));
             bool sign = tag + 2 < x->length && (x->source[tag + 2] == '-' || x->source[tag + 2] == '+');
             /* In "{{-}}" the sign belongs to the end, which then closes an empty tag: an error either way. */
             advance(x, tag + 2 + sign);
@@ -424,8 +432,7 @@ nib_status nib_jinja_tokenize(const char *name, const char *source, size_t lengt
                               nib_jinja_tokens *tokens)
 {
     size_t invalid = nib_utf8_invalid_at(source, length);
-    if (invalid != length)
-        return NIB_FAIL(NIB_ERROR_DATA, "%s: byte %zu of the template is no UTF-8", name, invalid);
+    if (invalid != length) return NIB_FAIL(NIB_ERROR_DATA, "%s: byte %zu of the template is no UTF-8", name, invalid);
     lexer x = {.name = name, .pool = pool, .length = length, .line = 1, .line_starting = true};
     x.source = normalize_newlines(pool, source, &x.length);
     if (x.source == NULL) return no_memory(&x);

@@ -128,7 +128,8 @@ static nib_status affix(nib_jinja_render *render, const nib_jinja_call *call, bo
         size_t length = affixes[i].string.length;
         if (length > part.string.length) continue;
         size_t at = at_end ? part.string.length - length : 0;
-        if (length == 0 || memcmp(part.string.bytes + at, affixes[i].string.bytes, length) == 0) *result = nib_jinja_bool(true);
+        if (length == 0 || memcmp(part.string.bytes + at, affixes[i].string.bytes, length) == 0)
+            *result = nib_jinja_bool(true);
     }
     return NIB_OK;
 }
@@ -143,13 +144,15 @@ static nib_status str_endswith(nib_jinja_render *render, const nib_jinja_call *c
     return affix(render, call, true, result);
 }
 
-static nib_status find(nib_jinja_render *render, const nib_jinja_call *call, bool last, bool must, nib_jinja_value *result)
+static nib_status find(nib_jinja_render *render, const nib_jinja_call *call, bool last, bool must,
+                       nib_jinja_value *result)
 {
     nib_jinja_value part;
     size_t before = 0, whole;
     NIB_TRY(need_string(render, call, 0));
     NIB_TRY(window(render, call, &part));
-    const char *end = part.string.bytes + part.string.length, *at = find_bytes(part.string.bytes, end, call->values[0], last);
+    const char *end = part.string.bytes + part.string.length,
+               *at = find_bytes(part.string.bytes, end, call->values[0], last);
     if (at == NULL && must) return nib_jinja_fail(render, "substring not found");
     nib_jinja_length(nib_jinja_string(part.string.bytes, at != NULL ? (size_t)(at - part.string.bytes) : 0), &before);
     int64_t start = call->given[1] && call->values[1].kind == NIB_JINJA_INTEGER ? call->values[1].integer : 0;
@@ -222,13 +225,15 @@ static nib_status str_replace(nib_jinja_render *render, const nib_jinja_call *ca
     return nib_jinja_text_finish(&text, result);
 }
 
-static nib_status remove_affix(nib_jinja_render *render, const nib_jinja_call *call, bool at_end, nib_jinja_value *result)
+static nib_status remove_affix(nib_jinja_render *render, const nib_jinja_call *call, bool at_end,
+                               nib_jinja_value *result)
 {
     nib_jinja_value there;
     NIB_TRY(need_string(render, call, 0));
     NIB_TRY(affix(render, call, at_end, &there));
     size_t length = there.boolean ? call->values[0].string.length : 0;
-    *result = nib_jinja_string(call->subject.string.bytes + (at_end ? 0 : length), call->subject.string.length - length);
+    *result =
+        nib_jinja_string(call->subject.string.bytes + (at_end ? 0 : length), call->subject.string.length - length);
     return NIB_OK;
 }
 
@@ -378,7 +383,8 @@ static nib_status str_join(nib_jinja_render *render, const nib_jinja_call *call,
     NIB_TRY(nib_jinja_items(render, call->values[0], &items, &count));
     for (size_t i = 0; i < count; i++) {
         if (items[i].kind != NIB_JINJA_STRING)
-            return nib_jinja_fail(render, "sequence item %zu: expected str instance, %s found", i, nib_jinja_type_name(items[i]));
+            return nib_jinja_fail(render, "sequence item %zu: expected str instance, %s found", i,
+                                  nib_jinja_type_name(items[i]));
         if (i > 0) nib_jinja_text_str(&text, call->subject);
         nib_jinja_text_str(&text, items[i]);
     }

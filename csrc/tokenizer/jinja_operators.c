@@ -47,10 +47,17 @@ static nib_status integer_arithmetic(nib_jinja_render *render, nib_jinja_operato
     int64_t value = 0;
     bool overflow = false;
     switch (op) {
-    case NIB_JINJA_ADD: overflow = __builtin_add_overflow(a, b, &value); break;
-    case NIB_JINJA_SUBTRACT: overflow = __builtin_sub_overflow(a, b, &value); break;
-    case NIB_JINJA_MULTIPLY: overflow = __builtin_mul_overflow(a, b, &value); break;
-    case NIB_JINJA_POWER: return integer_power(render, a, b, result);
+    case NIB_JINJA_ADD:
+        overflow = __builtin_add_overflow(a, b, &value);
+        break;
+    case NIB_JINJA_SUBTRACT:
+        overflow = __builtin_sub_overflow(a, b, &value);
+        break;
+    case NIB_JINJA_MULTIPLY:
+        overflow = __builtin_mul_overflow(a, b, &value);
+        break;
+    case NIB_JINJA_POWER:
+        return integer_power(render, a, b, result);
     case NIB_JINJA_DIVIDE:
         if (b == 0) return nib_jinja_fail(render, "division by zero");
         *result = nib_jinja_float((double)a / (double)b);
@@ -76,12 +83,24 @@ static nib_status float_arithmetic(nib_jinja_render *render, nib_jinja_operator 
     double remainder = divides ? fmod(a, b) : 0.0;
     if (remainder != 0.0 && (remainder < 0.0) != (b < 0.0)) remainder += b;
     switch (op) {
-    case NIB_JINJA_ADD: *result = nib_jinja_float(a + b); break;
-    case NIB_JINJA_SUBTRACT: *result = nib_jinja_float(a - b); break;
-    case NIB_JINJA_MULTIPLY: *result = nib_jinja_float(a * b); break;
-    case NIB_JINJA_DIVIDE: *result = nib_jinja_float(a / b); break;
-    case NIB_JINJA_FLOOR_DIVIDE: *result = nib_jinja_float(round((a - remainder) / b)); break;
-    case NIB_JINJA_MODULO: *result = nib_jinja_float(remainder == 0.0 ? copysign(0.0, b) : remainder); break;
+    case NIB_JINJA_ADD:
+        *result = nib_jinja_float(a + b);
+        break;
+    case NIB_JINJA_SUBTRACT:
+        *result = nib_jinja_float(a - b);
+        break;
+    case NIB_JINJA_MULTIPLY:
+        *result = nib_jinja_float(a * b);
+        break;
+    case NIB_JINJA_DIVIDE:
+        *result = nib_jinja_float(a / b);
+        break;
+    case NIB_JINJA_FLOOR_DIVIDE:
+        *result = nib_jinja_float(round((a - remainder) / b));
+        break;
+    case NIB_JINJA_MODULO:
+        *result = nib_jinja_float(remainder == 0.0 ? copysign(0.0, b) : remainder);
+        break;
     default:
         if (a == 0.0 && b < 0.0) return nib_jinja_fail(render, "0.0 cannot be raised to a negative power");
         if (a < 0.0 && b != floor(b)) return nib_jinja_fail(render, "a negative number to a fractional power");
@@ -91,7 +110,8 @@ static nib_status float_arithmetic(nib_jinja_render *render, nib_jinja_operator 
     return NIB_OK;
 }
 
-static nib_status join_sequences(nib_jinja_render *render, nib_jinja_value a, nib_jinja_value b, nib_jinja_value *result)
+static nib_status join_sequences(nib_jinja_render *render, nib_jinja_value a, nib_jinja_value b,
+                                 nib_jinja_value *result)
 {
     NIB_TRY(nib_jinja_new_sequence(render, a.kind, a.sequence->count + b.sequence->count, result));
     for (size_t i = 0; i < a.sequence->count; i++) NIB_TRY(nib_jinja_push(render, *result, a.sequence->items[i]));
@@ -163,8 +183,9 @@ nib_status nib_jinja_contains(nib_jinja_render *render, nib_jinja_value containe
         if (item.kind != NIB_JINJA_STRING)
             return nib_jinja_fail(render, "'in <string>' requires string as left operand, not %s",
                                   nib_jinja_type_name(item));
-        *found = item.string.length == 0 || (container.string.length > 0 && memmem(container.string.bytes, container.string.length,
-                                                                                    item.string.bytes, item.string.length) != NULL);
+        *found = item.string.length == 0 ||
+                 (container.string.length > 0 && memmem(container.string.bytes, container.string.length,
+                                                        item.string.bytes, item.string.length) != NULL);
         return nib_jinja_charge(render, container.string.length / 64);
     }
     if (container.kind == NIB_JINJA_DICT) {

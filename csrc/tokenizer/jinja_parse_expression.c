@@ -106,8 +106,8 @@ static nib_status parse_sum(nib_jinja_parser *p, const nib_jinja_node **node)
 static bool skip_comparison(nib_jinja_parser *p, nib_jinja_operator *op)
 {
     static const operator_row operators[] = {
-        {"==", NIB_JINJA_EQUAL},      {"!=", NIB_JINJA_NOT_EQUAL},     {"<", NIB_JINJA_LESS},
-        {"<=", NIB_JINJA_LESS_EQUAL}, {">", NIB_JINJA_GREATER}, {">=", NIB_JINJA_GREATER_EQUAL},
+        {"==", NIB_JINJA_EQUAL},      {"!=", NIB_JINJA_NOT_EQUAL}, {"<", NIB_JINJA_LESS},
+        {"<=", NIB_JINJA_LESS_EQUAL}, {">", NIB_JINJA_GREATER},    {">=", NIB_JINJA_GREATER_EQUAL},
     };
     for (size_t i = 0; i < sizeof operators / sizeof *operators; i++) {
         if (!nib_jinja_skip_operator(p, operators[i].text)) continue;
@@ -304,9 +304,12 @@ static nib_status parse_name(nib_jinja_parser *p, const nib_jinja_node **node)
         const char *name;
         nib_jinja_value value;
     } constants[] = {
-        {"true", {.kind = NIB_JINJA_BOOL, .boolean = true}},   {"True", {.kind = NIB_JINJA_BOOL, .boolean = true}},
-        {"false", {.kind = NIB_JINJA_BOOL, .boolean = false}}, {"False", {.kind = NIB_JINJA_BOOL, .boolean = false}},
-        {"none", {.kind = NIB_JINJA_NONE}},                    {"None", {.kind = NIB_JINJA_NONE}},
+        {"true", {.kind = NIB_JINJA_BOOL, .boolean = true}},
+        {"True", {.kind = NIB_JINJA_BOOL, .boolean = true}},
+        {"false", {.kind = NIB_JINJA_BOOL, .boolean = false}},
+        {"False", {.kind = NIB_JINJA_BOOL, .boolean = false}},
+        {"none", {.kind = NIB_JINJA_NONE}},
+        {"None", {.kind = NIB_JINJA_NONE}},
     };
     uint32_t line = nib_jinja_current(p)->line;
     for (size_t i = 0; i < sizeof constants / sizeof *constants; i++)
@@ -345,15 +348,18 @@ static nib_status parse_primary(nib_jinja_parser *p, const nib_jinja_node **node
 {
     const nib_jinja_token *token = nib_jinja_current(p);
     switch (token->kind) {
-    case NIB_JINJA_TOKEN_NAME: return parse_name(p, node);
-    case NIB_JINJA_TOKEN_STRING: return parse_string(p, node);
+    case NIB_JINJA_TOKEN_NAME:
+        return parse_name(p, node);
+    case NIB_JINJA_TOKEN_STRING:
+        return parse_string(p, node);
     case NIB_JINJA_TOKEN_INTEGER:
         p->at++;
         return new_constant(p, nib_jinja_integer(token->integer), token->line, node);
     case NIB_JINJA_TOKEN_FLOAT:
         p->at++;
         return new_constant(p, nib_jinja_float(token->number), token->line, node);
-    default: break;
+    default:
+        break;
     }
     if (nib_jinja_skip_operator(p, "(")) {
         NIB_TRY(parse_tuple(p, true, NULL, true, node));
@@ -485,8 +491,7 @@ static nib_status deepen_arguments(nib_jinja_parser *p, nib_jinja_node *node, co
 {
     for (size_t i = 0; i < arguments->positional.count; i++)
         NIB_TRY(nib_jinja_deepen(p, node, arguments->positional.items[i]));
-    for (size_t i = 0; i < arguments->named.count; i++)
-        NIB_TRY(nib_jinja_deepen(p, node, arguments->named.items[i]));
+    for (size_t i = 0; i < arguments->named.count; i++) NIB_TRY(nib_jinja_deepen(p, node, arguments->named.items[i]));
     if (arguments->star != NULL) NIB_TRY(nib_jinja_deepen(p, node, arguments->star));
     if (arguments->double_star != NULL) NIB_TRY(nib_jinja_deepen(p, node, arguments->double_star));
     return NIB_OK;
@@ -555,10 +560,12 @@ static bool at_bare_test_argument(const nib_jinja_parser *p)
     switch (nib_jinja_current(p)->kind) {
     case NIB_JINJA_TOKEN_STRING:
     case NIB_JINJA_TOKEN_INTEGER:
-    case NIB_JINJA_TOKEN_FLOAT: return true;
+    case NIB_JINJA_TOKEN_FLOAT:
+        return true;
     case NIB_JINJA_TOKEN_NAME:
         return !nib_jinja_at_name(p, "else") && !nib_jinja_at_name(p, "or") && !nib_jinja_at_name(p, "and");
-    default: return nib_jinja_at_operator(p, "[") || nib_jinja_at_operator(p, "{");
+    default:
+        return nib_jinja_at_operator(p, "[") || nib_jinja_at_operator(p, "{");
     }
 }
 
@@ -611,7 +618,8 @@ static nib_status parse_unary(nib_jinja_parser *p, bool with_filters, const nib_
     if (minus || nib_jinja_at_operator(p, "+")) {
         p->at++;
         NIB_TRY(parse_unary(p, false, node));
-        NIB_TRY(new_operation(p, NIB_JINJA_NODE_UNARY, minus ? NIB_JINJA_NEGATE : NIB_JINJA_PLUS, line, *node, NULL, node));
+        NIB_TRY(
+            new_operation(p, NIB_JINJA_NODE_UNARY, minus ? NIB_JINJA_NEGATE : NIB_JINJA_PLUS, line, *node, NULL, node));
     } else {
         NIB_TRY(parse_primary(p, node));
     }
@@ -621,4 +629,7 @@ static nib_status parse_unary(nib_jinja_parser *p, bool with_filters, const nib_
     return NIB_OK;
 }
 
-nib_status nib_jinja_parse_unary(nib_jinja_parser *p, const nib_jinja_node **node) { return parse_unary(p, true, node); }
+nib_status nib_jinja_parse_unary(nib_jinja_parser *p, const nib_jinja_node **node)
+{
+    return parse_unary(p, true, node);
+}

@@ -18,12 +18,17 @@ nib_status nib_jinja_parse_unexpected(const nib_jinja_parser *p, const char *exp
 {
     const nib_jinja_token *token = nib_jinja_current(p);
     switch (token->kind) {
-    case NIB_JINJA_TOKEN_TEXT: return nib_jinja_parse_fail(p, "unexpected text, expected %s", expected);
-    case NIB_JINJA_TOKEN_OUTPUT_END: return nib_jinja_parse_fail(p, "unexpected '}}', expected %s", expected);
-    case NIB_JINJA_TOKEN_BLOCK_END: return nib_jinja_parse_fail(p, "unexpected '%%}', expected %s", expected);
+    case NIB_JINJA_TOKEN_TEXT:
+        return nib_jinja_parse_fail(p, "unexpected text, expected %s", expected);
+    case NIB_JINJA_TOKEN_OUTPUT_END:
+        return nib_jinja_parse_fail(p, "unexpected '}}', expected %s", expected);
+    case NIB_JINJA_TOKEN_BLOCK_END:
+        return nib_jinja_parse_fail(p, "unexpected '%%}', expected %s", expected);
     case NIB_JINJA_TOKEN_INTEGER:
-    case NIB_JINJA_TOKEN_FLOAT: return nib_jinja_parse_fail(p, "unexpected number, expected %s", expected);
-    case NIB_JINJA_TOKEN_END: return nib_jinja_parse_fail(p, "unexpected end of template, expected %s", expected);
+    case NIB_JINJA_TOKEN_FLOAT:
+        return nib_jinja_parse_fail(p, "unexpected number, expected %s", expected);
+    case NIB_JINJA_TOKEN_END:
+        return nib_jinja_parse_fail(p, "unexpected end of template, expected %s", expected);
     default:
         return nib_jinja_parse_fail(p, "unexpected '%.*s', expected %s", (int)(token->length < 60 ? token->length : 60),
                                     token->text != NULL ? token->text : "", expected);
@@ -348,8 +353,9 @@ static nib_status parse_statement(nib_jinja_parser *p, const nib_jinja_node **no
     }
     const nib_jinja_token *token = nib_jinja_current(p);
     if (token->kind != NIB_JINJA_TOKEN_NAME) return nib_jinja_parse_unexpected(p, "a statement");
-    return nib_jinja_parse_fail(p, "unknown tag '%.*s'; expected if, for, set, with, macro, call, filter, break, continue or generation",
-                                (int)(token->length < 60 ? token->length : 60), token->text);
+    return nib_jinja_parse_fail(
+        p, "unknown tag '%.*s'; expected if, for, set, with, macro, call, filter, break, continue or generation",
+        (int)(token->length < 60 ? token->length : 60), token->text);
 }
 
 static nib_status parse_output(nib_jinja_parser *p, const nib_jinja_node **node)

@@ -11,8 +11,8 @@ typedef struct {
     const nib_jinja_token *tokens;
     size_t at;
     int nesting;
-    int loops;                /* for-loops around the current position, for break and continue */
-    nib_jinja_node *macro;    /* the macro around it, to note uses of varargs and kwargs */
+    int loops;             /* for-loops around the current position, for break and continue */
+    nib_jinja_node *macro; /* the macro around it, to note uses of varargs and kwargs */
 } nib_jinja_parser;
 
 nib_status nib_jinja_parse_fail(const nib_jinja_parser *parser, const char *format, ...)
@@ -43,7 +43,8 @@ nib_status nib_jinja_parse_expression(nib_jinja_parser *parser, bool with_condit
 nib_status nib_jinja_parse_tuple(nib_jinja_parser *parser, bool with_condition, const char *end_word,
                                  const nib_jinja_node **node);
 nib_status nib_jinja_parse_call_arguments(nib_jinja_parser *parser, nib_jinja_call_arguments *arguments);
-/* name(...)|name|...: applied to subject, which is NULL for a block's text. pipe_first: "|" comes before the first name. */
+/* name(...)|name|...: applied to subject, which is NULL for a block's text. pipe_first: "|" comes before the first
+ * name. */
 nib_status nib_jinja_parse_filters(nib_jinja_parser *parser, const nib_jinja_node *subject, bool pipe_first,
                                    const nib_jinja_node **node);
 /* An operand with its subscripts, calls, filters and tests. */

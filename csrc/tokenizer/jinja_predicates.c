@@ -49,7 +49,8 @@ static nib_status cased(const nib_jinja_call *call, utf8proc_category_t wanted, 
         uint32_t codepoint;
         at += nib_utf8_decode(string.string.bytes + at, string.string.length - at, &codepoint);
         utf8proc_category_t category = utf8proc_category((utf8proc_int32_t)codepoint);
-        bool letter = category == UTF8PROC_CATEGORY_LU || category == UTF8PROC_CATEGORY_LL || category == UTF8PROC_CATEGORY_LT;
+        bool letter =
+            category == UTF8PROC_CATEGORY_LU || category == UTF8PROC_CATEGORY_LL || category == UTF8PROC_CATEGORY_LT;
         some |= category == wanted;
         other |= letter && category != wanted;
     }
@@ -127,8 +128,8 @@ static nib_status copy(nib_jinja_render *render, const nib_jinja_call *call, nib
 }
 
 const nib_jinja_builtin nib_jinja_dict_methods[] = {
-    {"get", "key default", 1, dict_get},  {"keys", "", 0, dict_keys}, {"values", "", 0, dict_values},
-    {"items", "", 0, dict_items},         {"copy", "", 0, copy},      {NULL, NULL, 0, NULL},
+    {"get", "key default", 1, dict_get}, {"keys", "", 0, dict_keys}, {"values", "", 0, dict_values},
+    {"items", "", 0, dict_items},        {"copy", "", 0, copy},      {NULL, NULL, 0, NULL},
 };
 
 /* ---- sequences ---- */
@@ -161,5 +162,8 @@ static nib_status sequence_count(nib_jinja_render *render, const nib_jinja_call 
 }
 
 const nib_jinja_builtin nib_jinja_sequence_methods[] = {
-    {"index", "value", 1, sequence_index}, {"count", "value", 1, sequence_count}, {"copy", "", 0, copy}, {NULL, NULL, 0, NULL},
+    {"index", "value", 1, sequence_index},
+    {"count", "value", 1, sequence_count},
+    {"copy", "", 0, copy},
+    {NULL, NULL, 0, NULL},
 };

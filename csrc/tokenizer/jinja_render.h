@@ -40,7 +40,7 @@ struct nib_jinja_loop {
     nib_jinja_scope *scope; /* around the loop, for a recursive call */
     const nib_jinja_value *items;
     size_t count, index;
-    int level; /* 1-based, of recursion */
+    int level;               /* 1-based, of recursion */
     nib_jinja_value changed; /* arguments of the last loop.changed(), NONE before the first */
 };
 

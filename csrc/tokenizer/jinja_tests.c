@@ -7,29 +7,30 @@
     static nib_status test_##name(nib_jinja_render *render, const nib_jinja_call *call, nib_jinja_value *result)       \
     {                                                                                                                  \
         (void)render;                                                                                                  \
-        nib_jinja_kind kind = call->subject.kind;                                                                      \
+        nib_jinja_value value = call->subject;                                                                         \
         *result = nib_jinja_bool(expression);                                                                          \
         return NIB_OK;                                                                                                 \
     }
 
-KIND_TEST(defined, kind != NIB_JINJA_UNDEFINED)
-KIND_TEST(undefined, kind == NIB_JINJA_UNDEFINED)
-KIND_TEST(none, kind == NIB_JINJA_NONE)
-KIND_TEST(boolean, kind == NIB_JINJA_BOOL)
-KIND_TEST(true, kind == NIB_JINJA_BOOL && call->subject.boolean)
-KIND_TEST(false, kind == NIB_JINJA_BOOL && !call->subject.boolean)
-KIND_TEST(integer, kind == NIB_JINJA_INTEGER)
-KIND_TEST(float, kind == NIB_JINJA_FLOAT)
-KIND_TEST(number, nib_jinja_is_number(call->subject))
-KIND_TEST(string, kind == NIB_JINJA_STRING)
-KIND_TEST(mapping, kind == NIB_JINJA_DICT)
-KIND_TEST(sequence, kind == NIB_JINJA_UNDEFINED || kind == NIB_JINJA_STRING || kind == NIB_JINJA_DICT || kind == NIB_JINJA_LIST ||
-                        kind == NIB_JINJA_TUPLE || kind == NIB_JINJA_RANGE)
-KIND_TEST(iterable, kind == NIB_JINJA_UNDEFINED || kind == NIB_JINJA_STRING || kind == NIB_JINJA_DICT || kind == NIB_JINJA_LOOP ||
-                        nib_jinja_is_sequence_kind(call->subject))
-KIND_TEST(callable, kind == NIB_JINJA_FUNCTION || kind == NIB_JINJA_MACRO || kind == NIB_JINJA_LOOP || kind == NIB_JINJA_JOINER ||
-                        kind == NIB_JINJA_UNDEFINED)
-KIND_TEST(escaped, false && kind)
+KIND_TEST(defined, value.kind != NIB_JINJA_UNDEFINED)
+KIND_TEST(undefined, value.kind == NIB_JINJA_UNDEFINED)
+KIND_TEST(none, value.kind == NIB_JINJA_NONE)
+KIND_TEST(boolean, value.kind == NIB_JINJA_BOOL)
+KIND_TEST(true, value.kind == NIB_JINJA_BOOL && value.boolean)
+KIND_TEST(false, value.kind == NIB_JINJA_BOOL && !value.boolean)
+KIND_TEST(integer, value.kind == NIB_JINJA_INTEGER)
+KIND_TEST(float, value.kind == NIB_JINJA_FLOAT)
+KIND_TEST(number, nib_jinja_is_number(value))
+KIND_TEST(string, value.kind == NIB_JINJA_STRING)
+KIND_TEST(mapping, value.kind == NIB_JINJA_DICT)
+KIND_TEST(sequence, value.kind == NIB_JINJA_UNDEFINED || value.kind == NIB_JINJA_STRING ||
+                        value.kind == NIB_JINJA_DICT || value.kind == NIB_JINJA_LIST || value.kind == NIB_JINJA_TUPLE ||
+                        value.kind == NIB_JINJA_RANGE)
+KIND_TEST(iterable, value.kind == NIB_JINJA_UNDEFINED || value.kind == NIB_JINJA_STRING ||
+                        value.kind == NIB_JINJA_DICT || value.kind == NIB_JINJA_LOOP ||
+                        nib_jinja_is_sequence_kind(value))
+KIND_TEST(callable, value.kind == NIB_JINJA_FUNCTION || value.kind == NIB_JINJA_MACRO || value.kind == NIB_JINJA_LOOP ||
+                        value.kind == NIB_JINJA_JOINER || value.kind == NIB_JINJA_UNDEFINED)
 
 static nib_status relation(nib_jinja_render *render, const nib_jinja_call *call, nib_jinja_operator op,
                            nib_jinja_value *result)
@@ -147,7 +148,6 @@ const nib_jinja_builtin nib_jinja_tests[] = {
     {"sequence", "", 0, test_sequence},
     {"iterable", "", 0, test_iterable},
     {"callable", "", 0, test_callable},
-    {"escaped", "", 0, test_escaped},
     {"odd", "", 0, test_odd},
     {"even", "", 0, test_even},
     {"divisibleby", "num", 1, test_divisibleby},

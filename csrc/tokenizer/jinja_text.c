@@ -87,7 +87,7 @@ void nib_jinja_format_float(double x, char text[32])
         return;
     }
     *strchr(digits, 'e') = 0;
-    snprintf(text, 32, "%se%c%02d", digits, exponent < 0 ? '-' : '+', abs(exponent));
+    snprintf(text, 32, "%.24se%c%02d", digits, exponent < 0 ? '-' : '+', abs(exponent) % 1000);
 }
 
 static bool is_printable(uint32_t codepoint)
@@ -101,8 +101,10 @@ static bool is_printable(uint32_t codepoint)
     case UTF8PROC_CATEGORY_CO:
     case UTF8PROC_CATEGORY_ZL:
     case UTF8PROC_CATEGORY_ZP:
-    case UTF8PROC_CATEGORY_ZS: return false;
-    default: return true;
+    case UTF8PROC_CATEGORY_ZS:
+        return false;
+    default:
+        return true;
     }
 }
 
@@ -117,7 +119,10 @@ static void repr_codepoint(nib_jinja_text *text, uint32_t codepoint, char quote)
         nib_jinja_text_codepoint(text, codepoint);
         return;
     } else
-        snprintf(escape, sizeof escape, codepoint < 0x100 ? "\\x%02" PRIx32 : codepoint < 0x10000 ? "\\u%04" PRIx32 : "\\U%08" PRIx32,
+        snprintf(escape, sizeof escape,
+                 codepoint < 0x100     ? "\\x%02" PRIx32
+                 : codepoint < 0x10000 ? "\\u%04" PRIx32
+                                       : "\\U%08" PRIx32,
                  codepoint);
     nib_jinja_text_literal(text, escape);
 }
@@ -164,11 +169,20 @@ static void repr_scalar(nib_jinja_text *text, nib_jinja_value value)
 {
     char digits[80] = "";
     switch (value.kind) {
-    case NIB_JINJA_UNDEFINED: break;
-    case NIB_JINJA_NONE: strcpy(digits, "None"); break;
-    case NIB_JINJA_BOOL: strcpy(digits, value.boolean ? "True" : "False"); break;
-    case NIB_JINJA_INTEGER: snprintf(digits, sizeof digits, "%" PRId64, value.integer); break;
-    case NIB_JINJA_FLOAT: nib_jinja_format_float(value.number, digits); break;
+    case NIB_JINJA_UNDEFINED:
+        break;
+    case NIB_JINJA_NONE:
+        strcpy(digits, "None");
+        break;
+    case NIB_JINJA_BOOL:
+        strcpy(digits, value.boolean ? "True" : "False");
+        break;
+    case NIB_JINJA_INTEGER:
+        snprintf(digits, sizeof digits, "%" PRId64, value.integer);
+        break;
+    case NIB_JINJA_FLOAT:
+        nib_jinja_format_float(value.number, digits);
+        break;
     case NIB_JINJA_RANGE: {
         const int64_t *b = value.sequence->bounds;
         if (b[2] == 1)
@@ -177,7 +191,9 @@ static void repr_scalar(nib_jinja_text *text, nib_jinja_value value)
             snprintf(digits, sizeof digits, "range(%" PRId64 ", %" PRId64 ", %" PRId64 ")", b[0], b[1], b[2]);
         break;
     }
-    default: snprintf(digits, sizeof digits, "<%s>", nib_jinja_type_name(value)); break;
+    default:
+        snprintf(digits, sizeof digits, "<%s>", nib_jinja_type_name(value));
+        break;
     }
     nib_jinja_text_literal(text, digits);
 }
@@ -189,13 +205,27 @@ void nib_jinja_text_repr(nib_jinja_text *text, nib_jinja_value value)
     text->status = nib_jinja_enter(text->render);
     if (text->status != NIB_OK) return;
     switch (value.kind) {
-    case NIB_JINJA_STRING: repr_string(text, value); break;
-    case NIB_JINJA_LIST: repr_items(text, "[", value.sequence, "]"); break;
-    case NIB_JINJA_TUPLE: repr_items(text, "(", value.sequence, value.sequence->count == 1 ? ",)" : ")"); break;
-    case NIB_JINJA_VIEW: repr_items(text, "dict_view([", value.sequence, "])"); break;
-    case NIB_JINJA_DICT: repr_dict(text, "{", value.dict, "}"); break;
-    case NIB_JINJA_NAMESPACE: repr_dict(text, "<Namespace {", value.dict, "}>"); break;
-    default: repr_scalar(text, value); break;
+    case NIB_JINJA_STRING:
+        repr_string(text, value);
+        break;
+    case NIB_JINJA_LIST:
+        repr_items(text, "[", value.sequence, "]");
+        break;
+    case NIB_JINJA_TUPLE:
+        repr_items(text, "(", value.sequence, value.sequence->count == 1 ? ",)" : ")");
+        break;
+    case NIB_JINJA_VIEW:
+        repr_items(text, "dict_view([", value.sequence, "])");
+        break;
+    case NIB_JINJA_DICT:
+        repr_dict(text, "{", value.dict, "}");
+        break;
+    case NIB_JINJA_NAMESPACE:
+        repr_dict(text, "<Namespace {", value.dict, "}>");
+        break;
+    default:
+        repr_scalar(text, value);
+        break;
     }
     nib_jinja_leave(text->render);
 }

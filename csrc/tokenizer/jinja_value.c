@@ -173,8 +173,11 @@ nib_status nib_jinja_items(nib_jinja_render *render, nib_jinja_value value, cons
     *items = NULL;
     *count = 0;
     switch (value.kind) {
-    case NIB_JINJA_UNDEFINED: return NIB_OK;
-    case NIB_JINJA_STRING: NIB_TRY(split_codepoints(render, value, &value)); break;
+    case NIB_JINJA_UNDEFINED:
+        return NIB_OK;
+    case NIB_JINJA_STRING:
+        NIB_TRY(split_codepoints(render, value, &value));
+        break;
     case NIB_JINJA_DICT:
         *items = value.dict->keys;
         *count = value.dict->count;
@@ -182,13 +185,15 @@ nib_status nib_jinja_items(nib_jinja_render *render, nib_jinja_value value, cons
     case NIB_JINJA_LIST:
     case NIB_JINJA_TUPLE:
     case NIB_JINJA_RANGE:
-    case NIB_JINJA_VIEW: break;
+    case NIB_JINJA_VIEW:
+        break;
     case NIB_JINJA_GENERATOR:
         *items = value.sequence->items + value.sequence->next;
         *count = value.sequence->count - value.sequence->next;
         value.sequence->next = value.sequence->count;
         return nib_jinja_charge(render, *count);
-    default: return nib_jinja_fail(render, "'%s' object is not iterable", nib_jinja_type_name(value));
+    default:
+        return nib_jinja_fail(render, "'%s' object is not iterable", nib_jinja_type_name(value));
     }
     *items = value.sequence->items;
     *count = value.sequence->count;
@@ -205,14 +210,23 @@ static size_t count_codepoints(const char *text, size_t length)
 bool nib_jinja_length(nib_jinja_value value, size_t *length)
 {
     switch (value.kind) {
-    case NIB_JINJA_UNDEFINED: *length = 0; return true;
-    case NIB_JINJA_STRING: *length = count_codepoints(value.string.bytes, value.string.length); return true;
+    case NIB_JINJA_UNDEFINED:
+        *length = 0;
+        return true;
+    case NIB_JINJA_STRING:
+        *length = count_codepoints(value.string.bytes, value.string.length);
+        return true;
     case NIB_JINJA_LIST:
     case NIB_JINJA_TUPLE:
     case NIB_JINJA_RANGE:
-    case NIB_JINJA_VIEW: *length = value.sequence->count; return true;
-    case NIB_JINJA_DICT: *length = value.dict->count; return true;
-    default: return false;
+    case NIB_JINJA_VIEW:
+        *length = value.sequence->count;
+        return true;
+    case NIB_JINJA_DICT:
+        *length = value.dict->count;
+        return true;
+    default:
+        return false;
     }
 }
 
@@ -233,17 +247,25 @@ bool nib_jinja_truthy(nib_jinja_value value)
 {
     switch (value.kind) {
     case NIB_JINJA_UNDEFINED:
-    case NIB_JINJA_NONE: return false;
-    case NIB_JINJA_BOOL: return value.boolean;
-    case NIB_JINJA_INTEGER: return value.integer != 0;
-    case NIB_JINJA_FLOAT: return value.number != 0.0;
-    case NIB_JINJA_STRING: return value.string.length > 0;
+    case NIB_JINJA_NONE:
+        return false;
+    case NIB_JINJA_BOOL:
+        return value.boolean;
+    case NIB_JINJA_INTEGER:
+        return value.integer != 0;
+    case NIB_JINJA_FLOAT:
+        return value.number != 0.0;
+    case NIB_JINJA_STRING:
+        return value.string.length > 0;
     case NIB_JINJA_LIST:
     case NIB_JINJA_TUPLE:
     case NIB_JINJA_RANGE:
-    case NIB_JINJA_VIEW: return value.sequence->count > 0;
-    case NIB_JINJA_DICT: return value.dict->count > 0;
-    default: return true;
+    case NIB_JINJA_VIEW:
+        return value.sequence->count > 0;
+    case NIB_JINJA_DICT:
+        return value.dict->count > 0;
+    default:
+        return true;
     }
 }
 
@@ -292,8 +314,7 @@ static nib_status sequences_equal(nib_jinja_render *render, const nib_jinja_sequ
                                   bool *equal)
 {
     *equal = a->count == b->count;
-    for (size_t i = 0; i < a->count && *equal; i++)
-        NIB_TRY(nib_jinja_equal(render, a->items[i], b->items[i], equal));
+    for (size_t i = 0; i < a->count && *equal; i++) NIB_TRY(nib_jinja_equal(render, a->items[i], b->items[i], equal));
     return NIB_OK;
 }
 
@@ -310,14 +331,26 @@ nib_status nib_jinja_equal(nib_jinja_render *render, nib_jinja_value a, nib_jinj
     NIB_TRY(nib_jinja_enter(render));
     switch (a.kind) {
     case NIB_JINJA_UNDEFINED:
-    case NIB_JINJA_NONE: *equal = true; break;
-    case NIB_JINJA_STRING: *equal = compare_strings(a, b) == 0; break;
+    case NIB_JINJA_NONE:
+        *equal = true;
+        break;
+    case NIB_JINJA_STRING:
+        *equal = compare_strings(a, b) == 0;
+        break;
     case NIB_JINJA_LIST:
     case NIB_JINJA_TUPLE:
-    case NIB_JINJA_RANGE: NIB_TRY(sequences_equal(render, a.sequence, b.sequence, equal)); break;
-    case NIB_JINJA_DICT: NIB_TRY(dicts_equal(render, a.dict, b, equal)); break;
-    case NIB_JINJA_FUNCTION: *equal = a.function == b.function; break;
-    default: *equal = a.sequence == b.sequence; break; /* by identity */
+    case NIB_JINJA_RANGE:
+        NIB_TRY(sequences_equal(render, a.sequence, b.sequence, equal));
+        break;
+    case NIB_JINJA_DICT:
+        NIB_TRY(dicts_equal(render, a.dict, b, equal));
+        break;
+    case NIB_JINJA_FUNCTION:
+        *equal = a.function == b.function;
+        break;
+    default:
+        *equal = a.sequence == b.sequence;
+        break; /* by identity */
     }
     nib_jinja_leave(render);
     return NIB_OK;
@@ -358,15 +391,12 @@ nib_status nib_jinja_compare(nib_jinja_render *render, const char *operator, nib
 const char *nib_jinja_type_name(nib_jinja_value value)
 {
     static const char *const names[] = {
-        [NIB_JINJA_UNDEFINED] = "Undefined", [NIB_JINJA_NONE] = "NoneType",
-        [NIB_JINJA_BOOL] = "bool",           [NIB_JINJA_INTEGER] = "int",
-        [NIB_JINJA_FLOAT] = "float",         [NIB_JINJA_STRING] = "str",
-        [NIB_JINJA_LIST] = "list",           [NIB_JINJA_TUPLE] = "tuple",
-        [NIB_JINJA_RANGE] = "range",         [NIB_JINJA_VIEW] = "dict view",
-        [NIB_JINJA_GENERATOR] = "generator", [NIB_JINJA_DICT] = "dict",
-        [NIB_JINJA_NAMESPACE] = "Namespace", [NIB_JINJA_FUNCTION] = "function",
-        [NIB_JINJA_MACRO] = "Macro",         [NIB_JINJA_LOOP] = "LoopContext",
-        [NIB_JINJA_CYCLER] = "Cycler",       [NIB_JINJA_JOINER] = "Joiner",
+        [NIB_JINJA_UNDEFINED] = "Undefined", [NIB_JINJA_NONE] = "NoneType",       [NIB_JINJA_BOOL] = "bool",
+        [NIB_JINJA_INTEGER] = "int",         [NIB_JINJA_FLOAT] = "float",         [NIB_JINJA_STRING] = "str",
+        [NIB_JINJA_LIST] = "list",           [NIB_JINJA_TUPLE] = "tuple",         [NIB_JINJA_RANGE] = "range",
+        [NIB_JINJA_VIEW] = "dict view",      [NIB_JINJA_GENERATOR] = "generator", [NIB_JINJA_DICT] = "dict",
+        [NIB_JINJA_NAMESPACE] = "Namespace", [NIB_JINJA_FUNCTION] = "function",   [NIB_JINJA_MACRO] = "Macro",
+        [NIB_JINJA_LOOP] = "LoopContext",    [NIB_JINJA_CYCLER] = "Cycler",       [NIB_JINJA_JOINER] = "Joiner",
     };
     return names[value.kind];
 }
@@ -399,15 +429,25 @@ nib_status nib_jinja_undefined_error(nib_jinja_render *render, nib_jinja_value v
 nib_status nib_jinja_from_json(nib_jinja_render *render, const nib_json *json, nib_jinja_value *value)
 {
     switch (json->kind) {
-    case NIB_JSON_NULL: *value = nib_jinja_none(); return NIB_OK;
+    case NIB_JSON_NULL:
+        *value = nib_jinja_none();
+        return NIB_OK;
     case NIB_JSON_FALSE:
-    case NIB_JSON_TRUE: *value = nib_jinja_bool(json->kind == NIB_JSON_TRUE); return NIB_OK;
+    case NIB_JSON_TRUE:
+        *value = nib_jinja_bool(json->kind == NIB_JSON_TRUE);
+        return NIB_OK;
     case NIB_JSON_NUMBER:
         *value = json->is_integer ? nib_jinja_integer(json->integer) : nib_jinja_float(json->number);
         return NIB_OK;
-    case NIB_JSON_STRING: *value = nib_jinja_string(json->string, json->length); return NIB_OK;
-    case NIB_JSON_ARRAY: NIB_TRY(nib_jinja_new_sequence(render, NIB_JINJA_LIST, json->length, value)); break;
-    case NIB_JSON_OBJECT: NIB_TRY(nib_jinja_new_dict(render, NIB_JINJA_DICT, value)); break;
+    case NIB_JSON_STRING:
+        *value = nib_jinja_string(json->string, json->length);
+        return NIB_OK;
+    case NIB_JSON_ARRAY:
+        NIB_TRY(nib_jinja_new_sequence(render, NIB_JINJA_LIST, json->length, value));
+        break;
+    case NIB_JSON_OBJECT:
+        NIB_TRY(nib_jinja_new_dict(render, NIB_JINJA_DICT, value));
+        break;
     }
     NIB_TRY(nib_jinja_enter(render));
     for (const nib_json *child = json->first; child != NULL; child = child->next) {

@@ -99,10 +99,7 @@ enum {
 };
 
 static inline nib_jinja_value nib_jinja_none(void) { return (nib_jinja_value){.kind = NIB_JINJA_NONE}; }
-static inline nib_jinja_value nib_jinja_bool(bool x)
-{
-    return (nib_jinja_value){.kind = NIB_JINJA_BOOL, .boolean = x};
-}
+static inline nib_jinja_value nib_jinja_bool(bool x) { return (nib_jinja_value){.kind = NIB_JINJA_BOOL, .boolean = x}; }
 static inline nib_jinja_value nib_jinja_integer(int64_t x)
 {
     return (nib_jinja_value){.kind = NIB_JINJA_INTEGER, .integer = x};
