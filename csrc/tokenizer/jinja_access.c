@@ -66,6 +66,11 @@ static nib_status get_attribute(nib_jinja_render *render, nib_jinja_value object
         return NIB_OK;
     }
     if (object.kind == NIB_JINJA_LOOP && loop_attribute(object.loop, name, value)) return NIB_OK;
+    if (object.kind == NIB_JINJA_TUPLE && object.sequence->is_group) {
+        bool is_list = nib_jinja_is_string(name, "list");
+        *value = object.sequence->items[is_list];
+        if (is_list || nib_jinja_is_string(name, "grouper")) return NIB_OK;
+    }
     if (object.kind == NIB_JINJA_CYCLER && nib_jinja_is_string(name, "current")) {
         *value = object.sequence->items[object.sequence->next];
         return NIB_OK;
@@ -192,23 +197,29 @@ nib_status nib_jinja_slice(nib_jinja_render *render, nib_jinja_value object, con
     return is_string ? nib_jinja_text_finish(&text, value) : NIB_OK;
 }
 
-nib_status nib_jinja_path(nib_jinja_render *render, nib_jinja_value object, nib_jinja_value path,
-                          nib_jinja_value *value)
+/* A part of a path that is all digits is an index. */
+static nib_jinja_value path_key(const char *part, size_t length)
 {
-    if (path.kind != NIB_JINJA_STRING) return nib_jinja_subscript(render, object, path, value);
+    int64_t index = 0;
+    for (size_t i = 0; i < length; i++) {
+        if (part[i] < '0' || part[i] > '9' || length > 17) return nib_jinja_string(part, length);
+        index = 10 * index + (part[i] - '0');
+    }
+    return length > 0 ? nib_jinja_integer(index) : nib_jinja_string(part, length);
+}
+
+nib_status nib_jinja_path(nib_jinja_render *render, nib_jinja_value object, nib_jinja_value path,
+                          const nib_jinja_value *fallback, nib_jinja_value *value)
+{
+    bool is_text = path.kind == NIB_JINJA_STRING;
+    size_t end = is_text ? path.string.length : 0;
     *value = object;
-    for (size_t at = 0; at <= path.string.length;) {
-        const char *part = path.string.bytes + at;
-        const char *dot = at < path.string.length ? memchr(part, '.', path.string.length - at) : NULL;
-        size_t length = dot != NULL ? (size_t)(dot - part) : path.string.length - at;
-        bool is_index = length > 0 && length < 18;
-        int64_t index = 0;
-        for (size_t i = 0; i < length && is_index; i++) {
-            is_index = part[i] >= '0' && part[i] <= '9';
-            index = 10 * index + (part[i] - '0');
-        }
-        nib_jinja_value key = is_index ? nib_jinja_integer(index) : nib_jinja_string(part, length);
-        NIB_TRY(nib_jinja_subscript(render, *value, key, value));
+    for (size_t at = 0; at <= end;) {
+        const char *part = is_text ? path.string.bytes + at : NULL;
+        const char *dot = at < end ? memchr(part, '.', end - at) : NULL;
+        size_t length = dot != NULL ? (size_t)(dot - part) : end - at;
+        NIB_TRY(nib_jinja_subscript(render, *value, is_text ? path_key(part, length) : path, value));
+        if (value->kind == NIB_JINJA_UNDEFINED && fallback != NULL) *value = *fallback;
         at += length + 1;
     }
     return NIB_OK;

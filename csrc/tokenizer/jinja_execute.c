@@ -82,6 +82,14 @@ static nib_status capture(nib_jinja_render *render, const nib_jinja_nodes *body,
 
 /* ---- loops ---- */
 
+/* An empty scope for the next turn of a loop: the one of the turn before, unless a macro keeps it. */
+static nib_status next_turn(nib_jinja_render *render, nib_jinja_scope *around)
+{
+    if (render->scope->kept) return nib_jinja_push_scope(render, around);
+    render->scope->count = 0;
+    return NIB_OK;
+}
+
 /* The items of which `for target in items if filter` keeps those that pass. */
 static nib_status filter_items(nib_jinja_render *render, const nib_jinja_node *node, const nib_jinja_value **items,
                                size_t *count)
@@ -89,8 +97,9 @@ static nib_status filter_items(nib_jinja_render *render, const nib_jinja_node *n
     nib_jinja_value kept, passes;
     nib_jinja_scope *scope = render->scope;
     NIB_TRY(nib_jinja_new_sequence(render, NIB_JINJA_LIST, 0, &kept));
+    NIB_TRY(nib_jinja_push_scope(render, scope));
     for (size_t i = 0; i < *count; i++) {
-        NIB_TRY(nib_jinja_push_scope(render, scope));
+        NIB_TRY(next_turn(render, scope));
         NIB_TRY(assign(render, node->loop.target, (*items)[i]));
         NIB_TRY(nib_jinja_evaluate(render, node->loop.filter, &passes));
         if (nib_jinja_truthy(passes)) NIB_TRY(nib_jinja_push(render, kept, (*items)[i]));
@@ -110,8 +119,9 @@ static nib_status run_loop(nib_jinja_render *render, const nib_jinja_node *node,
     completion how = COMPLETED;
     NIB_TRY(nib_jinja_items(render, iterable, &loop->items, &loop->count));
     if (node->loop.filter != NULL) NIB_TRY(filter_items(render, node, &loop->items, &loop->count));
+    NIB_TRY(nib_jinja_push_scope(render, scope));
     for (loop->index = 0; loop->index < loop->count && how != BROKEN; loop->index++) {
-        NIB_TRY(nib_jinja_push_scope(render, scope));
+        NIB_TRY(next_turn(render, scope));
         NIB_TRY(nib_jinja_define(render, name_of("loop"), (nib_jinja_value){.kind = NIB_JINJA_LOOP, .loop = loop}));
         NIB_TRY(assign(render, node->loop.target, loop->items[loop->index]));
         NIB_TRY(run_body(render, &node->loop.body, &how));
@@ -156,6 +166,7 @@ static nib_status new_macro(nib_jinja_render *render, const nib_jinja_node *node
     if (macro == NULL) return nib_jinja_no_memory(render);
     macro->node = node;
     macro->scope = render->scope;
+    for (nib_jinja_scope *scope = render->scope; scope != NULL; scope = scope->parent) scope->kept = true;
     *value = (nib_jinja_value){.kind = NIB_JINJA_MACRO, .macro = macro};
     return NIB_OK;
 }

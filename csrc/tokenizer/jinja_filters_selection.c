@@ -38,8 +38,7 @@ static nib_status filter_map(nib_jinja_render *render, const nib_jinja_call *cal
         if (filter != NULL)
             NIB_TRY(nib_jinja_run_builtin(render, filter, items[i], &rest, &item));
         else
-            NIB_TRY(nib_jinja_path(render, items[i], *path, &item));
-        if (filter == NULL && fallback != NULL && item.kind == NIB_JINJA_UNDEFINED) item = *fallback;
+            NIB_TRY(nib_jinja_path(render, items[i], *path, fallback, &item));
         NIB_TRY(nib_jinja_push(render, *result, item));
     }
     return NIB_OK;
@@ -70,7 +69,7 @@ static nib_status keep(nib_jinja_render *render, const nib_jinja_call *call, boo
     NIB_TRY(nib_jinja_new_sequence(render, NIB_JINJA_GENERATOR, 0, result));
     for (size_t i = 0; i < count; i++) {
         nib_jinja_value subject = items[i];
-        if (by_attribute) NIB_TRY(nib_jinja_path(render, subject, path, &subject));
+        if (by_attribute) NIB_TRY(nib_jinja_path(render, subject, path, NULL, &subject));
         if (test != NULL) NIB_TRY(nib_jinja_run_builtin(render, test, subject, &rest, &subject));
         if (nib_jinja_truthy(subject) == passing) NIB_TRY(nib_jinja_push(render, *result, items[i]));
     }

@@ -73,7 +73,7 @@ static nib_status filter_join(nib_jinja_render *render, const nib_jinja_call *ca
     for (size_t i = 0; i < count; i++) {
         nib_jinja_value item = items[i];
         if (call->given[1] && call->values[1].kind != NIB_JINJA_NONE)
-            NIB_TRY(nib_jinja_path(render, item, call->values[1], &item));
+            NIB_TRY(nib_jinja_path(render, item, call->values[1], NULL, &item));
         if (i > 0) nib_jinja_text_str(&text, call->values[0]);
         nib_jinja_text_str(&text, item);
     }
@@ -109,34 +109,34 @@ static nib_status filter_items(nib_jinja_render *render, const nib_jinja_call *c
 }
 
 /* What sorting and grouping look at: the attribute of an item, in lower case unless case matters. */
-static nib_status key_of(nib_jinja_render *render, nib_jinja_value item, nib_jinja_value path, bool case_sensitive,
-                         nib_jinja_value *key)
+static nib_status key_of(nib_jinja_render *render, nib_jinja_value item, nib_jinja_value path,
+                         const nib_jinja_value *fallback, bool case_sensitive, nib_jinja_value *key)
 {
     *key = item;
     if (path.kind != NIB_JINJA_UNDEFINED && path.kind != NIB_JINJA_NONE)
-        NIB_TRY(nib_jinja_path(render, item, path, key));
+        NIB_TRY(nib_jinja_path(render, item, path, fallback, key));
     if (!case_sensitive && key->kind == NIB_JINJA_STRING)
         return nib_jinja_change_case(render, *key, NIB_JINJA_LOWER, key);
     return NIB_OK;
 }
 
 /* The keys of all items of a list, as a list. For sorting, "a,b" is the tuple of the attributes a and b. */
-static nib_status keys_of(nib_jinja_render *render, nib_jinja_value list, nib_jinja_value path, bool case_sensitive,
-                          nib_jinja_value *keys)
+static nib_status keys_of(nib_jinja_render *render, nib_jinja_value list, nib_jinja_value path,
+                          const nib_jinja_value *fallback, bool case_sensitive, nib_jinja_value *keys)
 {
     const char *comma = path.kind == NIB_JINJA_STRING ? memchr(path.string.bytes, ',', path.string.length) : NULL;
     NIB_TRY(nib_jinja_new_sequence(render, NIB_JINJA_LIST, list.sequence->count, keys));
     for (size_t i = 0; i < list.sequence->count; i++) {
         nib_jinja_value key, part, item = list.sequence->items[i];
         if (comma == NULL) {
-            NIB_TRY(key_of(render, item, path, case_sensitive, &key));
+            NIB_TRY(key_of(render, item, path, fallback, case_sensitive, &key));
         } else {
             NIB_TRY(nib_jinja_new_sequence(render, NIB_JINJA_TUPLE, 2, &key));
             for (size_t at = 0; at <= path.string.length;) {
                 const char *start = path.string.bytes + at;
                 const char *end = at < path.string.length ? memchr(start, ',', path.string.length - at) : NULL;
                 size_t length = end != NULL ? (size_t)(end - start) : path.string.length - at;
-                NIB_TRY(key_of(render, item, nib_jinja_string(start, length), case_sensitive, &part));
+                NIB_TRY(key_of(render, item, nib_jinja_string(start, length), fallback, case_sensitive, &part));
                 NIB_TRY(nib_jinja_push(render, key, part));
                 at += length + 1;
             }
@@ -146,18 +146,18 @@ static nib_status keys_of(nib_jinja_render *render, nib_jinja_value list, nib_ji
     return NIB_OK;
 }
 
-static nib_status sort_list(nib_jinja_render *render, nib_jinja_value list, nib_jinja_value path, bool case_sensitive,
-                            bool reverse)
+static nib_status sort_list(nib_jinja_render *render, nib_jinja_value list, nib_jinja_value path,
+                            const nib_jinja_value *fallback, bool case_sensitive, bool reverse)
 {
     nib_jinja_value keys;
-    NIB_TRY(keys_of(render, list, path, case_sensitive, &keys));
+    NIB_TRY(keys_of(render, list, path, fallback, case_sensitive, &keys));
     return nib_jinja_sort(render, keys.sequence->items, list.sequence->items, list.sequence->count, reverse);
 }
 
 static nib_status filter_sort(nib_jinja_render *render, const nib_jinja_call *call, nib_jinja_value *result)
 {
     NIB_TRY(copy_items(render, call->subject, NIB_JINJA_LIST, result));
-    return sort_list(render, *result, call->values[2], nib_jinja_truthy(call->values[1]),
+    return sort_list(render, *result, call->values[2], NULL, nib_jinja_truthy(call->values[1]),
                      nib_jinja_truthy(call->values[0]));
 }
 
@@ -169,7 +169,7 @@ static nib_status filter_dictsort(nib_jinja_render *render, const nib_jinja_call
     if (call->given[1] && !by_value && !nib_jinja_is_string(call->values[1], "key"))
         return nib_jinja_fail(render, "You can only sort by either \"key\" or \"value\"");
     NIB_TRY(pairs_of(render, call->subject.dict, NIB_JINJA_LIST, result));
-    return sort_list(render, *result, nib_jinja_integer(by_value), nib_jinja_truthy(call->values[0]),
+    return sort_list(render, *result, nib_jinja_integer(by_value), NULL, nib_jinja_truthy(call->values[0]),
                      nib_jinja_truthy(call->values[2]));
 }
 
@@ -177,7 +177,7 @@ static nib_status filter_unique(nib_jinja_render *render, const nib_jinja_call *
 {
     nib_jinja_value list, keys, seen;
     NIB_TRY(copy_items(render, call->subject, NIB_JINJA_LIST, &list));
-    NIB_TRY(keys_of(render, list, call->values[1], nib_jinja_truthy(call->values[0]), &keys));
+    NIB_TRY(keys_of(render, list, call->values[1], NULL, nib_jinja_truthy(call->values[0]), &keys));
     NIB_TRY(nib_jinja_new_dict(render, NIB_JINJA_DICT, &seen));
     NIB_TRY(nib_jinja_new_sequence(render, NIB_JINJA_GENERATOR, 0, result));
     for (size_t i = 0; i < list.sequence->count; i++) {
@@ -193,7 +193,7 @@ static nib_status extreme(nib_jinja_render *render, const nib_jinja_call *call, 
     nib_jinja_value list, keys;
     size_t best = 0;
     NIB_TRY(copy_items(render, call->subject, NIB_JINJA_LIST, &list));
-    NIB_TRY(keys_of(render, list, call->values[1], nib_jinja_truthy(call->values[0]), &keys));
+    NIB_TRY(keys_of(render, list, call->values[1], NULL, nib_jinja_truthy(call->values[0]), &keys));
     for (size_t i = 1; i < list.sequence->count; i++) {
         int order;
         NIB_TRY(nib_jinja_compare(render, wanted < 0 ? "<" : ">", keys.sequence->items[i], keys.sequence->items[best],
@@ -223,7 +223,7 @@ static nib_status filter_sum(nib_jinja_render *render, const nib_jinja_call *cal
     for (size_t i = 0; i < count; i++) {
         nib_jinja_value item = items[i];
         if (call->given[0] && call->values[0].kind != NIB_JINJA_NONE)
-            NIB_TRY(nib_jinja_path(render, item, call->values[0], &item));
+            NIB_TRY(nib_jinja_path(render, item, call->values[0], NULL, &item));
         NIB_TRY(nib_jinja_binary(render, NIB_JINJA_ADD, *result, item, result));
     }
     return NIB_OK;
@@ -277,17 +277,20 @@ static nib_status filter_groupby(nib_jinja_render *render, const nib_jinja_call 
 {
     nib_jinja_value list, keys, group = {0}, pair, shown;
     bool case_sensitive = nib_jinja_truthy(call->values[2]);
+    const nib_jinja_value *fallback =
+        call->given[1] && call->values[1].kind != NIB_JINJA_NONE ? &call->values[1] : NULL;
     NIB_TRY(copy_items(render, call->subject, NIB_JINJA_LIST, &list));
-    NIB_TRY(sort_list(render, list, call->values[0], case_sensitive, false));
-    NIB_TRY(keys_of(render, list, call->values[0], case_sensitive, &keys));
+    NIB_TRY(sort_list(render, list, call->values[0], fallback, case_sensitive, false));
+    NIB_TRY(keys_of(render, list, call->values[0], fallback, case_sensitive, &keys));
     NIB_TRY(nib_jinja_new_sequence(render, NIB_JINJA_LIST, 0, result));
     for (size_t i = 0; i < list.sequence->count; i++) {
         bool same = false;
         if (i > 0) NIB_TRY(nib_jinja_equal(render, keys.sequence->items[i - 1], keys.sequence->items[i], &same));
         if (!same) {
-            NIB_TRY(key_of(render, list.sequence->items[i], call->values[0], true, &shown));
+            NIB_TRY(key_of(render, list.sequence->items[i], call->values[0], fallback, true, &shown));
             NIB_TRY(nib_jinja_new_sequence(render, NIB_JINJA_LIST, 0, &group));
             NIB_TRY(new_pair(render, shown, group, &pair));
+            pair.sequence->is_group = true;
             NIB_TRY(nib_jinja_push(render, *result, pair));
         }
         NIB_TRY(nib_jinja_push(render, group, list.sequence->items[i]));

@@ -1,7 +1,7 @@
 /* The global functions of a chat template, and the methods of `loop` and of a cycler. */
 #include "tokenizer/jinja_render.h"
 
-#include <stdio.h>
+#include <math.h>
 #include <string.h>
 #include <time.h>
 
@@ -18,12 +18,12 @@ static nib_status global_range(nib_jinja_render *render, const nib_jinja_call *c
         bounds[given == 1 ? 1 : i] = part.kind == NIB_JINJA_BOOL ? part.boolean : part.integer;
     }
     if (bounds[2] == 0) return nib_jinja_fail(render, "range() arg 3 must not be zero");
-    NIB_TRY(nib_jinja_new_sequence(render, NIB_JINJA_RANGE, 0, result));
+    double length = ceil(((double)bounds[1] - (double)bounds[0]) / (double)bounds[2]);
+    if (length > MAX_RANGE)
+        return nib_jinja_fail(render, "Range too big. The sandbox blocks ranges larger than MAX_RANGE=%d.", MAX_RANGE);
+    NIB_TRY(nib_jinja_new_sequence(render, NIB_JINJA_RANGE, length > 0.0 ? (size_t)length : 0, result));
     memcpy(result->sequence->bounds, bounds, sizeof bounds);
     for (int64_t i = bounds[0]; bounds[2] > 0 ? i < bounds[1] : i > bounds[1];) {
-        if (result->sequence->count == MAX_RANGE)
-            return nib_jinja_fail(render, "Range too big. The sandbox blocks ranges larger than MAX_RANGE=%d.",
-                                  MAX_RANGE);
         NIB_TRY(nib_jinja_push(render, *result, nib_jinja_integer(i)));
         if (__builtin_add_overflow(i, bounds[2], &i)) break;
     }

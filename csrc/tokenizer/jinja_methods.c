@@ -425,6 +425,22 @@ static nib_status str_rjust(nib_jinja_render *render, const nib_jinja_call *call
     return pad(render, call, 2, result);
 }
 
+/* Zeros between the sign and the digits. */
+static nib_status str_zfill(nib_jinja_render *render, const nib_jinja_call *call, nib_jinja_value *result)
+{
+    int64_t width;
+    size_t length, sign;
+    nib_jinja_value string = call->subject;
+    nib_jinja_text text = {.render = render};
+    NIB_TRY(optional_integer(render, call, 0, 0, &width));
+    nib_jinja_length(string, &length);
+    sign = string.string.length > 0 && (*string.string.bytes == '-' || *string.string.bytes == '+');
+    nib_jinja_text_append(&text, string.string.bytes, sign);
+    for (int64_t i = (int64_t)length; i < width && text.status == NIB_OK; i++) nib_jinja_text_literal(&text, "0");
+    nib_jinja_text_append(&text, string.string.bytes + sign, string.string.length - sign);
+    return nib_jinja_text_finish(&text, result);
+}
+
 const nib_jinja_builtin nib_jinja_string_methods[] = {
     {"strip", "chars", 0, str_strip},
     {"lstrip", "chars", 0, str_lstrip},
@@ -452,5 +468,6 @@ const nib_jinja_builtin nib_jinja_string_methods[] = {
     {"ljust", "width fillchar", 1, str_ljust},
     {"center", "width fillchar", 1, str_center},
     {"rjust", "width fillchar", 1, str_rjust},
+    {"zfill", "width", 1, str_zfill},
     {NULL, NULL, 0, NULL},
 };

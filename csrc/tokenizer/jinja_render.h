@@ -16,6 +16,7 @@ struct nib_jinja_scope {
     nib_jinja_scope *parent;
     nib_jinja_variable *variables;
     size_t count, capacity;
+    bool kept; /* a macro sees it, so that a loop's next turn may not reuse it */
 };
 
 struct nib_jinja_render {
@@ -85,9 +86,10 @@ nib_status nib_jinja_subscript(nib_jinja_render *render, nib_jinja_value object,
 /* object[start:stop:step]; NONE for a part that is not given. */
 nib_status nib_jinja_slice(nib_jinja_render *render, nib_jinja_value object, const nib_jinja_value parts[3],
                            nib_jinja_value *value);
-/* "a.b.0" looked up part by part, as the filters with an attribute parameter do; an integer is an index. */
+/* "a.b.0" looked up part by part, as the filters with an attribute parameter do; an integer is an index. fallback, if
+ * not NULL, is taken wherever a part is undefined. */
 nib_status nib_jinja_path(nib_jinja_render *render, nib_jinja_value object, nib_jinja_value path,
-                          nib_jinja_value *value);
+                          const nib_jinja_value *fallback, nib_jinja_value *value);
 /* Byte offset of code point `index`, or the length. */
 size_t nib_jinja_codepoint_offset(nib_jinja_value string, size_t index);
 

@@ -70,6 +70,7 @@ struct nib_jinja_sequence {
     size_t count, capacity;
     size_t next;       /* GENERATOR, CYCLER: the next item to give out */
     int64_t bounds[3]; /* RANGE: start, stop, step, for its repr */
+    bool is_group;     /* TUPLE of groupby: .grouper and .list name its items */
 };
 
 /* Insertion-ordered; found by comparing keys in order, since the dicts of a conversation are small. Every comparison
