@@ -188,8 +188,8 @@ nib_status nib_jinja_items(nib_jinja_render *render, nib_jinja_value value, cons
     case NIB_JINJA_VIEW:
         break;
     case NIB_JINJA_GENERATOR:
-        *items = value.sequence->items + value.sequence->next;
         *count = value.sequence->count - value.sequence->next;
+        if (*count > 0) *items = value.sequence->items + value.sequence->next;
         value.sequence->next = value.sequence->count;
         return nib_jinja_charge(render, *count);
     default:
