@@ -476,7 +476,7 @@ static nib_status parse_argument(nib_jinja_parser *p, nib_jinja_call_arguments *
     return nib_jinja_add_node(p, &arguments->positional, value);
 }
 
-nib_status nib_jinja_parse_call_arguments(nib_jinja_parser *p, nib_jinja_call_arguments *arguments)
+static nib_status parse_call_arguments(nib_jinja_parser *p, nib_jinja_call_arguments *arguments)
 {
     NIB_TRY(nib_jinja_expect_operator(p, "("));
     for (bool first = true; !nib_jinja_at_operator(p, ")"); first = false) {
@@ -502,7 +502,7 @@ static nib_status parse_call(nib_jinja_parser *p, const nib_jinja_node *callee, 
     nib_jinja_node *call;
     NIB_TRY(nib_jinja_new_node(p, NIB_JINJA_NODE_CALL, nib_jinja_current(p)->line, &call));
     call->call.callee = callee;
-    NIB_TRY(nib_jinja_parse_call_arguments(p, &call->call.arguments));
+    NIB_TRY(parse_call_arguments(p, &call->call.arguments));
     NIB_TRY(nib_jinja_deepen(p, call, callee));
     *node = call;
     return deepen_arguments(p, call, &call->call.arguments);
@@ -546,7 +546,7 @@ nib_status nib_jinja_parse_filters(nib_jinja_parser *p, const nib_jinja_node *su
         NIB_TRY(parse_builtin_name(p, &filter->apply.name));
         filter->apply.subject = *node;
         filter->apply.builtin = nib_jinja_find_filter(filter->apply.name.bytes, filter->apply.name.length);
-        if (nib_jinja_at_operator(p, "(")) NIB_TRY(nib_jinja_parse_call_arguments(p, &filter->apply.arguments));
+        if (nib_jinja_at_operator(p, "(")) NIB_TRY(parse_call_arguments(p, &filter->apply.arguments));
         if (*node != NULL) NIB_TRY(nib_jinja_deepen(p, filter, *node));
         NIB_TRY(deepen_arguments(p, filter, &filter->apply.arguments));
         *node = filter;
@@ -578,7 +578,7 @@ static nib_status parse_test(nib_jinja_parser *p, const nib_jinja_node **node)
     test->apply.subject = *node;
     test->apply.builtin = nib_jinja_find_test(test->apply.name.bytes, test->apply.name.length);
     if (nib_jinja_at_operator(p, "(")) {
-        NIB_TRY(nib_jinja_parse_call_arguments(p, &test->apply.arguments));
+        NIB_TRY(parse_call_arguments(p, &test->apply.arguments));
     } else if (nib_jinja_at_name(p, "is")) {
         return nib_jinja_parse_fail(p, "You cannot chain multiple tests with is");
     } else if (at_bare_test_argument(p)) {

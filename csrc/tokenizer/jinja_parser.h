@@ -42,7 +42,6 @@ nib_status nib_jinja_parse_expression(nib_jinja_parser *parser, bool with_condit
 /* One expression, or a tuple without brackets. end_word: a name that ends it ("in", "recursive"), or NULL. */
 nib_status nib_jinja_parse_tuple(nib_jinja_parser *parser, bool with_condition, const char *end_word,
                                  const nib_jinja_node **node);
-nib_status nib_jinja_parse_call_arguments(nib_jinja_parser *parser, nib_jinja_call_arguments *arguments);
 /* name(...)|name|...: applied to subject, which is NULL for a block's text. pipe_first: "|" comes before the first
  * name. */
 nib_status nib_jinja_parse_filters(nib_jinja_parser *parser, const nib_jinja_node *subject, bool pipe_first,

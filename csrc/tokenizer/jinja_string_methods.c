@@ -1,4 +1,4 @@
-/* The methods of strings; those that ask what characters a string has are in jinja_predicates.c. */
+/* The methods of strings; those that ask what characters a string has are in jinja_string_predicates.c. */
 #include "tokenizer/jinja_render.h"
 
 #include "base/utf8.h"
