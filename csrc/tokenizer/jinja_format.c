@@ -1,4 +1,4 @@
-/* printf-style formatting: the % operator of strings. */
+/* printf-style formatting, which is the % operator of strings, and str.format without format specifications. */
 #include "tokenizer/jinja_render.h"
 
 #include <inttypes.h>
@@ -115,5 +115,56 @@ nib_status nib_jinja_percent_format(nib_jinja_render *render, nib_jinja_value fo
     }
     if (used < count && values.kind != NIB_JINJA_DICT)
         return nib_jinja_fail(render, "not all arguments converted during string formatting");
+    return nib_jinja_text_finish(&text, string);
+}
+
+/* The argument that a field names: "" is the next one, digits are a position, the rest a keyword. */
+static nib_status field_value(nib_jinja_render *render, const nib_jinja_arguments *arguments, nib_jinja_value field,
+                              size_t *next, nib_jinja_value *value)
+{
+    size_t position = *next, length = field.string.length;
+    bool is_position = length < 10;
+    if (length == 0) ++*next;
+    for (size_t i = 0; i < length && is_position; i++) {
+        is_position = field.string.bytes[i] >= '0' && field.string.bytes[i] <= '9';
+        position = (i > 0 ? 10 * position : 0) + (size_t)(field.string.bytes[i] - '0');
+    }
+    if (is_position && position < arguments->count) {
+        *value = arguments->positional[position];
+        return NIB_OK;
+    }
+    for (size_t i = 0; i < arguments->named_count && !is_position; i++) {
+        bool equal;
+        NIB_TRY(nib_jinja_equal(render, arguments->names[i], field, &equal));
+        *value = arguments->named[i];
+        if (equal) return NIB_OK;
+    }
+    return nib_jinja_fail(render,
+                          "format(): there is no argument for the field '%.*s'; only {}, {0} and {name} are known",
+                          (int)(length < 60 ? length : 60), field.string.bytes);
+}
+
+nib_status nib_jinja_brace_format(nib_jinja_render *render, nib_jinja_value format,
+                                  const nib_jinja_arguments *arguments, nib_jinja_value *string)
+{
+    nib_jinja_text text = {.render = render};
+    const char *bytes = format.string.bytes;
+    size_t next = 0, length = format.string.length;
+    for (size_t i = 0; i < length; i++) {
+        bool is_brace = bytes[i] == '{' || bytes[i] == '}';
+        bool doubled = is_brace && i + 1 < length && bytes[i + 1] == bytes[i];
+        if (!is_brace || doubled) {
+            nib_jinja_text_append(&text, bytes + i, 1);
+            i += doubled;
+            continue;
+        }
+        const char *end = bytes[i] == '{' ? memchr(bytes + i, '}', length - i) : NULL;
+        nib_jinja_value value;
+        if (end == NULL) return nib_jinja_fail(render, "format(): single '%c' in the format", bytes[i]);
+        size_t field = (size_t)(end - (bytes + i)) - 1;
+        NIB_TRY(field_value(render, arguments, nib_jinja_string(bytes + i + 1, field), &next, &value));
+        nib_jinja_text_str(&text, value);
+        i += field + 1;
+    }
     return nib_jinja_text_finish(&text, string);
 }

@@ -108,6 +108,9 @@ nib_status nib_jinja_write_json(nib_jinja_render *render, nib_jinja_value value,
 /* format % values, printf-style as Python's. */
 nib_status nib_jinja_percent_format(nib_jinja_render *render, nib_jinja_value format, nib_jinja_value values,
                                     nib_jinja_value *string);
+/* format.format(...), with the fields {}, {0} and {name}. */
+nib_status nib_jinja_brace_format(nib_jinja_render *render, nib_jinja_value format,
+                                  const nib_jinja_arguments *arguments, nib_jinja_value *string);
 
 /* ---- jinja_case.c ---- */
 typedef enum { NIB_JINJA_LOWER, NIB_JINJA_UPPER, NIB_JINJA_SWAP, NIB_JINJA_CAPITALIZE, NIB_JINJA_TITLE } nib_jinja_case;

@@ -441,6 +441,11 @@ static nib_status str_zfill(nib_jinja_render *render, const nib_jinja_call *call
     return nib_jinja_text_finish(&text, result);
 }
 
+static nib_status str_format(nib_jinja_render *render, const nib_jinja_call *call, nib_jinja_value *result)
+{
+    return nib_jinja_brace_format(render, call->subject, call->arguments, result);
+}
+
 const nib_jinja_builtin nib_jinja_string_methods[] = {
     {"strip", "chars", 0, str_strip},
     {"lstrip", "chars", 0, str_lstrip},
@@ -469,5 +474,6 @@ const nib_jinja_builtin nib_jinja_string_methods[] = {
     {"center", "width fillchar", 1, str_center},
     {"rjust", "width fillchar", 1, str_rjust},
     {"zfill", "width", 1, str_zfill},
+    {"format", "*", 0, str_format},
     {NULL, NULL, 0, NULL},
 };
