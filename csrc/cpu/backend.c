@@ -1,0 +1,155 @@
+#include "cpu/backend.h"
+#include "base/memory.h"
+#include "cpu/adamw.h"
+#include "cpu/attention.h"
+#include "cpu/backend_internal.h"
+#include "cpu/convert.h"
+#include "cpu/embedding.h"
+#include "cpu/glu.h"
+#include "cpu/linear.h"
+#include "cpu/linear_cross_entropy.h"
+#include "cpu/nf4.h"
+#include "cpu/rmsnorm.h"
+#include "cpu/rotary.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+
+/* Blocks come from mmap, so that pages that are never touched cost nothing and large ones may be huge pages. */
+static nib_status cpu_allocate(nib_ops *ops, const char *name, size_t bytes, void **block)
+{
+    (void)ops;
+    *block = NULL;
+    if (bytes == 0) return NIB_OK;
+    void *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED)
+        return NIB_FAIL(NIB_ERROR_MEMORY, "no memory for %s: %.2f GiB asked for", name, (double)bytes / (1 << 30));
+    madvise(memory, bytes, MADV_HUGEPAGE);
+    *block = memory;
+    return NIB_OK;
+}
+
+static void cpu_release(nib_ops *ops, void *block, size_t bytes)
+{
+    (void)ops;
+    if (block != NULL) munmap(block, bytes);
+}
+
+static nib_status cpu_copy(nib_ops *ops, void *to, const void *from, size_t bytes)
+{
+    (void)ops;
+    if (bytes > 0) memcpy(to, from, bytes);
+    return NIB_OK;
+}
+
+static nib_status cpu_zero(nib_ops *ops, void *block, size_t bytes)
+{
+    (void)ops;
+    if (bytes > 0) memset(block, 0, bytes);
+    return NIB_OK;
+}
+
+static nib_status cpu_synchronize(nib_ops *ops)
+{
+    (void)ops;
+    return NIB_OK;
+}
+
+static nib_status cpu_accumulate(nib_ops *ops, float *to, const float *from, int64_t n)
+{
+    (void)ops;
+#pragma omp parallel for simd schedule(static) if (n > 65536)
+    for (int64_t i = 0; i < n; i++) to[i] += from[i];
+    return NIB_OK;
+}
+
+static void detect(nib_cpu_context *context)
+{
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    context->avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    context->avx512 = context->avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    context->avx512_bf16 = context->avx512 && __builtin_cpu_supports("avx512bf16");
+#endif
+    context->bf16_matmul = context->avx512_bf16;
+}
+
+const char *nib_cpu_features(void)
+{
+    static char text[64];
+    nib_cpu_context context = {0};
+    detect(&context);
+    snprintf(text, sizeof text, "%s%s%s", context.avx2 ? "avx2" : "none", context.avx512 ? " avx512" : "",
+             context.avx512_bf16 ? " avx512-bf16" : "");
+    return text;
+}
+
+static const nib_ops table = {
+    .name = "cpu",
+    .allocate = cpu_allocate,
+    .release = cpu_release,
+    .upload = cpu_copy,
+    .download = cpu_copy,
+    .zero = cpu_zero,
+    .synchronize = cpu_synchronize,
+    .convert = nib_cpu_convert,
+    .accumulate = cpu_accumulate,
+    .embedding_forward = nib_cpu_embedding_forward,
+    .embedding_backward = nib_cpu_embedding_backward,
+    .rmsnorm_forward = nib_cpu_rmsnorm_forward,
+    .rmsnorm_backward = nib_cpu_rmsnorm_backward,
+    .rotary_table = nib_cpu_rotary_table,
+    .rotary = nib_cpu_rotary,
+    .attention_forward = nib_cpu_attention_forward,
+    .attention_backward = nib_cpu_attention_backward,
+    .attention_cached = nib_cpu_attention_cached,
+    .linear_forward = nib_cpu_linear_forward,
+    .linear_backward = nib_cpu_linear_backward,
+    .glu_forward = nib_cpu_glu_forward,
+    .glu_backward = nib_cpu_glu_backward,
+    .linear_cross_entropy = nib_cpu_linear_cross_entropy,
+    .logits = nib_cpu_logits,
+    .nf4_quantize = nib_cpu_nf4_quantize,
+    .nf4_quantize_absmax = nib_cpu_nf4_quantize_absmax,
+    .nf4_dequantize = nib_cpu_nf4_dequantize,
+    .global_norm = nib_cpu_global_norm,
+    .adamw = nib_cpu_adamw,
+};
+
+nib_status nib_cpu_backend_create(size_t scratch_bytes, nib_ops **out)
+{
+    *out = NULL;
+    nib_ops *ops = nib_calloc(1, sizeof *ops);
+    nib_cpu_context *context = nib_calloc(1, sizeof *context);
+    nib_status status = NIB_OK;
+    if (ops == NULL || context == NULL) {
+        nib_free(context);
+        nib_free(ops);
+        return NIB_FAIL(NIB_ERROR_MEMORY, "no memory for the CPU backend");
+    }
+    *ops = table;
+    ops->context = context;
+    ops->scratch = &context->scratch;
+    context->scratch = (nib_arena){.name = "scratch", .capacity = scratch_bytes};
+    detect(context);
+    void *block;
+    NIB_TRY_GOTO(cpu_allocate(ops, "scratch", scratch_bytes, &block), done);
+    context->scratch.block = block;
+    NIB_TRY_GOTO(nib_cpu_matmul_cache_create(&context->matmul), done);
+    *out = ops;
+done:
+    if (status != NIB_OK) nib_cpu_backend_free(ops);
+    return status;
+}
+
+void nib_cpu_backend_free(nib_ops *ops)
+{
+    if (ops == NULL) return;
+    nib_cpu_context *context = ops->context;
+    nib_cpu_matmul_cache_free(context->matmul);
+    cpu_release(ops, context->scratch.block, context->scratch.capacity);
+    nib_free(context);
+    nib_free(ops);
+}

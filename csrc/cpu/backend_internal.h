@@ -1,0 +1,25 @@
+/* What the CPU ops share; private to csrc/cpu. */
+#ifndef NIB_CPU_BACKEND_INTERNAL_H
+#define NIB_CPU_BACKEND_INTERNAL_H
+
+#include "cpu/matmul.h"
+#include "model/ops.h"
+
+typedef struct {
+    nib_cpu_matmul_cache *matmul;
+    nib_arena scratch;
+    bool avx2, avx512, avx512_bf16;
+    bool bf16_matmul; /* oneDNN multiplies bf16 with this CPU's own instructions */
+} nib_cpu_context;
+
+static inline nib_cpu_context *nib_cpu_context_of(nib_ops *ops) { return ops->context; }
+
+/* Functions marked so are compiled for each level and chosen when the program is loaded. */
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__) &&               \
+    !defined(__SANITIZE_THREAD__)
+#define NIB_CPU_CLONES __attribute__((target_clones("default", "arch=haswell", "arch=skylake-avx512")))
+#else
+#define NIB_CPU_CLONES
+#endif
+
+#endif

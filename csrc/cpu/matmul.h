@@ -1,0 +1,22 @@
+/* Dense matrix products by oneDNN.
+ * Every element is one sum over k in ascending order, whatever the number of threads (test_matmul.c holds oneDNN to
+ * that over the shapes in use), so results have the same bits at any thread count.
+ */
+#ifndef NIB_CPU_MATMUL_H
+#define NIB_CPU_MATMUL_H
+
+#include "model/ops.h"
+
+#include <stdbool.h>
+
+/* c [M, N] = op(a) op(b) (+ c, if accumulate); op(a) [M, K], op(b) [K, N], where op transposes if asked to.
+ * a and b are of one type, fp32 or bf16; c is fp32 or that type; sums are fp32. On a CPU without bf16 instructions bf16
+ * operands are widened to fp32 in blocks. Fails with NIB_ERROR_SHAPE for other types or mismatched sizes. */
+nib_status nib_cpu_matmul(nib_ops *ops, nib_matrix a, bool transpose_a, nib_matrix b, bool transpose_b, bool accumulate,
+                          nib_matrix c);
+
+typedef struct nib_cpu_matmul_cache nib_cpu_matmul_cache; /* primitives by shape */
+nib_status nib_cpu_matmul_cache_create(nib_cpu_matmul_cache **cache);
+void nib_cpu_matmul_cache_free(nib_cpu_matmul_cache *cache);
+
+#endif

@@ -1,0 +1,29 @@
+/* NF4 on the CPU: quantise, dequantise, and products with few rows that decode in registers. Contracts: model/ops.h. */
+#ifndef NIB_CPU_NF4_H
+#define NIB_CPU_NF4_H
+
+#include "model/ops.h"
+
+nib_status nib_cpu_nf4_quantize(nib_ops *ops, const float *weight, int64_t n, uint8_t *codes, float *absmax);
+nib_status nib_cpu_nf4_quantize_absmax(nib_ops *ops, const float *absmax, int64_t blocks, const float *nested_map,
+                                       uint8_t *absmax_codes, float *nested_absmax, float *nested_offset);
+nib_status nib_cpu_nf4_dequantize(nib_ops *ops, const nib_nf4 *weight, nib_matrix out);
+
+/* absmax of one block, exactly as bitsandbytes restores it: map[code] * nested + offset, each step rounded. */
+static inline float nib_cpu_nf4_absmax(const nib_nf4 *weight, int64_t block)
+{
+    if (weight->absmax != NULL) return weight->absmax[block];
+    float scaled = weight->nested_map[weight->absmax_codes[block]] * weight->nested_absmax[block >> 8];
+    return scaled + weight->nested_offset;
+}
+
+/* The 16 weights that a block of this absmax can hold, rounded to bf16: both in fp32 and as bits. */
+void nib_cpu_nf4_block_values(float absmax, float values[16]);
+
+#define NIB_CPU_MATVEC_ROWS 8
+/* y [M, n] = x [M, K] W^T for M <= NIB_CPU_MATVEC_ROWS and K a multiple of 64, without writing W to memory. x fp32 [M, K]
+ * dense, y fp32 with rows y_stride apart. W's weights are the bf16-rounded ones, as everywhere. */
+nib_status nib_cpu_nf4_matvec(nib_ops *ops, const nib_nf4 *weight, int64_t n, int64_t K, int64_t M, const float *x,
+                              float *y, int64_t y_stride);
+
+#endif
