@@ -14,6 +14,15 @@ typedef struct {
 
 static inline nib_cpu_context *nib_cpu_context_of(nib_ops *ops) { return ops->context; }
 
+#ifdef _OPENMP
+#include <omp.h>
+static inline int nib_cpu_threads(void) { return omp_get_max_threads(); }
+static inline int nib_cpu_thread(void) { return omp_get_thread_num(); }
+#else
+static inline int nib_cpu_threads(void) { return 1; }
+static inline int nib_cpu_thread(void) { return 0; }
+#endif
+
 /* Functions marked so are compiled for each level and chosen when the program is loaded. */
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__) &&               \
     !defined(__SANITIZE_THREAD__)

@@ -48,7 +48,8 @@ nib_status nib_cpu_logits(nib_ops *ops, nib_matrix x, nib_matrix head, float sof
     if (x.columns != head.columns)
         return NIB_FAIL(NIB_ERROR_SHAPE, "logits: x [%lld, %lld], head [%lld, %lld]", (long long)x.rows,
                         (long long)x.columns, (long long)head.rows, (long long)head.columns);
-    nib_matrix out = {.data = logits, .rows = x.rows, .columns = head.rows, .stride = head.rows, .dtype = NIB_DTYPE_F32};
+    nib_matrix out = {
+        .data = logits, .rows = x.rows, .columns = head.rows, .stride = head.rows, .dtype = NIB_DTYPE_F32};
     size_t mark = ops->scratch->used;
     int64_t step = head.dtype == x.dtype ? head.rows : HEAD_ROWS;
     for (int64_t first = 0; first < head.rows; first += step) {

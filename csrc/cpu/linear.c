@@ -1,7 +1,7 @@
 /* y = x W^T + bias + scale B (A x), for several weights W that read the same x.
  *
- * The weights of all parts are laid below each other in scratch (dequantised, or copied), so that the base is one matrix
- * product; likewise all A. B is small and goes part by part. Products are oneDNN's (cpu/matmul.h). */
+ * The weights of all parts are laid below each other in scratch (dequantised, or copied), so that the base is one
+ * matrix product; likewise all A. B is small and goes part by part. Products are oneDNN's (cpu/matmul.h). */
 #include "cpu/linear.h"
 #include "base/random.h"
 #include "cpu/backend_internal.h"
@@ -235,8 +235,7 @@ static nib_status lora_backward(nib_ops *ops, const nib_linear *linear, nib_matr
             if (dropout.p > 0.0f) apply_dropout(x, dropout, (int)p, dropped);
             NIB_TRY(lora_part_backward(ops, &part->lora, dropped, nib_matrix_columns(u, column, rank),
                                        nib_matrix_columns(dy, first, part->rows), du_p));
-            if (dx.data != NULL && dropout.p > 0.0f)
-                NIB_TRY(add_dropped(ops, du_p, part->lora.a, dropout, (int)p, dx));
+            if (dx.data != NULL && dropout.p > 0.0f) NIB_TRY(add_dropped(ops, du_p, part->lora.a, dropout, (int)p, dx));
         }
         first += part->rows;
         column += rank;
@@ -251,7 +250,10 @@ static nib_status lora_backward(nib_ops *ops, const nib_linear *linear, nib_matr
 static nib_status weight_backward(nib_ops *ops, const nib_linear_part *part, nib_matrix x, nib_matrix dy)
 {
     if (part->dweight != NULL) {
-        nib_matrix dw = {.data = part->dweight, .rows = part->rows, .columns = x.columns, .stride = x.columns,
+        nib_matrix dw = {.data = part->dweight,
+                         .rows = part->rows,
+                         .columns = x.columns,
+                         .stride = x.columns,
                          .dtype = NIB_DTYPE_F32};
         NIB_TRY(nib_cpu_matmul(ops, dy, true, x, false, true, dw));
     }

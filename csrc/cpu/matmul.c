@@ -6,13 +6,6 @@
 #include <oneapi/dnnl/dnnl.h>
 #include <string.h>
 
-#ifdef _OPENMP
-#include <omp.h>
-static int thread_count(void) { return omp_get_max_threads(); }
-#else
-static int thread_count(void) { return 1; }
-#endif
-
 /* Everything that oneDNN specialises its code for. */
 typedef struct {
     int64_t M, N, K, a_stride, b_stride, c_stride;
@@ -175,8 +168,8 @@ static nib_status multiply(nib_ops *ops, nib_matrix a, bool transpose_a, nib_mat
                       .accumulate = accumulate,
                       .a_type = (uint8_t)a.dtype,
                       .c_type = (uint8_t)c.dtype,
-                      .threads = thread_count()};
-    matmul_entry *entry;
+                      .threads = nib_cpu_threads()};
+    matmul_entry *entry = NULL;
     void *workspace;
     size_t mark = ops->scratch->used;
     NIB_TRY(find(cache, &key, &entry));
@@ -192,7 +185,8 @@ static nib_status multiply(nib_ops *ops, nib_matrix a, bool transpose_a, nib_mat
     dnnl_status_t status = dnnl_primitive_execute(entry->primitive, cache->stream, 4, arguments);
     if (status == dnnl_success) status = dnnl_stream_wait(cache->stream);
     nib_arena_reset(ops->scratch, mark);
-    if (status != dnnl_success) return NIB_FAIL(NIB_ERROR_INTERNAL, "matmul: oneDNN failed with status %d", (int)status);
+    if (status != dnnl_success)
+        return NIB_FAIL(NIB_ERROR_INTERNAL, "matmul: oneDNN failed with status %d", (int)status);
     return NIB_OK;
 }
 

@@ -37,7 +37,8 @@ static void block_to_bf16(const uint8_t *codes, const float values[16], int64_t 
 __attribute__((target("avx2"))) static void block_to_bf16_avx2(const uint8_t *codes, const float values[16],
                                                                nib_bf16 *out)
 {
-    __m256i first = _mm256_loadu_si256((const __m256i *)values), second = _mm256_loadu_si256((const __m256i *)values + 1);
+    __m256i first = _mm256_loadu_si256((const __m256i *)values),
+            second = _mm256_loadu_si256((const __m256i *)values + 1);
     __m256i packed = _mm256_packus_epi32(_mm256_srli_epi32(first, 16), _mm256_srli_epi32(second, 16));
     packed = _mm256_permute4x64_epi64(packed, 0xd8); /* 16 bf16 in order */
     __m128i a = _mm256_castsi256_si128(packed), b = _mm256_extracti128_si256(packed, 1);

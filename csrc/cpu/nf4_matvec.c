@@ -47,9 +47,8 @@ AVX512 static inline __m512 block_table(__m512 nf4, float absmax)
 }
 
 /* M is a constant at each call, so that the sums stay in registers. */
-AVX512 static inline __attribute__((always_inline)) void dot_m(const nib_nf4 *weight, int64_t first_block,
-                                                               int64_t blocks, int M, int64_t K, const float *x,
-                                                               float *y)
+AVX512 static inline __attribute__((always_inline)) void
+dot_m(const nib_nf4 *weight, int64_t first_block, int64_t blocks, int M, int64_t K, const float *x, float *y)
 {
     const __m512 nf4 = _mm512_loadu_ps(nib_nf4_values);
     __m512 sum[NIB_CPU_MATVEC_ROWS][2];
@@ -75,14 +74,30 @@ AVX512 static void dot_avx512(const nib_nf4 *weight, int64_t first_block, int64_
                               const float *x, float *y)
 {
     switch (M) {
-    case 1: dot_m(weight, first_block, blocks, 1, K, x, y); return;
-    case 2: dot_m(weight, first_block, blocks, 2, K, x, y); return;
-    case 3: dot_m(weight, first_block, blocks, 3, K, x, y); return;
-    case 4: dot_m(weight, first_block, blocks, 4, K, x, y); return;
-    case 5: dot_m(weight, first_block, blocks, 5, K, x, y); return;
-    case 6: dot_m(weight, first_block, blocks, 6, K, x, y); return;
-    case 7: dot_m(weight, first_block, blocks, 7, K, x, y); return;
-    default: dot_m(weight, first_block, blocks, 8, K, x, y); return;
+    case 1:
+        dot_m(weight, first_block, blocks, 1, K, x, y);
+        return;
+    case 2:
+        dot_m(weight, first_block, blocks, 2, K, x, y);
+        return;
+    case 3:
+        dot_m(weight, first_block, blocks, 3, K, x, y);
+        return;
+    case 4:
+        dot_m(weight, first_block, blocks, 4, K, x, y);
+        return;
+    case 5:
+        dot_m(weight, first_block, blocks, 5, K, x, y);
+        return;
+    case 6:
+        dot_m(weight, first_block, blocks, 6, K, x, y);
+        return;
+    case 7:
+        dot_m(weight, first_block, blocks, 7, K, x, y);
+        return;
+    default:
+        dot_m(weight, first_block, blocks, 8, K, x, y);
+        return;
     }
 }
 

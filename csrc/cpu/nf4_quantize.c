@@ -31,8 +31,7 @@ nib_status nib_cpu_nf4_quantize(nib_ops *ops, const float *weight, int64_t n, ui
 {
     (void)ops;
     float midpoint[15];
-    for (int i = 0; i < 15; i++)
-        midpoint[i] = (float)(((double)nib_nf4_values[i] + (double)nib_nf4_values[i + 1]) / 2);
+    for (int i = 0; i < 15; i++) midpoint[i] = (float)(((double)nib_nf4_values[i] + (double)nib_nf4_values[i + 1]) / 2);
 #pragma omp parallel for schedule(static) if (n > 65536)
     for (int64_t block = 0; block < (n + 63) / 64; block++) {
         int64_t first = block * 64;

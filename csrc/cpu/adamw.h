@@ -1,0 +1,11 @@
+/* The optimizer's ops on the CPU. Contracts: model/ops.h. */
+#ifndef NIB_CPU_ADAMW_H
+#define NIB_CPU_ADAMW_H
+
+#include "model/ops.h"
+
+nib_status nib_cpu_global_norm(nib_ops *ops, int count, float *const *array, const int64_t *length, double *norm);
+nib_status nib_cpu_adamw(nib_ops *ops, nib_adamw options, float gradient_scale, int64_t n, float *parameter,
+                         const float *gradient, float *first_moment, float *second_moment);
+
+#endif

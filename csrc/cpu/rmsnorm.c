@@ -1,0 +1,96 @@
+/* With r = 1 / sqrt(mean(x^2) + epsilon):  y = x r w,  dx = r (w dy - x r^2 mean(w dy x)). */
+#include "cpu/rmsnorm.h"
+#include "cpu/backend_internal.h"
+#include "cpu/vector.h"
+
+#include <math.h>
+
+#define MAX_COLUMNS 16384 /* a row is worked on in fp32 on the stack */
+
+static nib_status check(nib_matrix x, nib_matrix y)
+{
+    if (x.columns > MAX_COLUMNS || x.rows != y.rows || x.columns != y.columns || x.dtype != y.dtype)
+        return NIB_FAIL(NIB_ERROR_SHAPE, "rmsnorm: x [%lld, %lld], y [%lld, %lld], at most %d columns",
+                        (long long)x.rows, (long long)x.columns, (long long)y.rows, (long long)y.columns, MAX_COLUMNS);
+    return NIB_OK;
+}
+
+/* Sum of a[i] * b[i] in sixteen lanes. */
+NIB_INLINE float dot(const float *a, const float *b, int64_t n)
+{
+    nib_v16 sum = {0};
+    float tail = 0.0f;
+    int64_t i = 0;
+    for (; i + 16 <= n; i += 16) sum += *(const nib_v16 *)(a + i) * *(const nib_v16 *)(b + i);
+    for (; i < n; i++) tail += a[i] * b[i];
+    return nib_v16_sum(sum) + tail;
+}
+
+NIB_CPU_CLONES static void forward_row(void *x, const void *delta, nib_dtype dtype, int64_t C, const float *weight,
+                                       float epsilon, void *y)
+{
+    float row[MAX_COLUMNS], other[MAX_COLUMNS];
+    nib_load_row(x, dtype, C, row);
+    if (delta != NULL) {
+        nib_load_row(delta, dtype, C, other);
+        for (int64_t c = 0; c < C; c++) row[c] += other[c];
+        nib_store_row(row, dtype, C, x);
+        nib_load_row(x, dtype, C, row); /* the norm sees the rounded sum, which the backward pass sees too */
+    }
+    if (y == NULL) return;
+    float r = 1.0f / sqrtf(dot(row, row, C) / (float)C + epsilon);
+    for (int64_t c = 0; c < C; c++) row[c] = row[c] * r * weight[c];
+    nib_store_row(row, dtype, C, y);
+}
+
+nib_status nib_cpu_rmsnorm_forward(nib_ops *ops, nib_matrix x, const nib_matrix *delta, const float *weight,
+                                   float epsilon, nib_matrix y)
+{
+    (void)ops;
+    if (y.data != NULL) NIB_TRY(check(x, y));
+    if (delta != NULL) NIB_TRY(check(x, *delta));
+#pragma omp parallel for schedule(static)
+    for (int64_t t = 0; t < x.rows; t++)
+        forward_row(nib_row(x, t), delta == NULL ? NULL : nib_row(*delta, t), x.dtype, x.columns, weight, epsilon,
+                    y.data == NULL ? NULL : nib_row(y, t));
+    return NIB_OK;
+}
+
+NIB_CPU_CLONES static void backward_row(const void *x, nib_dtype dtype, int64_t C, const float *weight, float epsilon,
+                                        const void *dy, void *dx)
+{
+    float row[MAX_COLUMNS], gradient[MAX_COLUMNS], sum[MAX_COLUMNS];
+    nib_load_row(x, dtype, C, row);
+    nib_load_row(dy, dtype, C, gradient);
+    nib_load_row(dx, dtype, C, sum);
+    float r = 1.0f / sqrtf(dot(row, row, C) / (float)C + epsilon);
+    for (int64_t c = 0; c < C; c++) gradient[c] *= weight[c];
+    float along = dot(gradient, row, C) / (float)C * r * r;
+    for (int64_t c = 0; c < C; c++) sum[c] += r * (gradient[c] - row[c] * along);
+    nib_store_row(sum, dtype, C, dx);
+}
+
+/* dweight += sum over rows of dy x r, in order of rows. */
+static void weight_gradient(nib_matrix x, nib_matrix dy, float epsilon, float *dweight)
+{
+    float row[MAX_COLUMNS], gradient[MAX_COLUMNS];
+    for (int64_t t = 0; t < x.rows; t++) {
+        nib_load_row(nib_row(x, t), x.dtype, x.columns, row);
+        nib_load_row(nib_row(dy, t), dy.dtype, x.columns, gradient);
+        float r = 1.0f / sqrtf(dot(row, row, x.columns) / (float)x.columns + epsilon);
+        for (int64_t c = 0; c < x.columns; c++) dweight[c] += gradient[c] * row[c] * r;
+    }
+}
+
+nib_status nib_cpu_rmsnorm_backward(nib_ops *ops, nib_matrix x, const float *weight, float epsilon, nib_matrix dy,
+                                    nib_matrix dx, float *dweight)
+{
+    (void)ops;
+    NIB_TRY(check(x, dy));
+    NIB_TRY(check(x, dx));
+#pragma omp parallel for schedule(static)
+    for (int64_t t = 0; t < x.rows; t++)
+        backward_row(nib_row(x, t), x.dtype, x.columns, weight, epsilon, nib_row(dy, t), nib_row(dx, t));
+    if (dweight != NULL) weight_gradient(x, dy, epsilon, dweight);
+    return NIB_OK;
+}
