@@ -1,0 +1,114 @@
+#include "open.h"
+#include "base/file.h"
+#include "cpu/backend.h"
+#include "formats/tensor_set.h"
+
+#include <string.h>
+
+#define MAX_TEMPLATE_BYTES (4u << 20)
+#define SCRATCH_BYTES      ((size_t)256 << 20) /* touched only as far as ops need it */
+
+nib_status nib_open_backend(nib_device device, nib_ops **ops)
+{
+    *ops = NULL;
+    if (device == NIB_DEVICE_CUDA)
+        return NIB_FAIL(NIB_ERROR_DEVICE, "device \"cuda\": this build has no CUDA backend; build the preset cuda, or "
+                                          "use --device cpu");
+    return nib_cpu_backend_create(SCRATCH_BYTES, ops);
+}
+
+void nib_close_backend(nib_ops *ops)
+{
+    if (ops != NULL) nib_cpu_backend_free(ops);
+}
+
+nib_status nib_parse_device(const char *text, nib_device *device)
+{
+    static const char *const names[] = {"auto", "cpu", "cuda"};
+    for (int i = 0; i < 3; i++) {
+        if (strcmp(text, names[i]) != 0) continue;
+        *device = (nib_device)i;
+        return NIB_OK;
+    }
+    return NIB_FAIL(NIB_ERROR_USAGE, "--device %s: expected auto, cpu or cuda", text);
+}
+
+static bool is_gguf(const char *path)
+{
+    size_t length = strlen(path);
+    return length > 5 && strcmp(path + length - 5, ".gguf") == 0;
+}
+
+static nib_status has_tokenizer(const char *model, bool *has)
+{
+    *has = true;
+    if (!nib_file_is_folder(model)) return NIB_OK;
+    char *path = nib_path_join(model, "tokenizer.json");
+    if (path == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "%s: no memory for a path", model);
+    *has = nib_file_exists(path);
+    nib_free(path);
+    return NIB_OK;
+}
+
+static const char *token_text(const nib_tokenizer *tokenizer, int32_t id)
+{
+    const char *text = id < 0 ? NULL : nib_tokenizer_text(tokenizer, id);
+    return text == NULL ? "" : text;
+}
+
+nib_status nib_text_open(const char *model, const char *tokenizer, const char *chat_template, nib_text *text)
+{
+    *text = (nib_text){.bos_token = "", .eos_token = ""};
+    nib_status status = NIB_OK;
+    size_t length;
+    bool has = true;
+    if (tokenizer == NULL) NIB_TRY(has_tokenizer(model, &has));
+    if (!has) return NIB_OK;
+    NIB_TRY_GOTO(nib_tokenizer_open(tokenizer == NULL ? model : tokenizer, &text->tokenizer), done);
+    text->bos_token = token_text(text->tokenizer, nib_tokenizer_bos(text->tokenizer));
+    text->eos_token = token_text(text->tokenizer, nib_tokenizer_eos(text->tokenizer));
+    text->template_source = nib_tokenizer_chat_template(text->tokenizer);
+    if (chat_template != NULL) {
+        NIB_TRY_GOTO(nib_file_read(chat_template, MAX_TEMPLATE_BYTES, &text->template_file, &length), done);
+        text->template_source = text->template_file;
+    }
+    if (text->template_source != NULL)
+        status = nib_chat_template_compile(chat_template == NULL ? "chat_template" : chat_template,
+                                           text->template_source, &text->chat_template);
+done:
+    if (status != NIB_OK) nib_text_close(text);
+    return status;
+}
+
+void nib_text_close(nib_text *text)
+{
+    if (text->chat_template != NULL) nib_chat_template_free(text->chat_template);
+    if (text->tokenizer != NULL) nib_tokenizer_free(text->tokenizer);
+    nib_free(text->template_file);
+    *text = (nib_text){0};
+}
+
+nib_status nib_open_model_config(const char *path, nib_model_config *config)
+{
+    if (!is_gguf(path)) return nib_model_config_read(path, config);
+    nib_tensor_set *set;
+    NIB_TRY(nib_tensor_set_open(path, &set));
+    nib_status status = nib_model_config_from_gguf(path, nib_tensor_set_gguf(set), config);
+    nib_tensor_set_close(set);
+    return status;
+}
+
+nib_status nib_open_data(const nib_config *config, const nib_source_list *sources, const nib_text *text,
+                         int64_t vocabulary, nib_dataset **dataset)
+{
+    nib_data_options options = {
+        .max_length = config->data.max_length,
+        .over_long = (nib_over_long)config->data.over_long,
+        .train_on_all = config->data.train_on == 1,
+        .tokenizer = text->tokenizer,
+        .chat_template = text->chat_template,
+        .bos_token = text->bos_token,
+        .eos_token = text->eos_token,
+    };
+    return nib_dataset_load(sources->source, sources->count, &options, vocabulary, dataset);
+}

@@ -1,0 +1,32 @@
+/* What every command opens first: the backend, the tokenizer with its chat template, the data. */
+#ifndef NIB_RUNTIME_OPEN_H
+#define NIB_RUNTIME_OPEN_H
+
+#include "config.h"
+
+/* The backend of `device` (auto: the best there is). NIB_ERROR_DEVICE if this build or machine lacks it. */
+nib_status nib_open_backend(nib_device device, nib_ops **ops);
+void nib_close_backend(nib_ops *ops);
+/* "auto", "cpu", "cuda" of a command line. NIB_ERROR_USAGE. */
+nib_status nib_parse_device(const char *text, nib_device *device);
+
+/* Both NULL for a model folder without a tokenizer.json: then all rows have to be input_ids. */
+typedef struct {
+    nib_tokenizer *tokenizer;
+    nib_chat_template *chat_template; /* NULL: the model has none */
+    const char *template_source;      /* its text; lives in the tokenizer, or in template_file */
+    const char *bos_token, *eos_token;
+    char *template_file;
+} nib_text;
+
+/* model: M of cli.md. tokenizer, chat_template: paths that take precedence, or NULL. */
+nib_status nib_text_open(const char *model, const char *tokenizer, const char *chat_template, nib_text *text);
+void nib_text_close(nib_text *text);
+
+/* The model's configuration from its folder or GGUF, without opening its weights. */
+nib_status nib_open_model_config(const char *path, nib_model_config *config);
+/* Loads the sources under the data section's options. */
+nib_status nib_open_data(const nib_config *config, const nib_source_list *sources, const nib_text *text,
+                         int64_t vocabulary, nib_dataset **dataset);
+
+#endif
