@@ -5,6 +5,7 @@
 #include <string.h>
 
 static const nib_command *const commands[] = {
+    &nib_command_tokenize,
     NULL,
 };
 
