@@ -65,6 +65,12 @@ bool nib_token_list_append(nib_token_list *list, const int32_t *ids, size_t coun
     return true;
 }
 
+static int32_t model_id(const nib_bpe *bpe, const char *text, size_t length)
+{
+    int32_t id = nib_vocabulary_find(&bpe->vocabulary, text, length);
+    return id >= 0 && bpe->vocabulary.offsets[id] < bpe->model_bytes ? id : -1;
+}
+
 static uint64_t pair_of(int32_t left, int32_t right) { return (uint64_t)(uint32_t)left << 32 | (uint32_t)right; }
 
 static const nib_merge *find_merge(const nib_bpe *bpe, int32_t left, int32_t right)
@@ -104,7 +110,7 @@ void nib_bpe_find_bytes(nib_bpe *bpe)
             nib_buffer_codepoint(&text, nib_byte_character((uint8_t)byte));
         else
             nib_buffer_format(&text, "<0x%02X>", byte);
-        bpe->byte_id[byte] = text.failed ? -1 : nib_vocabulary_find(&bpe->vocabulary, text.data, text.length);
+        bpe->byte_id[byte] = text.failed ? -1 : model_id(bpe, text.data, text.length);
         nib_buffer_free(&text);
     }
 }
@@ -159,7 +165,7 @@ static size_t first_symbols(const nib_bpe *bpe, const char *text, size_t length,
             id = bpe->byte_id[(uint8_t)text[i]];
         } else {
             step = nib_utf8_decode(text + i, length - i, &codepoint);
-            id = nib_vocabulary_find(&bpe->vocabulary, text + i, step);
+            id = model_id(bpe, text + i, step);
         }
         if (id >= 0) {
             ids[count++] = id;
@@ -270,7 +276,7 @@ static nib_status encode_word(const nib_bpe *bpe, nib_bpe_worker *worker, const 
         else
             nib_buffer_append(key, text, length);
         if (key->failed) return NIB_FAIL(NIB_ERROR_MEMORY, "no memory to tokenize a word of %zu bytes", length);
-        worker->ids[0] = nib_vocabulary_find(&bpe->vocabulary, key->data, key->length);
+        worker->ids[0] = model_id(bpe, key->data, key->length);
         *count = 1;
         if (worker->ids[0] >= 0) return NIB_OK;
     }

@@ -14,7 +14,8 @@ typedef struct {
 
 typedef struct {
     nib_vocabulary vocabulary;
-    nib_merge *merges; /* open addressing, a power of two, at most half full; NULL: no merges */
+    size_t model_bytes; /* of vocabulary.bytes: texts behind are added tokens, which the model does not know */
+    nib_merge *merges;  /* open addressing, a power of two, at most half full; NULL: no merges */
     size_t merge_slots;
     bool byte_level;      /* symbols are bytes, written in the vocabulary in GPT-2's alphabet; else code points */
     bool ignore_merges;   /* a word that is in the vocabulary is its id, whatever the merges say */

@@ -322,6 +322,7 @@ nib_status nib_tokenizer_load_gguf(nib_tokenizer *t)
     NIB_TRY_GOTO(nib_gguf_parse(&file, &gguf), done);
     const char *model = nib_gguf_text(gguf, "tokenizer.ggml.model");
     NIB_TRY_GOTO(load_tokens(t, gguf), done);
+    t->bpe.model_bytes = t->bpe.vocabulary.bytes.length;
     if (model != NULL && strcmp(model, "gpt2") == 0)
         status = load_byte_level(t, gguf);
     else if (model != NULL && strcmp(model, "llama") == 0)

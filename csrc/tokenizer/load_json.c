@@ -102,6 +102,7 @@ static nib_status load_model(nib_tokenizer *t, const nib_json *root)
     NIB_TRY(nib_json_read_bool(t->path, model, "ignore_merges", false, &t->bpe.ignore_merges));
     NIB_TRY(nib_json_read_string(t->path, model, "unk_token", NULL, &unknown));
     NIB_TRY(load_vocabulary(t, model));
+    t->bpe.model_bytes = t->bpe.vocabulary.bytes.length;
     NIB_TRY(load_merges(t, model));
     if (unknown != NULL) {
         t->bpe.unknown = nib_vocabulary_find(&t->bpe.vocabulary, unknown, strlen(unknown));

@@ -87,7 +87,7 @@ nib_status nib_pattern_compile(const char *name, const char *source, size_t leng
         status = NIB_FAIL(NIB_ERROR_MEMORY, "%s: no memory for a pattern", name);
         goto done;
     }
-    uint32_t options = PCRE2_UTF | PCRE2_NEVER_BACKSLASH_C | (literal ? PCRE2_LITERAL : PCRE2_UCP);
+    uint32_t options = PCRE2_UTF | (literal ? PCRE2_LITERAL : PCRE2_UCP | PCRE2_NEVER_BACKSLASH_C);
     pattern->code = pcre2_compile((PCRE2_SPTR)text.data, text.length, options, &error, &at, NULL);
     if (pattern->code == NULL) {
         PCRE2_UCHAR message[256];
