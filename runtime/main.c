@@ -6,6 +6,7 @@
 
 static const nib_command *const commands[] = {
     &nib_command_tokenize,
+    &nib_command_render,
     NULL,
 };
 
