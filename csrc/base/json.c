@@ -257,6 +257,7 @@ static nib_status parse_value(parser *p, int depth, nib_json *value)
 nib_status nib_json_parse(const char *name, const char *text, size_t length, nib_json_options options, nib_pool *pool,
                           nib_json **root)
 {
+    if (length == 0) text = ""; /* an empty mapped file has no address */
     parser p = {
         .name = name, .start = text, .at = text, .end = text + length, .line = 1, .options = options, .pool = pool};
     size_t invalid = nib_utf8_invalid_at(text, length);
