@@ -1,0 +1,346 @@
+#include "checkpoint/checkpoint.h"
+#include "base/buffer.h"
+#include "base/file.h"
+#include "base/json.h"
+#include "base/log.h"
+#include "base/sha256.h"
+#include "formats/safetensors_writer.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define MAX_JSON_BYTES (1u << 20)
+#define PATH_BYTES     4096
+
+static const char *const files[] = {"state.json", "tensors.safetensors"};
+#define FILES 2
+
+static const struct {
+    const char *key;
+    size_t offset;
+} integers[] =
+    {
+        {"step", offsetof(nib_checkpoint_state, step)},
+        {"cursor", offsetof(nib_checkpoint_state, cursor)},
+        {"seed", offsetof(nib_checkpoint_state, seed)},
+        {"slots", offsetof(nib_checkpoint_state, slots)},
+        {"micro_batch_tokens", offsetof(nib_checkpoint_state, micro_batch_tokens)},
+        {"updates", offsetof(nib_checkpoint_state, updates)},
+        {"nonfinite_steps", offsetof(nib_checkpoint_state, nonfinite_steps)},
+        {"evaluations_since_best", offsetof(nib_checkpoint_state, evaluations_since_best)},
+        {"best_step", offsetof(nib_checkpoint_state, best_step)},
+},
+  hashes[] = {
+      {"config_hash", offsetof(nib_checkpoint_state, config_hash)},
+      {"base_hash", offsetof(nib_checkpoint_state, base_hash)},
+      {"tokenizer_hash", offsetof(nib_checkpoint_state, tokenizer_hash)},
+      {"data_hash", offsetof(nib_checkpoint_state, data_hash)},
+};
+#define COUNT(array) (sizeof(array) / sizeof((array)[0]))
+
+static nib_status path_of(char path[PATH_BYTES], const char *format, ...) __attribute__((format(printf, 2, 3)));
+static nib_status path_of(char path[PATH_BYTES], const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    int length = vsnprintf(path, PATH_BYTES, format, arguments);
+    va_end(arguments);
+    if (length >= PATH_BYTES) return NIB_FAIL(NIB_ERROR_IO, "%.100s...: path longer than %d bytes", path, PATH_BYTES);
+    return NIB_OK;
+}
+
+static nib_status write_state(const char *path, const nib_checkpoint_state *state)
+{
+    nib_buffer text = {0};
+    nib_buffer_text(&text, "{\n");
+    for (size_t i = 0; i < COUNT(integers); i++)
+        nib_buffer_format(&text, "  \"%s\": %" PRId64 ",\n", integers[i].key,
+                          *(const int64_t *)((const char *)state + integers[i].offset));
+    for (size_t i = 0; i < COUNT(hashes); i++)
+        nib_buffer_format(&text, "  \"%s\": \"%s\",\n", hashes[i].key, (const char *)state + hashes[i].offset);
+    nib_buffer_format(&text, "  \"best_loss\": %.17g,\n  \"finished\": %s\n}\n", state->best_loss,
+                      state->finished ? "true" : "false");
+    nib_status status = text.failed ? NIB_FAIL(NIB_ERROR_MEMORY, "%s: no memory to write it", path)
+                                    : nib_file_replace(path, text.data, text.length);
+    nib_buffer_free(&text);
+    return status;
+}
+
+static const char *const kinds[] = {"master", "first_moment", "second_moment"};
+
+static float *values_of(const nib_checkpoint_tensor *tensor, int kind)
+{
+    return kind == 0 ? tensor->master : kind == 1 ? tensor->first_moment : tensor->second_moment;
+}
+
+static nib_status write_tensors(const char *path, const nib_checkpoint_tensor *tensors, int count)
+{
+    nib_safetensors_writer *writer;
+    char name[512];
+    NIB_TRY(nib_safetensors_writer_begin(path, &writer));
+    nib_status status = NIB_OK;
+    for (int i = 0; i < count * 3; i++) {
+        const nib_checkpoint_tensor *tensor = &tensors[i / 3];
+        snprintf(name, sizeof name, "%s.%s", kinds[i % 3], tensor->name);
+        NIB_TRY_GOTO(nib_safetensors_writer_declare(writer, name, NIB_DTYPE_F32, 2,
+                                                    (const int64_t[]){tensor->rows, tensor->columns}),
+                     failed);
+    }
+    for (int i = 0; i < count * 3; i++)
+        NIB_TRY_GOTO(
+            nib_safetensors_writer_data(writer, values_of(&tensors[i / 3], i % 3),
+                                        (uint64_t)(tensors[i / 3].rows * tensors[i / 3].columns) * sizeof(float)),
+            failed);
+    return nib_safetensors_writer_finish(writer, NULL);
+failed:
+    nib_safetensors_writer_abandon(writer);
+    return status;
+}
+
+static nib_status write_manifest(const char *folder)
+{
+    char path[PATH_BYTES], hex[65];
+    nib_buffer text = {0};
+    nib_status status = NIB_OK;
+    nib_buffer_text(&text, "{\"files\": [");
+    for (int i = 0; i < FILES; i++) {
+        nib_file file;
+        NIB_TRY_GOTO(path_of(path, "%s/%s", folder, files[i]), done);
+        NIB_TRY_GOTO(nib_file_map(&file, path), done);
+        nib_sha256_of(file.data, file.size, hex);
+        nib_buffer_format(&text, "%s{\"name\": \"%s\", \"bytes\": %llu, \"sha256\": \"%s\"}", i == 0 ? "" : ", ",
+                          files[i], (unsigned long long)file.size, hex);
+        nib_file_unmap(&file);
+    }
+    nib_buffer_text(&text, "]}\n");
+    NIB_TRY_GOTO(path_of(path, "%s/manifest.json", folder), done);
+    status = text.failed ? NIB_FAIL(NIB_ERROR_MEMORY, "%s: no memory to write it", path)
+                         : nib_file_replace(path, text.data, text.length);
+done:
+    nib_buffer_free(&text);
+    return status;
+}
+
+nib_status nib_checkpoint_write(const char *folder, const nib_checkpoint_state *state,
+                                const nib_checkpoint_tensor *tensors, int count)
+{
+    char temporary[PATH_BYTES], final[PATH_BYTES], path[PATH_BYTES];
+    NIB_TRY(path_of(final, "%s/step-%" PRId64, folder, state->step));
+    NIB_TRY(path_of(temporary, "%s/step-%" PRId64 ".tmp-%ld", folder, state->step, (long)getpid()));
+    nib_status status = nib_file_make_folders(temporary);
+    if (status != NIB_OK) goto done;
+    NIB_TRY_GOTO(path_of(path, "%s/%s", temporary, files[0]), done);
+    NIB_TRY_GOTO(write_state(path, state), done);
+    NIB_TRY_GOTO(path_of(path, "%s/%s", temporary, files[1]), done);
+    NIB_TRY_GOTO(write_tensors(path, tensors, count), done);
+    NIB_TRY_GOTO(write_manifest(temporary), done);
+    NIB_TRY_GOTO(nib_file_sync_folder(temporary), done);
+    /* The same step twice (a last step that is also a periodic one, or a damaged folder): the newer one stays. */
+    if (nib_file_exists(final)) NIB_TRY_GOTO(nib_file_remove_tree(final), done);
+    if (rename(temporary, final) != 0) {
+        status = NIB_FAIL(NIB_ERROR_IO, "%s: cannot be renamed to %s: %s", temporary, final, strerror(errno));
+        goto done;
+    }
+    status = nib_file_sync_folder(folder);
+done:
+    if (status != NIB_OK) {
+        char message[1024];
+        snprintf(message, sizeof message, "%s", nib_error_message());
+        (void)nib_file_remove_tree(temporary); /* best effort: prune removes leftovers too */
+        return NIB_FAIL(status, "checkpoint of step %" PRId64 " was not written, older ones are intact: %s",
+                        state->step, message);
+    }
+    return NIB_OK;
+}
+
+/* Step of a folder "step-N"; -1 for any other name. */
+static int64_t step_of(const char *name)
+{
+    char *end;
+    if (strncmp(name, "step-", 5) != 0 || name[5] < '0' || name[5] > '9') return -1;
+    errno = 0;
+    int64_t step = strtoll(name + 5, &end, 10);
+    return *end == 0 && errno == 0 ? step : -1;
+}
+
+/* All steps of the folder, highest first; free with nib_free. leftovers: also remove folders of dead writers. */
+static nib_status list_steps(const char *folder, bool leftovers, int64_t **steps, size_t *count)
+{
+    size_t capacity = 0;
+    *steps = NULL;
+    *count = 0;
+    DIR *directory = opendir(folder);
+    if (directory == NULL && errno == ENOENT) return NIB_OK;
+    if (directory == NULL) return NIB_FAIL(NIB_ERROR_IO, "%s: cannot be listed: %s", folder, strerror(errno));
+    nib_status status = NIB_OK;
+    for (const struct dirent *entry; status == NIB_OK && (entry = readdir(directory)) != NULL;) {
+        int64_t step = step_of(entry->d_name);
+        char path[PATH_BYTES];
+        if (step < 0 && leftovers && strncmp(entry->d_name, "step-", 5) == 0 && strstr(entry->d_name, ".tmp-")) {
+            status = path_of(path, "%s/%s", folder, entry->d_name);
+            if (status == NIB_OK) status = nib_file_remove_tree(path);
+        } else if (step >= 0 && !nib_grow(steps, &capacity, *count + 1, sizeof **steps)) {
+            status = NIB_FAIL(NIB_ERROR_MEMORY, "%s: no memory to list it", folder);
+        } else if (step >= 0) {
+            size_t at = (*count)++;
+            for (; at > 0 && (*steps)[at - 1] < step; at--) (*steps)[at] = (*steps)[at - 1];
+            (*steps)[at] = step;
+        }
+    }
+    closedir(directory);
+    if (status != NIB_OK) nib_free(*steps);
+    if (status != NIB_OK) *steps = NULL;
+    return status;
+}
+
+nib_status nib_checkpoint_prune(const char *folder, int64_t keep)
+{
+    int64_t *steps;
+    size_t count;
+    char path[PATH_BYTES];
+    NIB_TRY(list_steps(folder, true, &steps, &count));
+    nib_status status = NIB_OK;
+    for (size_t i = (size_t)keep; i < count && status == NIB_OK; i++) {
+        status = path_of(path, "%s/step-%" PRId64, folder, steps[i]);
+        if (status == NIB_OK) status = nib_file_remove_tree(path);
+    }
+    nib_free(steps);
+    return status;
+}
+
+static nib_status verify_file(const char *folder, const char *manifest, const nib_json *entry, const char *expected)
+{
+    char path[PATH_BYTES], hex[65];
+    const char *name, *want;
+    int64_t bytes;
+    nib_file file;
+    NIB_TRY(nib_json_read_string(manifest, entry, "name", "", &name));
+    NIB_TRY(nib_json_read_string(manifest, entry, "sha256", "", &want));
+    NIB_TRY(nib_json_read_int(manifest, entry, "bytes", 0, INT64_MAX, -1, &bytes));
+    if (strcmp(name, expected) != 0)
+        return NIB_FAIL(NIB_ERROR_DATA, "%s: file \"%s\", expected \"%s\"", manifest, name, expected);
+    NIB_TRY(path_of(path, "%s/%s", folder, name));
+    NIB_TRY(nib_file_map(&file, path));
+    nib_sha256_of(file.data, file.size, hex);
+    nib_status status = NIB_OK;
+    if ((int64_t)file.size != bytes || strcmp(hex, want) != 0)
+        status = NIB_FAIL(NIB_ERROR_DATA, "%s: %llu bytes with SHA-256 %.12s..., expected %lld with %.12s...", path,
+                          (unsigned long long)file.size, hex, (long long)bytes, want);
+    nib_file_unmap(&file);
+    return status;
+}
+
+static nib_status read_json(const char *path, nib_pool *pool, const nib_json **root)
+{
+    char *text;
+    size_t length;
+    nib_json *parsed = NULL;
+    NIB_TRY(nib_file_read(path, MAX_JSON_BYTES, &text, &length));
+    nib_status status = nib_json_parse(path, text, length, (nib_json_options){0}, pool, &parsed);
+    nib_free(text);
+    *root = parsed;
+    return status;
+}
+
+static nib_status read_state(const char *path, nib_checkpoint_state *state)
+{
+    nib_pool pool = {0};
+    const nib_json *root;
+    nib_status status = read_json(path, &pool, &root);
+    if (status != NIB_OK) goto done;
+    for (size_t i = 0; i < COUNT(integers); i++)
+        NIB_TRY_GOTO(nib_json_read_int(path, root, integers[i].key, -1, INT64_MAX, -1,
+                                       (int64_t *)((char *)state + integers[i].offset)),
+                     done);
+    for (size_t i = 0; i < COUNT(hashes); i++) {
+        const char *hex;
+        NIB_TRY_GOTO(nib_json_read_string(path, root, hashes[i].key, "", &hex), done);
+        snprintf((char *)state + hashes[i].offset, 65, "%s", hex);
+    }
+    NIB_TRY_GOTO(nib_json_read_double(path, root, "best_loss", 0, &state->best_loss), done);
+    status = nib_json_read_bool(path, root, "finished", false, &state->finished);
+done:
+    nib_pool_free(&pool);
+    return status;
+}
+
+static nib_status verify(const char *folder, int64_t step, nib_checkpoint_state *state)
+{
+    char path[PATH_BYTES], inner[PATH_BYTES];
+    nib_pool pool = {0};
+    const nib_json *root;
+    NIB_TRY(path_of(inner, "%s/step-%" PRId64, folder, step));
+    NIB_TRY(path_of(path, "%s/manifest.json", inner));
+    nib_status status = read_json(path, &pool, &root);
+    if (status != NIB_OK) goto done;
+    const nib_json *list = nib_json_get(root, "files");
+    if (!nib_json_is(list, NIB_JSON_ARRAY) || list->length != FILES) {
+        status = NIB_FAIL(NIB_ERROR_DATA, "%s: expected a list \"files\" of %d", path, FILES);
+        goto done;
+    }
+    const nib_json *entry = list->first;
+    for (int i = 0; i < FILES; i++, entry = entry->next) NIB_TRY_GOTO(verify_file(inner, path, entry, files[i]), done);
+    NIB_TRY_GOTO(path_of(path, "%s/%s", inner, files[0]), done);
+    NIB_TRY_GOTO(read_state(path, state), done);
+    if (state->step != step)
+        status = NIB_FAIL(NIB_ERROR_DATA, "%s: step %" PRId64 ", expected %" PRId64, path, state->step, step);
+done:
+    nib_pool_free(&pool);
+    return status;
+}
+
+nib_status nib_checkpoint_latest(const char *folder, int64_t *step, nib_checkpoint_state *state)
+{
+    int64_t *steps;
+    size_t count;
+    *step = -1;
+    NIB_TRY(list_steps(folder, false, &steps, &count));
+    nib_status status = NIB_OK;
+    for (size_t i = 0; i < count && *step < 0; i++) {
+        status = verify(folder, steps[i], state);
+        if (status == NIB_OK) {
+            *step = steps[i];
+        } else if (status == NIB_ERROR_DATA) {
+            nib_warn("checkpoint of step %" PRId64 " is damaged and passed over: %s", steps[i], nib_error_message());
+            status = NIB_OK;
+        } else {
+            break;
+        }
+    }
+    nib_free(steps);
+    return status;
+}
+
+nib_status nib_checkpoint_read(const char *folder, int64_t step, const nib_checkpoint_tensor *tensors, int count)
+{
+    char path[PATH_BYTES], name[512];
+    nib_tensor_set *set;
+    NIB_TRY(path_of(path, "%s/step-%" PRId64 "/%s", folder, step, files[1]));
+    NIB_TRY(nib_tensor_set_open(path, &set));
+    nib_status status = NIB_OK;
+    if (nib_tensor_set_count(set) != (size_t)count * 3) {
+        status = NIB_FAIL(NIB_ERROR_DATA, "%s: %zu tensors, expected %d", path, nib_tensor_set_count(set), count * 3);
+        goto done;
+    }
+    for (int i = 0; i < count * 3; i++) {
+        const nib_checkpoint_tensor *tensor = &tensors[i / 3];
+        snprintf(name, sizeof name, "%s.%s", kinds[i % 3], tensor->name);
+        const nib_tensor_view *view = nib_tensor_set_find(set, name);
+        if (view == NULL || view->dtype != NIB_DTYPE_F32) {
+            status =
+                NIB_FAIL(NIB_ERROR_DATA, "%s: no F32 tensor \"%s\"; was it written for another model?", path, name);
+            goto done;
+        }
+        NIB_TRY_GOTO(nib_tensor_expect_shape(view, 2, tensor->rows, tensor->columns), done);
+        memcpy(values_of(tensor, i % 3), view->data, view->bytes);
+    }
+done:
+    nib_tensor_set_close(set);
+    return status;
+}
