@@ -1,0 +1,18 @@
+/* One optimizer step over all parameters of a model: global norm, clipping, AdamW, refresh of the copies. */
+#ifndef NIB_OPTIMIZER_H
+#define NIB_OPTIMIZER_H
+
+#include "model/model.h"
+
+typedef struct {
+    nib_adamw adamw;
+    double max_norm; /* gradients are scaled by min(1, max_norm / (norm + 1e-6)); 0: no clipping */
+} nib_optimizer_options;
+
+/* Gradients of all parameters to zero. */
+nib_status nib_optimizer_zero(nib_ops *ops, nib_model *model);
+/* *norm: the global norm before clipping. If it is NaN or Inf nothing is changed and *finite is false. */
+nib_status nib_optimizer_step(nib_ops *ops, nib_model *model, const nib_optimizer_options *options, double *norm,
+                              bool *finite);
+
+#endif
