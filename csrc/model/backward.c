@@ -1,0 +1,87 @@
+/* The backward pass, bottom to top: forward.c read in reverse. Norm outputs and h are computed again; gate_up, or the
+ * whole layer but its last linear, too if the recompute policy says so. */
+#include "model/model_internal.h"
+
+/* dx of the layer's output becomes dx of the feed-forward block's input. */
+static nib_status backward_ffn(nib_model *model, int64_t l, uint64_t dropout_key)
+{
+    nib_ops *ops = model->ops;
+    const nib_model_config *c = &model->config;
+    const nib_layer *layer = &model->layers[l];
+    nib_activations *a = &model->activations;
+    nib_layer_saves *s = &a->layer[l];
+
+    if (a->recompute == NIB_RECOMPUTE_NONE)
+        NIB_TRY(ops->rmsnorm_forward(ops, s->middle, NULL, layer->ffn_norm, c->norm_epsilon, a->normed));
+    NIB_TRY(ops->glu_forward(ops, c->activation, s->gate_up, a->h));
+    NIB_TRY(ops->linear_backward(ops, &layer->down, a->h, nib_forward_dropout(model, l, 3, dropout_key), s->u_down,
+                                 a->dx, false, a->dh));
+    NIB_TRY(ops->glu_backward(ops, c->activation, a->dh, s->gate_up));
+    NIB_TRY(ops->linear_backward(ops, &layer->gate_up, a->normed, nib_forward_dropout(model, l, 2, dropout_key),
+                                 s->u_gate_up, s->gate_up, false, a->delta));
+    return ops->rmsnorm_backward(ops, s->middle, layer->ffn_norm, c->norm_epsilon, a->delta, a->dx, layer->dffn_norm);
+}
+
+/* dx of the attention block's output becomes dx of the layer's input; not needed below the first layer if the
+ * embedding is frozen. */
+static nib_status backward_attention(nib_model *model, int64_t l, nib_tree tree, uint64_t dropout_key)
+{
+    nib_ops *ops = model->ops;
+    const nib_model_config *c = &model->config;
+    const nib_layer *layer = &model->layers[l];
+    nib_activations *a = &model->activations;
+    nib_layer_saves *s = &a->layer[l];
+    int64_t HD = c->head_dim, queries = c->heads * HD, keys = c->kv_heads * HD;
+    nib_matrix q = nib_matrix_columns(s->qkv, 0, queries), dq = nib_matrix_columns(a->dqkv, 0, queries);
+    nib_matrix k = nib_matrix_columns(s->qkv, queries, keys), dk = nib_matrix_columns(a->dqkv, queries, keys);
+    nib_matrix v = nib_matrix_columns(s->qkv, queries + keys, keys);
+    nib_matrix dv = nib_matrix_columns(a->dqkv, queries + keys, keys);
+    bool input = l > 0 || model->options.full;
+
+    NIB_TRY(ops->linear_backward(ops, &layer->output, s->attention, nib_forward_dropout(model, l, 1, dropout_key),
+                                 s->u_output, a->dx, false, a->dattention));
+    NIB_TRY(ops->attention_backward(ops, nib_forward_attention_shape(model), tree, q, k, v, s->attention, s->lse,
+                                    a->dattention, dq, dk, dv));
+    NIB_TRY(ops->rotary(ops, dq, c->heads, HD, a->rotary, HD / 2, true));
+    NIB_TRY(ops->rotary(ops, dk, c->kv_heads, HD, a->rotary, HD / 2, true));
+    NIB_TRY(ops->rmsnorm_forward(ops, s->residual, NULL, layer->attention_norm, c->norm_epsilon, a->normed));
+    NIB_TRY(ops->linear_backward(ops, &layer->qkv, a->normed, nib_forward_dropout(model, l, 0, dropout_key), s->u_qkv,
+                                 a->dqkv, false, input ? a->delta : (nib_matrix){0}));
+    if (!input) return NIB_OK;
+    return ops->rmsnorm_backward(ops, s->residual, layer->attention_norm, c->norm_epsilon, a->delta, a->dx,
+                                 layer->dattention_norm);
+}
+
+static nib_status recompute_layer(nib_model *model, int64_t l, nib_tree tree, uint64_t dropout_key)
+{
+    nib_activations *a = &model->activations;
+    if (a->recompute == NIB_RECOMPUTE_NONE) return NIB_OK;
+    if (a->recompute == NIB_RECOMPUTE_GATE_UP) return nib_forward_gate_up(model, l, NULL, dropout_key);
+    NIB_TRY(nib_forward_attention(model, l, tree, NULL, dropout_key));
+    return nib_forward_gate_up(model, l, &a->delta, dropout_key);
+}
+
+nib_status nib_model_train_batch(nib_model *model, const nib_micro_batch *batch, nib_step_options options, float *nll)
+{
+    nib_ops *ops = model->ops;
+    const nib_model_config *c = &model->config;
+    nib_activations *a = &model->activations;
+    nib_targets targets = {batch->N, a->target_row, a->target_label, a->target_weight};
+    nib_tree tree = nib_forward_tree(model, batch);
+    if (batch->N == 0) return NIB_OK;
+
+    NIB_TRY(nib_forward(model, batch, options.dropout_key));
+    NIB_TRY(ops->linear_cross_entropy(ops, a->normed, model->head, 0.0f, targets, options.gradient_scale, a->nll,
+                                      a->delta, model->dhead));
+    NIB_TRY(ops->zero(ops, a->dx.data, (size_t)(a->dx.rows * a->dx.stride * nib_dtype_block_bytes(a->dx.dtype))));
+    NIB_TRY(ops->rmsnorm_backward(ops, a->layer[c->layers].residual, model->final_norm, c->norm_epsilon, a->delta,
+                                  a->dx, model->dfinal_norm));
+    for (int64_t l = c->layers - 1; l >= 0; l--) {
+        NIB_TRY(recompute_layer(model, l, tree, options.dropout_key));
+        NIB_TRY(backward_ffn(model, l, options.dropout_key));
+        NIB_TRY(backward_attention(model, l, tree, options.dropout_key));
+    }
+    if (model->dembedding != NULL)
+        NIB_TRY(ops->embedding_backward(ops, a->token, a->dx, 1.0f, model->dembedding));
+    return ops->download(ops, nll, a->nll, (size_t)batch->N * sizeof(float));
+}

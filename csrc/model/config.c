@@ -1,0 +1,217 @@
+#include "model/config.h"
+#include "base/json.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#define MAX_CONFIG_BYTES ((size_t)16 * 1024 * 1024)
+#define LIMIT ((int64_t)1 << 24) /* no dimension of a real model is larger */
+
+/* Architectures of config.json and of GGUF that this forward pass computes. */
+static const char *const llama_like[] = {"llama", "mistral"};
+
+static nib_status check_family(const char *path, const char *family, nib_model_config *config)
+{
+    for (size_t i = 0; i < sizeof llama_like / sizeof *llama_like; i++)
+        if (family != NULL && strcmp(family, llama_like[i]) == 0) {
+            snprintf(config->family, sizeof config->family, "%s", family);
+            return NIB_OK;
+        }
+    return NIB_FAIL(NIB_ERROR_DATA, "%s: model type \"%s\" is not supported; expected llama or mistral", path,
+                    family == NULL ? "(none)" : family);
+}
+
+/* Relations that the forward pass relies on. */
+static nib_status check_sizes(const char *path, const nib_model_config *c)
+{
+    if (c->heads % c->kv_heads != 0)
+        return NIB_FAIL(NIB_ERROR_DATA, "%s: %lld attention heads are no multiple of %lld key/value heads", path,
+                        (long long)c->heads, (long long)c->kv_heads);
+    if (c->head_dim % 2 != 0 || c->head_dim > 256)
+        return NIB_FAIL(NIB_ERROR_DATA, "%s: head_dim is %lld, expected an even number up to 256", path,
+                        (long long)c->head_dim);
+    if (!(c->norm_epsilon > 0) || !(c->rope_theta > 0) || !(c->rope_factor > 0))
+        return NIB_FAIL(NIB_ERROR_DATA, "%s: norm epsilon %g, rope theta %g and factor %g must be positive", path,
+                        (double)c->norm_epsilon, c->rope_theta, c->rope_factor);
+    return NIB_OK;
+}
+
+static nib_status read_rope(const char *path, const nib_json *root, nib_model_config *c)
+{
+    /* Before 2025: rope_theta and rope_scaling; since then both in rope_parameters. */
+    const nib_json *scaling = nib_json_get(root, "rope_parameters");
+    const char *kind, *old_kind;
+    c->rope_factor = 1.0;
+    NIB_TRY(nib_json_read_double(path, root, "rope_theta", 10000.0, &c->rope_theta));
+    if (!nib_json_is(scaling, NIB_JSON_OBJECT)) scaling = nib_json_get(root, "rope_scaling");
+    if (!nib_json_is(scaling, NIB_JSON_OBJECT)) return NIB_OK;
+    NIB_TRY(nib_json_read_double(path, scaling, "rope_theta", c->rope_theta, &c->rope_theta));
+    NIB_TRY(nib_json_read_string(path, scaling, "type", "default", &old_kind));
+    NIB_TRY(nib_json_read_string(path, scaling, "rope_type", old_kind, &kind));
+    if (strcmp(kind, "default") == 0) return NIB_OK;
+    NIB_TRY(nib_json_read_double(path, scaling, "factor", 1.0, &c->rope_factor));
+    if (strcmp(kind, "linear") == 0) {
+        c->rope = NIB_ROPE_LINEAR;
+        return NIB_OK;
+    }
+    if (strcmp(kind, "llama3") != 0)
+        return NIB_FAIL(NIB_ERROR_DATA, "%s:%u: rope type \"%s\" is not supported; expected default, linear or llama3",
+                        path, scaling->line, kind);
+    c->rope = NIB_ROPE_LLAMA3;
+    NIB_TRY(nib_json_read_double(path, scaling, "low_freq_factor", 1.0, &c->rope_low_frequency));
+    NIB_TRY(nib_json_read_double(path, scaling, "high_freq_factor", 4.0, &c->rope_high_frequency));
+    NIB_TRY(nib_json_read_int(path, scaling, "original_max_position_embeddings", 1, LIMIT, 8192,
+                              &c->rope_original_positions));
+    if (!(c->rope_high_frequency > c->rope_low_frequency) || !(c->rope_low_frequency > 0))
+        return NIB_FAIL(NIB_ERROR_DATA, "%s:%u: low_freq_factor %g must be positive and below high_freq_factor %g", path,
+                        scaling->line, c->rope_low_frequency, c->rope_high_frequency);
+    return NIB_OK;
+}
+
+/* One id or an array of ids. */
+static nib_status read_eos(const char *path, const nib_json *root, nib_model_config *c)
+{
+    const nib_json *eos = nib_json_get(root, "eos_token_id");
+    const nib_json *item = nib_json_is(eos, NIB_JSON_ARRAY) ? eos->first : eos;
+    for (; item != NULL && c->eos_count < 8; item = nib_json_is(eos, NIB_JSON_ARRAY) ? item->next : NULL) {
+        if (item->kind == NIB_JSON_NULL) continue;
+        if (!item->is_integer || item->integer < 0 || item->integer >= c->vocabulary)
+            return NIB_FAIL(NIB_ERROR_DATA, "%s:%u: eos_token_id must be a token id below %lld", path, item->line,
+                            (long long)c->vocabulary);
+        c->eos[c->eos_count++] = (int32_t)item->integer;
+    }
+    return NIB_OK;
+}
+
+static nib_status read_json(const char *path, const nib_json *root, nib_model_config *c)
+{
+    const char *family, *activation;
+    int64_t bos, window;
+    NIB_TRY(nib_json_read_string(path, root, "model_type", NULL, &family));
+    NIB_TRY(check_family(path, family, c));
+    const struct {
+        const char *key;
+        int64_t fallback, *out;
+    } sizes[] = {{"vocab_size", 0, &c->vocabulary},
+                 {"hidden_size", 0, &c->hidden},
+                 {"num_hidden_layers", 0, &c->layers},
+                 {"num_attention_heads", 0, &c->heads},
+                 {"intermediate_size", 0, &c->feed_forward},
+                 {"max_position_embeddings", 2048, &c->max_positions}};
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        NIB_TRY(nib_json_read_int(path, root, sizes[i].key, 1, LIMIT, sizes[i].fallback, sizes[i].out));
+        if (*sizes[i].out == 0) return NIB_FAIL(NIB_ERROR_DATA, "%s: \"%s\" is missing", path, sizes[i].key);
+    }
+    NIB_TRY(nib_json_read_int(path, root, "num_key_value_heads", 1, LIMIT, c->heads, &c->kv_heads));
+    NIB_TRY(nib_json_read_int(path, root, "head_dim", 1, LIMIT, c->hidden / c->heads, &c->head_dim));
+    double epsilon;
+    NIB_TRY(nib_json_read_double(path, root, "rms_norm_eps", 1e-6, &epsilon));
+    c->norm_epsilon = (float)epsilon;
+    NIB_TRY(nib_json_read_string(path, root, "hidden_act", "silu", &activation));
+    if (strcmp(activation, "silu") != 0)
+        return NIB_FAIL(NIB_ERROR_DATA, "%s: hidden_act \"%s\" is not supported; expected silu", path, activation);
+    NIB_TRY(nib_json_read_bool(path, root, "attention_bias", false, &c->attention_bias));
+    c->output_bias = c->attention_bias;
+    NIB_TRY(nib_json_read_bool(path, root, "mlp_bias", false, &c->mlp_bias));
+    NIB_TRY(nib_json_read_bool(path, root, "tie_word_embeddings", false, &c->tied_head));
+    NIB_TRY(nib_json_read_int(path, root, "sliding_window", 1, INT32_MAX, 0, &window));
+    if (window > 0 && window < c->max_positions)
+        return NIB_FAIL(NIB_ERROR_DATA, "%s: a sliding window of %lld is not supported", path, (long long)window);
+    NIB_TRY(nib_json_read_int(path, root, "bos_token_id", 0, c->vocabulary - 1, -1, &bos));
+    c->bos = (int32_t)bos;
+    NIB_TRY(read_eos(path, root, c));
+    NIB_TRY(read_rope(path, root, c));
+    return check_sizes(path, c);
+}
+
+nib_status nib_model_config_read(const char *folder, nib_model_config *config)
+{
+    nib_status status = NIB_OK;
+    nib_pool pool = {0};
+    nib_json *root;
+    char *text = NULL, *path = nib_path_join(folder, "config.json");
+    size_t length;
+    *config = (nib_model_config){.bos = -1, .activation = NIB_ACTIVATION_SILU};
+    if (path == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "%s: no memory for a file name", folder);
+    NIB_TRY_GOTO(nib_file_read(path, MAX_CONFIG_BYTES, &text, &length), done);
+    NIB_TRY_GOTO(nib_json_parse(path, text, length, (nib_json_options){0}, &pool, &root), done);
+    status = read_json(path, root, config);
+done:
+    nib_pool_free(&pool);
+    nib_free(text);
+    nib_free(path);
+    return status;
+}
+
+static nib_status gguf_size(const char *path, const nib_gguf *gguf, const char *family, const char *name,
+                            int64_t fallback, int64_t *out)
+{
+    char key[128];
+    snprintf(key, sizeof key, "%s.%s", family, name);
+    if (!nib_gguf_int(gguf, key, out)) *out = fallback;
+    if (*out < 1 || *out > LIMIT)
+        return NIB_FAIL(NIB_ERROR_DATA, "%s: metadata %s is %lld, expected 1 to %lld", path, key, (long long)*out,
+                        (long long)LIMIT);
+    return NIB_OK;
+}
+
+nib_status nib_model_config_from_gguf(const char *path, const nib_gguf *gguf, nib_model_config *c)
+{
+    const char *family = nib_gguf_text(gguf, "general.architecture");
+    char key[128];
+    double value;
+    int64_t id;
+    nib_gguf_type type;
+    uint64_t tokens = 0;
+    *c = (nib_model_config){.bos = -1, .activation = NIB_ACTIVATION_SILU, .rope_factor = 1.0, .rope_theta = 10000.0};
+    NIB_TRY(check_family(path, family, c));
+    nib_gguf_array(gguf, "tokenizer.ggml.tokens", &type, &tokens);
+    NIB_TRY(gguf_size(path, gguf, family, "vocab_size", (int64_t)tokens, &c->vocabulary));
+    NIB_TRY(gguf_size(path, gguf, family, "embedding_length", 0, &c->hidden));
+    NIB_TRY(gguf_size(path, gguf, family, "block_count", 0, &c->layers));
+    NIB_TRY(gguf_size(path, gguf, family, "attention.head_count", 0, &c->heads));
+    NIB_TRY(gguf_size(path, gguf, family, "attention.head_count_kv", c->heads, &c->kv_heads));
+    NIB_TRY(gguf_size(path, gguf, family, "attention.key_length", c->hidden / c->heads, &c->head_dim));
+    NIB_TRY(gguf_size(path, gguf, family, "feed_forward_length", 0, &c->feed_forward));
+    NIB_TRY(gguf_size(path, gguf, family, "context_length", 2048, &c->max_positions));
+    snprintf(key, sizeof key, "%s.attention.layer_norm_rms_epsilon", family);
+    c->norm_epsilon = nib_gguf_double(gguf, key, &value) ? (float)value : 1e-5f;
+    snprintf(key, sizeof key, "%s.rope.freq_base", family);
+    if (nib_gguf_double(gguf, key, &value)) c->rope_theta = value;
+    snprintf(key, sizeof key, "%s.rope.scaling.type", family);
+    const char *scaling = nib_gguf_text(gguf, key);
+    if (scaling != NULL && strcmp(scaling, "none") != 0) {
+        if (strcmp(scaling, "linear") != 0)
+            return NIB_FAIL(NIB_ERROR_DATA, "%s: rope scaling \"%s\" is not supported in a GGUF; expected linear", path,
+                            scaling);
+        c->rope = NIB_ROPE_LINEAR;
+        snprintf(key, sizeof key, "%s.rope.scaling.factor", family);
+        if (nib_gguf_double(gguf, key, &value)) c->rope_factor = value;
+    }
+    if (nib_gguf_int(gguf, "tokenizer.ggml.bos_token_id", &id) && id >= 0 && id < c->vocabulary) c->bos = (int32_t)id;
+    if (nib_gguf_int(gguf, "tokenizer.ggml.eos_token_id", &id) && id >= 0 && id < c->vocabulary)
+        c->eos[c->eos_count++] = (int32_t)id;
+    return check_sizes(path, c);
+}
+
+/* Llama 3.1: long wavelengths are divided by factor, short ones kept, those between interpolated. */
+static double llama3_frequency(const nib_model_config *c, double frequency)
+{
+    double wavelength = 2 * M_PI / frequency, original = (double)c->rope_original_positions;
+    if (wavelength > original / c->rope_low_frequency) return frequency / c->rope_factor;
+    if (wavelength < original / c->rope_high_frequency) return frequency;
+    double smooth =
+        (original / wavelength - c->rope_low_frequency) / (c->rope_high_frequency - c->rope_low_frequency);
+    return (1 - smooth) * frequency / c->rope_factor + smooth * frequency;
+}
+
+void nib_rope_frequencies(const nib_model_config *c, float *frequency)
+{
+    for (int64_t i = 0; i < c->head_dim / 2; i++) {
+        double value = (double)(1.0f / powf((float)c->rope_theta, (float)(2 * i) / (float)c->head_dim));
+        if (c->rope == NIB_ROPE_LINEAR) value /= c->rope_factor;
+        if (c->rope == NIB_ROPE_LLAMA3) value = llama3_frequency(c, value);
+        frequency[i] = (float)value;
+    }
+}

@@ -1,0 +1,291 @@
+/* Where every tensor of a model lies. The same code places tensors in arenas and, on arenas without a block, counts
+ * them: that is the plan. */
+#include "model/model_internal.h"
+
+#include <stdio.h>
+#include <string.h>
+
+nib_module nib_model_module(const nib_model_config *c, int index)
+{
+    int64_t q = c->heads * c->head_dim, kv = c->kv_heads * c->head_dim;
+    const nib_module modules[NIB_MODULES] = {
+        {"self_attn.q_proj", offsetof(nib_layer, qkv), 0, c->attention_bias, q, c->hidden},
+        {"self_attn.k_proj", offsetof(nib_layer, qkv), 1, c->attention_bias, kv, c->hidden},
+        {"self_attn.v_proj", offsetof(nib_layer, qkv), 2, c->attention_bias, kv, c->hidden},
+        {"self_attn.o_proj", offsetof(nib_layer, output), 0, c->output_bias, c->hidden, q},
+        {"mlp.gate_proj", offsetof(nib_layer, gate_up), 0, c->mlp_bias, c->feed_forward, c->hidden},
+        {"mlp.up_proj", offsetof(nib_layer, gate_up), 1, c->mlp_bias, c->feed_forward, c->hidden},
+        {"mlp.down_proj", offsetof(nib_layer, down), 0, c->mlp_bias, c->hidden, c->feed_forward},
+    };
+    return modules[index];
+}
+
+nib_linear_part *nib_layer_part(nib_layer *layer, const nib_module *module)
+{
+    return &((nib_linear *)((char *)layer + module->linear))->part[module->part];
+}
+
+void nib_module_name(char name[128], int64_t layer, const nib_module *module)
+{
+    snprintf(name, 128, "model.layers.%lld.%s", (long long)layer, module->name);
+}
+
+static nib_status take_matrix(nib_arena *arena, int64_t rows, int64_t columns, nib_dtype dtype, nib_matrix *matrix)
+{
+    *matrix = (nib_matrix){.rows = rows, .columns = columns, .stride = columns, .dtype = dtype};
+    return nib_arena_take(arena, rows * columns, (size_t)nib_dtype_block_bytes(dtype), &matrix->data);
+}
+
+/* The next trained tensor. Its master, gradient and moments are the next elements of the model's four arrays. */
+static nib_status add_parameter(nib_model *model, const char *name, int64_t rows, int64_t columns, bool matrix,
+                                nib_parameter **out)
+{
+    if (!nib_grow(&model->parameters, &model->parameter_capacity, model->parameter_count + 1,
+                  sizeof *model->parameters))
+        return NIB_FAIL(NIB_ERROR_MEMORY, "no memory for the table of trained tensors");
+    nib_parameter *parameter = &model->parameters[model->parameter_count++];
+    int64_t first = model->parameter_elements;
+    *parameter = (nib_parameter){.name = nib_pool_copy(&model->pool, name, strlen(name)),
+                                 .rows = rows,
+                                 .columns = columns,
+                                 .master = model->masters == NULL ? NULL : model->masters + first,
+                                 .gradient = model->gradients == NULL ? NULL : model->gradients + first,
+                                 .first_moment = model->first_moments == NULL ? NULL : model->first_moments + first,
+                                 .second_moment = model->second_moments == NULL ? NULL : model->second_moments + first};
+    if (parameter->name == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "no memory for the table of trained tensors");
+    model->parameter_elements += rows * columns;
+    nib_dtype dtype = matrix ? model->options.compute : NIB_DTYPE_F32;
+    if (dtype == NIB_DTYPE_F32)
+        parameter->copy = (nib_matrix){parameter->master, rows, columns, columns, dtype};
+    else
+        NIB_TRY(take_matrix(&model->arena[NIB_ARENA_ADAPTER], rows, columns, dtype, &parameter->copy));
+    *out = parameter;
+    return NIB_OK;
+}
+
+/* A matrix of the checkpoint: frozen in bf16, or a parameter with its gradient. */
+static nib_status place_matrix(nib_model *model, const char *name, int64_t rows, int64_t columns, nib_matrix *matrix,
+                               float **gradient)
+{
+    if (!model->options.full)
+        return take_matrix(&model->arena[NIB_ARENA_BASE], rows, columns, NIB_DTYPE_BF16, matrix);
+    nib_parameter *parameter;
+    NIB_TRY(add_parameter(model, name, rows, columns, true, &parameter));
+    *matrix = parameter->copy;
+    *gradient = parameter->gradient;
+    return NIB_OK;
+}
+
+static nib_status place_vector(nib_model *model, const char *name, int64_t n, float **vector, float **gradient)
+{
+    if (!model->options.full) return nib_arena_take(&model->arena[NIB_ARENA_BASE], n, sizeof(float), vector);
+    nib_parameter *parameter;
+    NIB_TRY(add_parameter(model, name, 1, n, false, &parameter));
+    *vector = parameter->master;
+    *gradient = parameter->gradient;
+    return NIB_OK;
+}
+
+static nib_status place_nf4(nib_model *model, const char *name, int64_t n, nib_nf4 *nf4)
+{
+    nib_arena *arena = &model->arena[NIB_ARENA_BASE];
+    int64_t blocks = (n + 63) / 64;
+    nib_bnb_nf4 stored = {0};
+    *nf4 = (nib_nf4){.nested_map = model->nested_map};
+    if (model->source.quantized) NIB_TRY(nib_bnb_nf4_find(model->source.set, name, &stored));
+    NIB_TRY(nib_arena_take(arena, (n + 1) / 2, 1, &nf4->codes));
+    if (model->source.quantized && stored.nested_absmax == NULL)
+        return nib_arena_take(arena, blocks, sizeof(float), &nf4->absmax);
+    nf4->nested_offset = stored.nested_offset;
+    NIB_TRY(nib_arena_take(arena, blocks, 1, &nf4->absmax_codes));
+    return nib_arena_take(arena, (blocks + 255) / 256, sizeof(float), &nf4->nested_absmax);
+}
+
+static nib_status place_lora(nib_model *model, const char *module_name, int64_t layer, const nib_module *module,
+                             nib_lora *lora)
+{
+    char name[192];
+    nib_parameter *a, *b;
+    if (model->lora == NULL) return NIB_OK;
+    NIB_TRY(nib_lora_config_resolve(model->lora, module_name, layer, &lora->rank, &lora->scale));
+    if (lora->rank == 0) return NIB_OK;
+    snprintf(name, sizeof name, "base_model.model.%s.lora_A.weight", module_name);
+    NIB_TRY(add_parameter(model, name, lora->rank, module->columns, true, &a));
+    lora->a = a->copy;
+    lora->da = a->gradient;
+    snprintf(name, sizeof name, "base_model.model.%s.lora_B.weight", module_name);
+    NIB_TRY(add_parameter(model, name, module->rows, lora->rank, true, &b)); /* may move a */
+    lora->b = b->copy;
+    lora->db = b->gradient;
+    return NIB_OK;
+}
+
+static nib_status place_module(nib_model *model, int64_t l, int index)
+{
+    nib_module module = nib_model_module(&model->config, index);
+    nib_linear *linear = (nib_linear *)((char *)&model->layers[l] + module.linear);
+    nib_linear_part *part = &linear->part[module.part];
+    char module_name[128], name[160];
+    nib_module_name(module_name, l, &module);
+    *part = (nib_linear_part){.rows = module.rows};
+    linear->K = module.columns;
+    linear->parts = module.part + 1;
+    snprintf(name, sizeof name, "%s.weight", module_name);
+    if (model->options.quantization == NIB_QUANT_NF4)
+        NIB_TRY(place_nf4(model, name, module.rows * module.columns, &part->nf4));
+    else
+        NIB_TRY(place_matrix(model, name, module.rows, module.columns, &part->dense, &part->dweight));
+    snprintf(name, sizeof name, "%s.bias", module_name);
+    if (module.bias) {
+        float *bias;
+        NIB_TRY(place_vector(model, name, module.rows, &bias, &part->dbias));
+        part->bias = bias;
+    }
+    return place_lora(model, module_name, l, &module, &part->lora);
+}
+
+static nib_status place_layer(nib_model *model, int64_t l)
+{
+    nib_layer *layer = &model->layers[l];
+    int64_t C = model->config.hidden;
+    char name[128];
+    *layer = (nib_layer){0};
+    const struct {
+        nib_linear *linear;
+        const char *name;
+    } linears[] = {{&layer->qkv, "qkv"}, {&layer->output, "output"}, {&layer->gate_up, "gate_up"}, {&layer->down, "down"}};
+    for (size_t i = 0; i < sizeof linears / sizeof *linears; i++) {
+        int length = snprintf(name, sizeof name, "layers.%lld.%s", (long long)l, linears[i].name);
+        linears[i].linear->name = nib_pool_copy(&model->pool, name, (size_t)length);
+    }
+    snprintf(name, sizeof name, "model.layers.%lld.input_layernorm.weight", (long long)l);
+    NIB_TRY(place_vector(model, name, C, &layer->attention_norm, &layer->dattention_norm));
+    for (int i = 0; i < 4; i++) NIB_TRY(place_module(model, l, i));
+    snprintf(name, sizeof name, "model.layers.%lld.post_attention_layernorm.weight", (long long)l);
+    NIB_TRY(place_vector(model, name, C, &layer->ffn_norm, &layer->dffn_norm));
+    for (int i = 4; i < NIB_MODULES; i++) NIB_TRY(place_module(model, l, i));
+    return NIB_OK;
+}
+
+static nib_status place_weights(nib_model *model)
+{
+    const nib_model_config *c = &model->config;
+    nib_arena *base = &model->arena[NIB_ARENA_BASE];
+    model->parameter_count = 0;
+    model->parameter_elements = 0;
+    NIB_TRY(nib_arena_take(base, c->head_dim / 2, sizeof(float), &model->frequency));
+    if (model->options.quantization == NIB_QUANT_NF4)
+        NIB_TRY(nib_arena_take(base, 256, sizeof(float), &model->nested_map));
+    NIB_TRY(place_matrix(model, "model.embed_tokens.weight", c->vocabulary, c->hidden, &model->embedding,
+                         &model->dembedding));
+    for (int64_t l = 0; l < c->layers; l++) NIB_TRY(place_layer(model, l));
+    NIB_TRY(place_vector(model, "model.norm.weight", c->hidden, &model->final_norm, &model->dfinal_norm));
+    model->head = model->embedding;
+    model->dhead = model->dembedding;
+    if (c->tied_head) return NIB_OK;
+    return place_matrix(model, "lm_head.weight", c->vocabulary, c->hidden, &model->head, &model->dhead);
+}
+
+static nib_status take_parameters(nib_model *model, int64_t elements)
+{
+    NIB_TRY(nib_arena_take(&model->arena[NIB_ARENA_ADAPTER], elements, sizeof(float), &model->masters));
+    if (!model->options.train) return NIB_OK;
+    NIB_TRY(nib_arena_take(&model->arena[NIB_ARENA_GRADIENTS], elements, sizeof(float), &model->gradients));
+    NIB_TRY(nib_arena_take(&model->arena[NIB_ARENA_OPTIMIZER], elements, sizeof(float), &model->first_moments));
+    return nib_arena_take(&model->arena[NIB_ARENA_OPTIMIZER], elements, sizeof(float), &model->second_moments);
+}
+
+static nib_status allocate(nib_model *model, int index)
+{
+    nib_arena *arena = &model->arena[index];
+    void *block;
+    NIB_TRY(model->ops->allocate(model->ops, arena->name, arena->used, &block));
+    *arena = (nib_arena){.name = arena->name, .block = block, .capacity = arena->used};
+    return NIB_OK;
+}
+
+nib_status nib_model_layout(nib_model *model)
+{
+    model->layers = nib_pool_alloc(&model->pool, (size_t)model->config.layers * sizeof *model->layers);
+    if (model->layers == NULL)
+        return NIB_FAIL(NIB_ERROR_MEMORY, "no memory for %lld layers", (long long)model->config.layers);
+    NIB_TRY(place_weights(model)); /* counts */
+    NIB_TRY(take_parameters(model, model->parameter_elements));
+    if (model->ops == NULL) return NIB_OK;
+    for (int i = 0; i < NIB_ARENA_ACTIVATIONS; i++) NIB_TRY(allocate(model, i));
+    NIB_TRY(take_parameters(model, model->parameter_elements));
+    return place_weights(model);
+}
+
+/* u of a linear of layer l. Layer 0's may be shared by layers of another rank, so it has the columns of the largest. */
+static nib_status place_u(nib_model *model, int64_t l, size_t linear, int64_t T, bool own, nib_matrix *u)
+{
+    int64_t ranks = 0;
+    for (int64_t i = l; i < (l == 0 ? model->config.layers : l + 1); i++) {
+        int64_t of_layer = nib_linear_ranks((nib_linear *)((char *)&model->layers[i] + linear));
+        if (of_layer > ranks) ranks = of_layer;
+    }
+    if (own) NIB_TRY(take_matrix(&model->arena[NIB_ARENA_ACTIVATIONS], T, ranks, model->options.compute, u));
+    *u = nib_matrix_columns(*u, 0, nib_linear_ranks((nib_linear *)((char *)&model->layers[l] + linear)));
+    return NIB_OK;
+}
+
+/* The saves of layer l; a buffer that the policy drops is the one of layer 0. */
+static nib_status place_saves(nib_model *model, int64_t l, int64_t T)
+{
+    const nib_model_config *c = &model->config;
+    nib_activations *a = &model->activations;
+    nib_arena *arena = &model->arena[NIB_ARENA_ACTIVATIONS];
+    nib_dtype dtype = model->options.compute;
+    nib_layer_saves *saves = &a->layer[l];
+    int64_t q = c->heads * c->head_dim, kv = c->kv_heads * c->head_dim;
+    bool keep = l == 0 || a->backward;
+    bool keep_layer = l == 0 || (a->backward && a->recompute != NIB_RECOMPUTE_LAYER);
+    bool keep_gate_up = l == 0 || (a->backward && a->recompute == NIB_RECOMPUTE_NONE);
+    if (l > 0) *saves = a->layer[0];
+    if (keep) NIB_TRY(take_matrix(arena, T, c->hidden, dtype, &saves->residual));
+    if (keep_layer) {
+        saves->middle = saves->residual; /* without a backward pass the block's output is added in place */
+        if (a->backward) NIB_TRY(take_matrix(arena, T, c->hidden, dtype, &saves->middle));
+        NIB_TRY(take_matrix(arena, T, q + 2 * kv, dtype, &saves->qkv));
+        NIB_TRY(take_matrix(arena, T, q, dtype, &saves->attention));
+        if (a->backward) NIB_TRY(nib_arena_take(arena, c->heads * T, sizeof(float), &saves->lse));
+    }
+    if (keep_gate_up) NIB_TRY(take_matrix(arena, T, 2 * c->feed_forward, dtype, &saves->gate_up));
+    NIB_TRY(place_u(model, l, offsetof(nib_layer, qkv), T, keep_layer, &saves->u_qkv));
+    NIB_TRY(place_u(model, l, offsetof(nib_layer, output), T, keep_layer, &saves->u_output));
+    NIB_TRY(place_u(model, l, offsetof(nib_layer, gate_up), T, keep_gate_up, &saves->u_gate_up));
+    return place_u(model, l, offsetof(nib_layer, down), T, keep, &saves->u_down);
+}
+
+nib_status nib_model_layout_activations(nib_model *model, int64_t T, int64_t N, nib_recompute recompute, bool backward)
+{
+    const nib_model_config *c = &model->config;
+    nib_activations *a = &model->activations;
+    nib_arena *arena = &model->arena[NIB_ARENA_ACTIVATIONS];
+    nib_dtype dtype = model->options.compute;
+    int64_t q = c->heads * c->head_dim, kv = c->kv_heads * c->head_dim;
+    a->T = T;
+    a->N = N;
+    a->recompute = recompute;
+    a->backward = backward;
+    NIB_TRY(nib_arena_take(arena, T, sizeof(int32_t), &a->token));
+    NIB_TRY(nib_arena_take(arena, T, sizeof(int32_t), &a->position));
+    NIB_TRY(nib_arena_take(arena, T, sizeof(int32_t), &a->end));
+    NIB_TRY(nib_arena_take(arena, N, sizeof(int32_t), &a->target_row));
+    NIB_TRY(nib_arena_take(arena, N, sizeof(int32_t), &a->target_label));
+    NIB_TRY(nib_arena_take(arena, N, sizeof(float), &a->target_weight));
+    NIB_TRY(nib_arena_take(arena, N, sizeof(float), &a->nll));
+    NIB_TRY(nib_arena_take(arena, T * c->head_dim, sizeof(float), &a->rotary));
+    for (int64_t l = 0; l < c->layers; l++) NIB_TRY(place_saves(model, l, T));
+    a->layer[c->layers] = (nib_layer_saves){.residual = a->layer[0].residual};
+    if (backward) NIB_TRY(take_matrix(arena, T, c->hidden, dtype, &a->layer[c->layers].residual));
+    NIB_TRY(take_matrix(arena, T, c->hidden, dtype, &a->normed));
+    NIB_TRY(take_matrix(arena, T, c->hidden, dtype, &a->delta));
+    NIB_TRY(take_matrix(arena, T, c->feed_forward, dtype, &a->h));
+    if (!backward) return NIB_OK;
+    NIB_TRY(take_matrix(arena, T, c->hidden, dtype, &a->dx));
+    NIB_TRY(take_matrix(arena, T, q, dtype, &a->dattention));
+    NIB_TRY(take_matrix(arena, T, q + 2 * kv, dtype, &a->dqkv));
+    return take_matrix(arena, T, c->feed_forward, dtype, &a->dh);
+}

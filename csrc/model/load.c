@@ -1,0 +1,124 @@
+/* Reads the base weights into the places that layout.c chose. */
+#include "base/sha256.h"
+#include "model/model_internal.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#define PIECE_ELEMENTS ((int64_t)4 * 1024 * 1024) /* values converted at a time */
+
+/* A dense matrix, piece by piece: read in bf16, uploaded, converted where the place is fp32. */
+static nib_status load_matrix(nib_model *model, const char *name, nib_matrix to)
+{
+    nib_ops *ops = model->ops;
+    int64_t step = PIECE_ELEMENTS / to.columns > 0 ? PIECE_ELEMENTS / to.columns : 1;
+    if (step > to.rows) step = to.rows;
+    size_t bytes = (size_t)(step * to.columns) * sizeof(nib_bf16);
+    nib_bf16 *host = nib_calloc(1, bytes);
+    void *device = NULL;
+    nib_status status;
+    if (host == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "no memory to read tensor \"%s\"", name);
+    NIB_TRY_GOTO(ops->allocate(ops, "weight in work", bytes, &device), done);
+    for (int64_t row = 0; row < to.rows; row += step) {
+        int64_t rows = to.rows - row < step ? to.rows - row : step;
+        NIB_TRY_GOTO(nib_weight_source_read(&model->source, name, row, rows, to.columns, host), done);
+        NIB_TRY_GOTO(ops->upload(ops, device, host, (size_t)(rows * to.columns) * sizeof(nib_bf16)), done);
+        nib_matrix piece = {device, rows, to.columns, to.columns, NIB_DTYPE_BF16};
+        NIB_TRY_GOTO(ops->convert(ops, piece, nib_matrix_rows(to, row, rows)), done);
+    }
+done:
+    ops->release(ops, device, bytes);
+    nib_free(host);
+    return status;
+}
+
+static nib_status load_vector(nib_model *model, const char *name, float *to, int64_t n)
+{
+    return load_matrix(model, name, (nib_matrix){to, 1, n, n, NIB_DTYPE_F32});
+}
+
+static nib_status check_finite(const nib_model *model, const char *name, const nib_tensor_view *tensor)
+{
+    if (tensor->dtype != NIB_DTYPE_F32) return NIB_OK;
+    for (int64_t i = 0; i < tensor->count; i++) {
+        uint32_t bits;
+        memcpy(&bits, tensor->data + 4 * i, 4);
+        if ((bits & 0x7f800000u) == 0x7f800000u)
+            return NIB_FAIL(NIB_ERROR_DATA, "%s: scales of tensor \"%s\" hold NaN or Inf; the checkpoint is damaged",
+                            model->source.path, name);
+    }
+    return NIB_OK;
+}
+
+/* The bytes of a stored NF4 weight go up as they are. */
+static nib_status load_nf4(nib_model *model, const char *name, const nib_nf4 *to)
+{
+    nib_ops *ops = model->ops;
+    nib_bnb_nf4 from;
+    NIB_TRY(nib_bnb_nf4_find(model->source.set, name, &from));
+    NIB_TRY(ops->upload(ops, (void *)to->codes, from.codes->data, from.codes->bytes));
+    NIB_TRY(check_finite(model, name, from.absmax));
+    if (from.nested_absmax == NULL)
+        return ops->upload(ops, (void *)to->absmax, from.absmax->data, from.absmax->bytes);
+    NIB_TRY(check_finite(model, name, from.nested_absmax));
+    if (memcmp(from.nested_map->data, nib_nf4_dynamic_map, sizeof nib_nf4_dynamic_map) != 0)
+        return NIB_FAIL(NIB_ERROR_DATA, "%s: nested_quant_map of tensor \"%s\" is not bitsandbytes' dynamic map",
+                        model->source.path, name);
+    NIB_TRY(ops->upload(ops, (void *)to->absmax_codes, from.absmax->data, from.absmax->bytes));
+    return ops->upload(ops, (void *)to->nested_absmax, from.nested_absmax->data, from.nested_absmax->bytes);
+}
+
+/* In full fine-tuning the master is loaded; the copy that the forward pass reads is made by nib_model_refresh. */
+static nib_status load_parameters(nib_model *model)
+{
+    for (size_t i = 0; i < model->parameter_count; i++) {
+        const nib_parameter *p = &model->parameters[i];
+        NIB_TRY(load_matrix(model, p->name, (nib_matrix){p->master, p->rows, p->columns, p->columns, NIB_DTYPE_F32}));
+    }
+    return NIB_OK;
+}
+
+static nib_status load_layer(nib_model *model, int64_t l)
+{
+    nib_layer *layer = &model->layers[l];
+    int64_t C = model->config.hidden;
+    char module_name[128], name[160];
+    snprintf(name, sizeof name, "model.layers.%lld.input_layernorm.weight", (long long)l);
+    NIB_TRY(load_vector(model, name, layer->attention_norm, C));
+    snprintf(name, sizeof name, "model.layers.%lld.post_attention_layernorm.weight", (long long)l);
+    NIB_TRY(load_vector(model, name, layer->ffn_norm, C));
+    for (int i = 0; i < NIB_MODULES; i++) {
+        nib_module module = nib_model_module(&model->config, i);
+        const nib_linear_part *part = nib_layer_part(layer, &module);
+        nib_module_name(module_name, l, &module);
+        snprintf(name, sizeof name, "%s.weight", module_name);
+        NIB_TRY(part->nf4.codes != NULL ? load_nf4(model, name, &part->nf4) : load_matrix(model, name, part->dense));
+        snprintf(name, sizeof name, "%s.bias", module_name);
+        if (module.bias) NIB_TRY(load_vector(model, name, (float *)part->bias, part->rows));
+    }
+    return NIB_OK;
+}
+
+static nib_status load_frequencies(nib_model *model)
+{
+    float frequency[NIB_MAX_HEAD_DIM / 2];
+    nib_rope_frequencies(&model->config, frequency);
+    size_t bytes = (size_t)(model->config.head_dim / 2) * sizeof(float);
+    return model->ops->upload(model->ops, model->frequency, frequency, bytes);
+}
+
+nib_status nib_model_load(nib_model *model)
+{
+    const nib_model_config *c = &model->config;
+    nib_ops *ops = model->ops;
+    NIB_TRY(nib_weight_source_hash(&model->source, model->base_hash));
+    NIB_TRY(load_frequencies(model));
+    if (model->nested_map != NULL)
+        NIB_TRY(ops->upload(ops, model->nested_map, nib_nf4_dynamic_map, sizeof nib_nf4_dynamic_map));
+    if (model->options.full) return load_parameters(model);
+    NIB_TRY(load_matrix(model, "model.embed_tokens.weight", model->embedding));
+    for (int64_t l = 0; l < c->layers; l++) NIB_TRY(load_layer(model, l));
+    NIB_TRY(load_vector(model, "model.norm.weight", model->final_norm, c->hidden));
+    if (!c->tied_head) NIB_TRY(load_matrix(model, "lm_head.weight", model->head));
+    return NIB_OK;
+}

@@ -1,0 +1,25 @@
+/* Which linears carry an adapter, of what rank and scale: the config's "lora" part, or PEFT's adapter_config.json. */
+#ifndef NIB_LORA_CONFIG_H
+#define NIB_LORA_CONFIG_H
+
+#include "base/buffer.h"
+#include "model/model.h"
+
+typedef struct nib_lora_config nib_lora_config;
+
+nib_status nib_lora_config_from_options(const nib_lora_options *options, nib_lora_config **config);
+/* FOLDER/adapter_config.json. What Nibble does not compute (DoRA, modules_to_save, trained biases, ...) is refused
+ * (NIB_ERROR_DATA), never ignored. */
+nib_status nib_lora_config_read(const char *folder, nib_lora_config **config);
+void nib_lora_config_free(nib_lora_config *config);
+
+/* Rank and scale of the adapter on a module ("model.layers.3.self_attn.q_proj", of layer 3), by PEFT's rules for
+ * target_modules, layers_to_transform, rank_pattern and alpha_pattern. *rank 0: no adapter there. */
+nib_status nib_lora_config_resolve(const nib_lora_config *config, const char *module, int64_t layer, int64_t *rank,
+                                   float *scale);
+double nib_lora_config_dropout(const nib_lora_config *config);
+void nib_lora_config_set_dropout(nib_lora_config *config, double dropout);
+/* adapter_config.json as PEFT 0.21 writes it. base_name may be NULL. */
+nib_status nib_lora_config_write(const nib_lora_config *config, const char *base_name, nib_buffer *json);
+
+#endif

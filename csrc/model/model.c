@@ -1,0 +1,164 @@
+#include "model/model.h"
+#include "base/memory.h"
+#include "model/model_internal.h"
+#include "model/nf4_cache.h"
+
+#include <string.h>
+
+static const char *const arena_names[NIB_ARENAS] = {"base weights", "adapter", "gradients", "optimizer", "activations"};
+
+static nib_status check_options(const nib_model *model)
+{
+    const nib_model_options *o = &model->options;
+    if (o->full && (o->quantization != NIB_QUANT_NONE || model->lora != NULL))
+        return NIB_FAIL(NIB_ERROR_CONFIG, "full fine-tuning needs \"quantization\": \"none\" and \"lora\": null");
+    if (o->train && !o->full && model->lora == NULL)
+        return NIB_FAIL(NIB_ERROR_CONFIG, "nothing to train: \"lora\" is null and \"quantization\" is not \"none\"");
+    if (o->quantization == NIB_QUANT_NONE && model->source.quantized)
+        return NIB_FAIL(NIB_ERROR_CONFIG, "%s: the checkpoint is NF4; \"quantization\" \"none\" needs 16-bit weights",
+                        o->path);
+    return NIB_OK;
+}
+
+/* The adapter's rules: of the folder that is loaded, or of the options. */
+static nib_status read_lora(nib_model *model)
+{
+    const nib_model_options *o = &model->options;
+    const char *folder = o->train ? o->lora.init_adapter : o->adapter;
+    if (folder != NULL) {
+        NIB_TRY(nib_lora_config_read(folder, &model->lora));
+        if (o->train) nib_lora_config_set_dropout(model->lora, o->lora.dropout);
+        return NIB_OK;
+    }
+    return o->train && o->lora.rank > 0 ? nib_lora_config_from_options(&o->lora, &model->lora) : NIB_OK;
+}
+
+static nib_status begin(nib_ops *ops, const nib_model_options *options, nib_model **out)
+{
+    nib_model *model = nib_calloc(1, sizeof *model);
+    *out = model;
+    if (model == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "%s: no memory to open it", options->path);
+    model->ops = ops;
+    model->options = *options;
+    for (int i = 0; i < NIB_ARENAS; i++) model->arena[i].name = arena_names[i];
+    NIB_TRY(nib_weight_source_open(options->path, &model->source));
+    NIB_TRY(read_lora(model));
+    return check_options(model);
+}
+
+/* Layers' saves are host memory that outlives a change of the reserved sizes. */
+static nib_status make_saves(nib_model *model)
+{
+    size_t bytes = ((size_t)model->config.layers + 1) * sizeof *model->activations.layer;
+    model->activations.layer = nib_pool_alloc(&model->pool, bytes);
+    return model->activations.layer != NULL
+               ? NIB_OK
+               : NIB_FAIL(NIB_ERROR_MEMORY, "no memory for %lld layers", (long long)model->config.layers);
+}
+
+static nib_status open_model(nib_model *model)
+{
+    const nib_model_options *o = &model->options;
+    if (o->quantization == NIB_QUANT_NF4 && !model->source.quantized)
+        NIB_TRY(nib_nf4_cache_open(model->ops, o->cache_folder, &model->source));
+    model->config = model->source.config;
+    NIB_TRY(nib_model_layout(model));
+    NIB_TRY(make_saves(model));
+    NIB_TRY(nib_model_load(model));
+    nib_weight_source_close(&model->source);
+    if (model->lora != NULL) {
+        const char *folder = o->train ? o->lora.init_adapter : o->adapter;
+        NIB_TRY(folder != NULL ? nib_adapter_load(model, folder) : nib_adapter_initialize(model));
+    }
+    for (int i = NIB_ARENA_GRADIENTS; i <= NIB_ARENA_OPTIMIZER; i++)
+        NIB_TRY(model->ops->zero(model->ops, model->arena[i].block, model->arena[i].capacity));
+    return nib_model_refresh(model);
+}
+
+nib_status nib_model_open(nib_ops *ops, const nib_model_options *options, nib_model **out)
+{
+    nib_model *model;
+    *out = NULL;
+    nib_status status = begin(ops, options, &model);
+    if (status == NIB_OK) status = open_model(model);
+    if (status == NIB_OK)
+        *out = model;
+    else
+        nib_model_close(model);
+    return status;
+}
+
+void nib_model_close(nib_model *model)
+{
+    if (model == NULL) return;
+    for (int i = 0; i < NIB_ARENAS; i++)
+        if (model->arena[i].block != NULL)
+            model->ops->release(model->ops, model->arena[i].block, model->arena[i].capacity);
+    nib_weight_source_close(&model->source);
+    nib_lora_config_free(model->lora);
+    nib_free(model->parameters);
+    nib_pool_free(&model->pool);
+    nib_free(model);
+}
+
+const nib_model_config *nib_model_get_config(const nib_model *model) { return &model->config; }
+
+int nib_model_parameters(const nib_model *model, nib_parameter **parameters)
+{
+    *parameters = model->parameters;
+    return (int)model->parameter_count;
+}
+
+nib_status nib_model_refresh(nib_model *model)
+{
+    for (size_t i = 0; i < model->parameter_count; i++) {
+        const nib_parameter *p = &model->parameters[i];
+        nib_matrix master = {p->master, p->rows, p->columns, p->columns, NIB_DTYPE_F32};
+        if (p->copy.data != p->master) NIB_TRY(model->ops->convert(model->ops, master, p->copy));
+    }
+    return NIB_OK;
+}
+
+const char *nib_model_base_hash(const nib_model *model) { return model->base_hash; }
+
+nib_status nib_model_reserve(nib_model *model, int64_t T, int64_t N, nib_recompute recompute, bool backward)
+{
+    nib_ops *ops = model->ops;
+    nib_arena *arena = &model->arena[NIB_ARENA_ACTIVATIONS];
+    void *block;
+    if (arena->block != NULL) ops->release(ops, arena->block, arena->capacity);
+    *arena = (nib_arena){.name = arena->name};
+    NIB_TRY(nib_model_layout_activations(model, T, N, recompute, backward)); /* counts */
+    NIB_TRY(ops->allocate(ops, arena->name, arena->used, &block));
+    *arena = (nib_arena){.name = arena->name, .block = block, .capacity = arena->used};
+    return nib_model_layout_activations(model, T, N, recompute, backward);
+}
+
+int nib_model_memory(const nib_model *model, const nib_memory_class **classes)
+{
+    nib_memory_class *memory = ((nib_model *)model)->memory; /* a cache of the arenas' state */
+    for (int i = 0; i < NIB_ARENAS; i++)
+        memory[i] = (nib_memory_class){model->arena[i].name, model->arena[i].used};
+    *classes = memory;
+    return NIB_ARENAS;
+}
+
+nib_status nib_model_plan(const nib_model_options *options, int64_t T, int64_t N, nib_recompute recompute,
+                          nib_memory_class *classes, int max, int *count)
+{
+    nib_model *model;
+    const nib_memory_class *memory;
+    nib_status status;
+    *count = 0;
+    NIB_TRY_GOTO(begin(NULL, options, &model), done);
+    model->config = model->source.config;
+    NIB_TRY_GOTO(nib_model_layout(model), done);
+    NIB_TRY_GOTO(make_saves(model), done);
+    NIB_TRY_GOTO(nib_model_layout_activations(model, T, N, recompute, options->train), done);
+    *count = nib_model_memory(model, &memory);
+    if (*count > max) *count = max;
+    memcpy(classes, memory, (size_t)*count * sizeof *classes);
+done:
+    nib_model_close(model);
+    return status;
+}

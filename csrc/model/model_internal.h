@@ -1,0 +1,110 @@
+/* The inside of nib_model: what layout.c places, forward.c fills and backward.c reads; private to csrc/model. */
+#ifndef NIB_MODEL_INTERNAL_H
+#define NIB_MODEL_INTERNAL_H
+
+#include "model/lora_config.h"
+#include "model/model.h"
+#include "model/weight_source.h"
+
+typedef struct {
+    nib_linear qkv;       /* q, k, v: [T, C] to [T, (NH + 2 NKV) HD] */
+    nib_linear output;    /* o: [T, NH HD] to [T, C] */
+    nib_linear gate_up;   /* gate, up: [T, C] to [T, 2 F] */
+    nib_linear down;      /* down: [T, F] to [T, C] */
+    float *attention_norm, *ffn_norm;   /* [C] */
+    float *dattention_norm, *dffn_norm; /* [C], full fine-tuning only, else NULL */
+} nib_layer;
+
+/* What a layer's backward pass reads. Layers share a buffer where the recompute policy drops it. */
+typedef struct {
+    nib_matrix residual;  /* [T, C] before the attention norm */
+    nib_matrix middle;    /* [T, C] before the feed-forward norm */
+    nib_matrix qkv;       /* [T, (NH + 2 NKV) HD] after rotary */
+    nib_matrix attention; /* [T, NH HD] */
+    float *lse;           /* [NH, T] */
+    nib_matrix gate_up;   /* [T, 2 F]; its backward pass overwrites it with the gradient */
+    nib_matrix u_qkv, u_output, u_gate_up, u_down; /* [T, ranks of the linear] */
+} nib_layer_saves;
+
+typedef struct {
+    int64_t T, N; /* capacity */
+    nib_recompute recompute;
+    bool backward;
+    int32_t *token, *position, *end;    /* [T] */
+    int32_t *target_row, *target_label; /* [N] */
+    float *target_weight, *nll;         /* [N] */
+    float *rotary;                      /* [T, HD] */
+    nib_layer_saves *layer;             /* host [layers + 1]; of the last only the residual: the output of all layers */
+    nib_matrix normed;                  /* [T, C] output of a norm */
+    nib_matrix delta;                   /* [T, C] what a block adds to the residual; backward: gradient of a norm's output */
+    nib_matrix h;                       /* [T, F] */
+    nib_matrix dx;                      /* [T, C] gradient of the residual stream */
+    nib_matrix dattention;              /* [T, NH HD] */
+    nib_matrix dqkv;                    /* [T, (NH + 2 NKV) HD] */
+    nib_matrix dh;                      /* [T, F] */
+} nib_activations;
+
+/* The seven linears of a layer, as checkpoints and adapters name them. */
+#define NIB_MODULES 7
+typedef struct {
+    const char *name; /* "self_attn.q_proj" */
+    size_t linear;    /* offset of the nib_linear in nib_layer */
+    int part;
+    bool bias;
+    int64_t rows, columns;
+} nib_module;
+
+enum { NIB_ARENA_BASE, NIB_ARENA_ADAPTER, NIB_ARENA_GRADIENTS, NIB_ARENA_OPTIMIZER, NIB_ARENA_ACTIVATIONS, NIB_ARENAS };
+
+struct nib_model {
+    nib_ops *ops; /* NULL: a plan, nothing is allocated */
+    nib_model_options options;
+    nib_model_config config;
+    nib_weight_source source; /* open until the weights are loaded */
+    nib_lora_config *lora;    /* NULL: no adapter */
+    nib_arena arena[NIB_ARENAS];
+    nib_memory_class memory[NIB_ARENAS + 1];
+    nib_pool pool; /* names and layers */
+
+    nib_matrix embedding, head;     /* [V, C]; the same memory if tied */
+    float *dembedding, *dhead;      /* fp32 [V, C], full fine-tuning only */
+    float *final_norm, *dfinal_norm; /* [C] */
+    float *frequency;               /* [HD / 2] */
+    float *nested_map;              /* [256] bitsandbytes' dynamic map */
+    nib_layer *layers;
+
+    nib_parameter *parameters;
+    size_t parameter_count, parameter_capacity;
+    int64_t parameter_elements;
+    float *masters, *gradients, *first_moments, *second_moments; /* [parameter_elements] */
+
+    nib_activations activations;
+    char base_hash[65];
+};
+
+nib_module nib_model_module(const nib_model_config *config, int index);
+nib_linear_part *nib_layer_part(nib_layer *layer, const nib_module *module);
+/* "model.layers.3.self_attn.q_proj", in name. */
+void nib_module_name(char name[128], int64_t layer, const nib_module *module);
+
+/* layout.c: places weights, parameters and activations in the arenas (or counts them). */
+nib_status nib_model_layout(nib_model *model);
+nib_status nib_model_layout_activations(nib_model *model, int64_t T, int64_t N, nib_recompute recompute, bool backward);
+/* load.c: reads the base weights into place. */
+nib_status nib_model_load(nib_model *model);
+/* adapter.c: initial values of the adapter: A uniform and B zero, or a folder's. */
+nib_status nib_adapter_initialize(nib_model *model);
+nib_status nib_adapter_load(nib_model *model, const char *folder);
+
+/* forward.c. Uploads the batch and computes the residual stream up to layer[layers].residual and, in normed, its norm. */
+nib_status nib_forward(nib_model *model, const nib_micro_batch *batch, uint64_t dropout_key);
+/* Parts of a layer that backward computes again. delta: what is still to be added to the residual, or NULL. */
+nib_status nib_forward_attention(nib_model *model, int64_t l, nib_tree tree, const nib_matrix *delta,
+                                 uint64_t dropout_key);
+nib_status nib_forward_gate_up(nib_model *model, int64_t l, const nib_matrix *delta, uint64_t dropout_key);
+nib_tree nib_forward_tree(const nib_model *model, const nib_micro_batch *batch);
+nib_attention_shape nib_forward_attention_shape(const nib_model *model);
+/* linear: 0 qkv, 1 output, 2 gate_up, 3 down. Key 0 means inference: no dropout. */
+nib_dropout nib_forward_dropout(const nib_model *model, int64_t l, int linear, uint64_t dropout_key);
+
+#endif

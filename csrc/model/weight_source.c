@@ -1,0 +1,202 @@
+#include "model/weight_source.h"
+#include "base/memory.h"
+
+#include <stdio.h>
+#include <string.h>
+
+static nib_status visit_module(const nib_model_config *c, nib_weight_visitor visit, void *user, int64_t layer,
+                               const char *module, int64_t rows, int64_t columns, bool bias)
+{
+    (void)c;
+    char name[160];
+    snprintf(name, sizeof name, "model.layers.%lld.%s.weight", (long long)layer, module);
+    NIB_TRY(visit(user, name, rows, columns, columns > 0));
+    if (!bias) return NIB_OK;
+    snprintf(name, sizeof name, "model.layers.%lld.%s.bias", (long long)layer, module);
+    return visit(user, name, rows, 0, false);
+}
+
+nib_status nib_weights_visit(const nib_model_config *c, nib_weight_visitor visit, void *user)
+{
+    int64_t q = c->heads * c->head_dim, kv = c->kv_heads * c->head_dim;
+    NIB_TRY(visit(user, "model.embed_tokens.weight", c->vocabulary, c->hidden, false));
+    for (int64_t l = 0; l < c->layers; l++) {
+        NIB_TRY(visit_module(c, visit, user, l, "input_layernorm", c->hidden, 0, false));
+        NIB_TRY(visit_module(c, visit, user, l, "self_attn.q_proj", q, c->hidden, c->attention_bias));
+        NIB_TRY(visit_module(c, visit, user, l, "self_attn.k_proj", kv, c->hidden, c->attention_bias));
+        NIB_TRY(visit_module(c, visit, user, l, "self_attn.v_proj", kv, c->hidden, c->attention_bias));
+        NIB_TRY(visit_module(c, visit, user, l, "self_attn.o_proj", c->hidden, q, c->output_bias));
+        NIB_TRY(visit_module(c, visit, user, l, "post_attention_layernorm", c->hidden, 0, false));
+        NIB_TRY(visit_module(c, visit, user, l, "mlp.gate_proj", c->feed_forward, c->hidden, c->mlp_bias));
+        NIB_TRY(visit_module(c, visit, user, l, "mlp.up_proj", c->feed_forward, c->hidden, c->mlp_bias));
+        NIB_TRY(visit_module(c, visit, user, l, "mlp.down_proj", c->hidden, c->feed_forward, c->mlp_bias));
+    }
+    NIB_TRY(visit(user, "model.norm.weight", c->hidden, 0, false));
+    return c->tied_head ? NIB_OK : visit(user, "lm_head.weight", c->vocabulary, c->hidden, false);
+}
+
+/* "model.layers.3.self_attn.q_proj.weight" to "blk.3.attn_q.weight"; false: no counterpart. */
+static bool gguf_name(const char *name, char *out, size_t size)
+{
+    static const char *const names[][2] = {{"input_layernorm", "attn_norm"},
+                                           {"self_attn.q_proj", "attn_q"},
+                                           {"self_attn.k_proj", "attn_k"},
+                                           {"self_attn.v_proj", "attn_v"},
+                                           {"self_attn.o_proj", "attn_output"},
+                                           {"post_attention_layernorm", "ffn_norm"},
+                                           {"mlp.gate_proj", "ffn_gate"},
+                                           {"mlp.up_proj", "ffn_up"},
+                                           {"mlp.down_proj", "ffn_down"}};
+    static const char *const whole[][2] = {{"model.embed_tokens.weight", "token_embd.weight"},
+                                           {"model.norm.weight", "output_norm.weight"},
+                                           {"lm_head.weight", "output.weight"}};
+    long long layer;
+    int at = 0;
+    for (size_t i = 0; i < sizeof whole / sizeof *whole; i++)
+        if (strcmp(name, whole[i][0]) == 0) return snprintf(out, size, "%s", whole[i][1]) > 0;
+    if (sscanf(name, "model.layers.%lld.%n", &layer, &at) != 1 || at == 0) return false;
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        size_t n = strlen(names[i][0]);
+        if (strncmp(name + at, names[i][0], n) == 0 && name[at + (int)n] == '.')
+            return snprintf(out, size, "blk.%lld.%s%s", layer, names[i][1], name + at + n) > 0;
+    }
+    return false;
+}
+
+const nib_tensor_view *nib_weight_source_find(const nib_weight_source *source, const char *name)
+{
+    char mapped[200];
+    if (nib_tensor_set_gguf(source->set) == NULL) return nib_tensor_set_find(source->set, name);
+    return gguf_name(name, mapped, sizeof mapped) ? nib_tensor_set_find(source->set, mapped) : NULL;
+}
+
+static bool ends_with(const char *text, const char *end)
+{
+    size_t n = strlen(text), m = strlen(end);
+    return n >= m && strcmp(text + n - m, end) == 0;
+}
+
+typedef struct {
+    nib_weight_source *source;
+    size_t found; /* tensors of the set that are accounted for */
+} check_state;
+
+static nib_status check_weight(void *user, const char *name, int64_t rows, int64_t columns, bool linear)
+{
+    check_state *state = user;
+    const nib_weight_source *source = state->source;
+    const nib_tensor_view *tensor = nib_weight_source_find(source, name);
+    if (tensor == NULL)
+        return NIB_FAIL(NIB_ERROR_DATA, "%s: tensor \"%s\" is missing; is the checkpoint complete?", source->path, name);
+    if (linear && tensor->dtype == NIB_DTYPE_U8) {
+        nib_bnb_nf4 parts;
+        NIB_TRY(nib_bnb_nf4_find(source->set, name, &parts));
+        if (parts.rows != rows || parts.columns != columns)
+            return NIB_FAIL(NIB_ERROR_DATA, "%s: tensor \"%s\" is [%lld, %lld], expected [%lld, %lld]", source->path, name,
+                            (long long)parts.rows, (long long)parts.columns, (long long)rows, (long long)columns);
+        state->source->quantized = true;
+        state->found += (size_t)parts.tensors;
+        return NIB_OK;
+    }
+    state->found++;
+    return columns > 0 ? nib_tensor_expect_shape(tensor, 2, rows, columns) : nib_tensor_expect_shape(tensor, 1, rows);
+}
+
+/* Tensors that some checkpoints carry and no forward pass reads. */
+static bool is_ignored(const nib_weight_source *source, const char *name)
+{
+    if (source->config.tied_head && (strcmp(name, "lm_head.weight") == 0)) return true;
+    return ends_with(name, "rotary_emb.inv_freq") || strcmp(name, "rope_freqs.weight") == 0;
+}
+
+typedef struct {
+    const nib_weight_source *source;
+    const char *wanted;
+    bool known;
+} surplus_state;
+
+static nib_status compare_weight(void *user, const char *name, int64_t rows, int64_t columns, bool linear)
+{
+    surplus_state *state = user;
+    (void)rows;
+    (void)columns;
+    (void)linear;
+    const nib_tensor_view *tensor = nib_weight_source_find(state->source, name);
+    size_t n = tensor == NULL ? 0 : strlen(tensor->name);
+    /* bitsandbytes puts its parts beside a weight as NAME.absmax and so on */
+    state->known = state->known || (tensor != NULL && strncmp(state->wanted, tensor->name, n) == 0 &&
+                                    (state->wanted[n] == 0 || (state->source->quantized && state->wanted[n] == '.')));
+    return NIB_OK;
+}
+
+static nib_status check_surplus(const nib_weight_source *source, size_t found)
+{
+    size_t ignored = 0, count = nib_tensor_set_count(source->set);
+    for (size_t i = 0; i < count; i++) ignored += is_ignored(source, nib_tensor_set_at(source->set, i)->name);
+    if (found + ignored == count) return NIB_OK;
+    for (size_t i = 0; i < count; i++) {
+        surplus_state state = {.source = source, .wanted = nib_tensor_set_at(source->set, i)->name};
+        nib_weights_visit(&source->config, compare_weight, &state);
+        if (!state.known && !is_ignored(source, state.wanted))
+            return NIB_FAIL(NIB_ERROR_DATA, "%s: tensor \"%s\" is not one of a %s model; is config.json another model's?",
+                            source->path, state.wanted, source->config.family);
+    }
+    return NIB_OK;
+}
+
+nib_status nib_weight_source_open(const char *path, nib_weight_source *source)
+{
+    *source = (nib_weight_source){0};
+    snprintf(source->path, sizeof source->path, "%s", path);
+    nib_status status;
+    NIB_TRY_GOTO(nib_tensor_set_open(path, &source->set), done);
+    const nib_gguf *gguf = nib_tensor_set_gguf(source->set);
+    status = gguf != NULL ? nib_model_config_from_gguf(path, gguf, &source->config)
+                          : nib_model_config_read(path, &source->config);
+    if (status != NIB_OK) goto done;
+    if (gguf != NULL) source->config.tied_head = nib_tensor_set_find(source->set, "output.weight") == NULL;
+    check_state state = {.source = source};
+    NIB_TRY_GOTO(nib_weights_visit(&source->config, check_weight, &state), done);
+    status = check_surplus(source, state.found);
+done:
+    if (status != NIB_OK) nib_weight_source_close(source);
+    return status;
+}
+
+void nib_weight_source_close(nib_weight_source *source)
+{
+    nib_tensor_set_close(source->set);
+    source->set = NULL;
+}
+
+static nib_status check_finite(const nib_weight_source *source, const char *name, const nib_bf16 *values, int64_t n)
+{
+    int bad = 0;
+    for (int64_t i = 0; i < n; i++) bad |= (values[i].bits & 0x7f80) == 0x7f80;
+    if (!bad) return NIB_OK;
+    return NIB_FAIL(NIB_ERROR_DATA, "%s: tensor \"%s\" holds NaN or Inf; the checkpoint is damaged", source->path, name);
+}
+
+/* Row of a GGUF's Q or K that holds Hugging Face's row r: within a head, half j and pair i lie at 2 i + j. */
+static int64_t interleaved_row(int64_t r, int64_t head_dim)
+{
+    int64_t head = r / head_dim, in_head = r % head_dim, half = in_head / (head_dim / 2), pair = in_head % (head_dim / 2);
+    return head * head_dim + 2 * pair + half;
+}
+
+nib_status nib_weight_source_read(const nib_weight_source *source, const char *name, int64_t first, int64_t rows,
+                                  int64_t columns, nib_bf16 *out)
+{
+    const nib_tensor_view *tensor = nib_weight_source_find(source, name);
+    if (tensor == NULL) return NIB_FAIL(NIB_ERROR_INTERNAL, "%s: tensor \"%s\" was not checked", source->path, name);
+    bool permuted = nib_tensor_set_gguf(source->set) != NULL &&
+                    (strstr(name, ".q_proj.weight") != NULL || strstr(name, ".k_proj.weight") != NULL);
+    if (!permuted) {
+        NIB_TRY(nib_tensor_read_bf16(tensor, first * columns, rows * columns, out));
+    } else {
+        for (int64_t r = 0; r < rows; r++)
+            NIB_TRY(nib_tensor_read_bf16(tensor, interleaved_row(first + r, source->config.head_dim) * columns, columns,
+                                         out + r * columns));
+    }
+    return check_finite(source, name, out, rows * columns);
+}

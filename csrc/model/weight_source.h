@@ -1,0 +1,36 @@
+/* The weights of a checkpoint by their Hugging Face names, whatever file they come from.
+ *
+ * A GGUF's names are mapped, and the rows of its Q and K, permuted there for interleaved rotary, are put back. Values are
+ * bf16: a GGUF tensor is dequantised to fp32, rounded to bf16, and from there on treated like a bf16 checkpoint.
+ */
+#ifndef NIB_WEIGHT_SOURCE_H
+#define NIB_WEIGHT_SOURCE_H
+
+#include "formats/bnb_nf4.h"
+#include "model/config.h"
+
+typedef struct {
+    nib_tensor_set *set;
+    nib_model_config config;
+    bool quantized; /* a bitsandbytes NF4 checkpoint */
+    char path[4096];
+} nib_weight_source;
+
+/* path: M of cli.md. Reads the config and the tensor table, checks that every tensor that the model needs is there in
+ * its shape, and that there is none besides. Fails with NIB_ERROR_DATA naming the tensor. */
+nib_status nib_weight_source_open(const char *path, nib_weight_source *source);
+void nib_weight_source_close(nib_weight_source *source);
+
+/* Rows first .. first + rows of a [*, columns] matrix (or a vector, as one row of `columns`) in bf16. NaN or Inf is
+ * NIB_ERROR_DATA, naming the tensor. */
+nib_status nib_weight_source_read(const nib_weight_source *source, const char *name, int64_t first, int64_t rows,
+                                  int64_t columns, nib_bf16 *out);
+/* The view behind a name; NULL if absent. */
+const nib_tensor_view *nib_weight_source_find(const nib_weight_source *source, const char *name);
+
+/* Every weight of the architecture, in a fixed order: calls visit(user, name, rows, columns, linear) with columns 0 for
+ * a vector of `rows`; linear tells a weight that NF4 quantises. Stops at the first failure. */
+typedef nib_status (*nib_weight_visitor)(void *user, const char *name, int64_t rows, int64_t columns, bool linear);
+nib_status nib_weights_visit(const nib_model_config *config, nib_weight_visitor visit, void *user);
+
+#endif
