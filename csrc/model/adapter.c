@@ -71,7 +71,8 @@ static nib_status check_surplus(const nib_model *model, const nib_tensor_set *se
         for (size_t j = 0; j < model->parameter_count && !known; j++)
             known = strcmp(model->parameters[j].name, tensor->name) == 0;
         if (!known)
-            return NIB_FAIL(NIB_ERROR_DATA, "%s: tensor \"%s\" has no place in this model; is it another model's adapter?",
+            return NIB_FAIL(NIB_ERROR_DATA,
+                            "%s: tensor \"%s\" has no place in this model; is it another model's adapter?",
                             tensor->file->path, tensor->name);
     }
     return NIB_OK;

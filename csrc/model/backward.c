@@ -81,7 +81,6 @@ nib_status nib_model_train_batch(nib_model *model, const nib_micro_batch *batch,
         NIB_TRY(backward_ffn(model, l, options.dropout_key));
         NIB_TRY(backward_attention(model, l, tree, options.dropout_key));
     }
-    if (model->dembedding != NULL)
-        NIB_TRY(ops->embedding_backward(ops, a->token, a->dx, 1.0f, model->dembedding));
+    if (model->dembedding != NULL) NIB_TRY(ops->embedding_backward(ops, a->token, a->dx, 1.0f, model->dembedding));
     return ops->download(ops, nll, a->nll, (size_t)batch->N * sizeof(float));
 }

@@ -6,7 +6,7 @@
 #include <string.h>
 
 #define MAX_CONFIG_BYTES ((size_t)16 * 1024 * 1024)
-#define LIMIT ((int64_t)1 << 24) /* no dimension of a real model is larger */
+#define LIMIT            ((int64_t)1 << 24) /* no dimension of a real model is larger */
 
 /* Architectures of config.json and of GGUF that this forward pass computes. */
 static const char *const llama_like[] = {"llama", "mistral"};
@@ -28,9 +28,9 @@ static nib_status check_sizes(const char *path, const nib_model_config *c)
     if (c->heads % c->kv_heads != 0)
         return NIB_FAIL(NIB_ERROR_DATA, "%s: %lld attention heads are no multiple of %lld key/value heads", path,
                         (long long)c->heads, (long long)c->kv_heads);
-    if (c->head_dim % 2 != 0 || c->head_dim > 256)
-        return NIB_FAIL(NIB_ERROR_DATA, "%s: head_dim is %lld, expected an even number up to 256", path,
-                        (long long)c->head_dim);
+    if (c->head_dim % 2 != 0 || c->head_dim > NIB_MAX_HEAD_DIM)
+        return NIB_FAIL(NIB_ERROR_DATA, "%s: head_dim is %lld, expected an even number up to %d", path,
+                        (long long)c->head_dim, NIB_MAX_HEAD_DIM);
     if (!(c->norm_epsilon > 0) || !(c->rope_theta > 0) || !(c->rope_factor > 0))
         return NIB_FAIL(NIB_ERROR_DATA, "%s: norm epsilon %g, rope theta %g and factor %g must be positive", path,
                         (double)c->norm_epsilon, c->rope_theta, c->rope_factor);
@@ -64,8 +64,8 @@ static nib_status read_rope(const char *path, const nib_json *root, nib_model_co
     NIB_TRY(nib_json_read_int(path, scaling, "original_max_position_embeddings", 1, LIMIT, 8192,
                               &c->rope_original_positions));
     if (!(c->rope_high_frequency > c->rope_low_frequency) || !(c->rope_low_frequency > 0))
-        return NIB_FAIL(NIB_ERROR_DATA, "%s:%u: low_freq_factor %g must be positive and below high_freq_factor %g", path,
-                        scaling->line, c->rope_low_frequency, c->rope_high_frequency);
+        return NIB_FAIL(NIB_ERROR_DATA, "%s:%u: low_freq_factor %g must be positive and below high_freq_factor %g",
+                        path, scaling->line, c->rope_low_frequency, c->rope_high_frequency);
     return NIB_OK;
 }
 
@@ -93,12 +93,9 @@ static nib_status read_json(const char *path, const nib_json *root, nib_model_co
     const struct {
         const char *key;
         int64_t fallback, *out;
-    } sizes[] = {{"vocab_size", 0, &c->vocabulary},
-                 {"hidden_size", 0, &c->hidden},
-                 {"num_hidden_layers", 0, &c->layers},
-                 {"num_attention_heads", 0, &c->heads},
-                 {"intermediate_size", 0, &c->feed_forward},
-                 {"max_position_embeddings", 2048, &c->max_positions}};
+    } sizes[] = {{"vocab_size", 0, &c->vocabulary},          {"hidden_size", 0, &c->hidden},
+                 {"num_hidden_layers", 0, &c->layers},       {"num_attention_heads", 0, &c->heads},
+                 {"intermediate_size", 0, &c->feed_forward}, {"max_position_embeddings", 2048, &c->max_positions}};
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
         NIB_TRY(nib_json_read_int(path, root, sizes[i].key, 1, LIMIT, sizes[i].fallback, sizes[i].out));
         if (*sizes[i].out == 0) return NIB_FAIL(NIB_ERROR_DATA, "%s: \"%s\" is missing", path, sizes[i].key);
@@ -195,14 +192,58 @@ nib_status nib_model_config_from_gguf(const char *path, const nib_gguf *gguf, ni
     return check_sizes(path, c);
 }
 
+static void write_rope(const nib_model_config *c, nib_buffer *json)
+{
+    static const char *const kinds[] = {"default", "linear", "llama3"};
+    nib_buffer_format(json, "  \"rope_parameters\": {\n    \"rope_type\": \"%s\",\n", kinds[c->rope]);
+    if (c->rope != NIB_ROPE_DEFAULT) nib_buffer_format(json, "    \"factor\": %.17g,\n", c->rope_factor);
+    if (c->rope == NIB_ROPE_LLAMA3)
+        nib_buffer_format(json,
+                          "    \"low_freq_factor\": %.17g,\n    \"high_freq_factor\": %.17g,\n"
+                          "    \"original_max_position_embeddings\": %lld,\n",
+                          c->rope_low_frequency, c->rope_high_frequency, (long long)c->rope_original_positions);
+    nib_buffer_format(json, "    \"rope_theta\": %.17g\n  },\n", c->rope_theta);
+}
+
+nib_status nib_model_config_write(const nib_model_config *c, bool nf4, nib_buffer *json)
+{
+    bool mistral = strcmp(c->family, "mistral") == 0;
+    nib_buffer_format(json, "{\n  \"architectures\": [\"%s\"],\n  \"model_type\": \"%s\",\n",
+                      mistral ? "MistralForCausalLM" : "LlamaForCausalLM", c->family);
+    nib_buffer_format(json, "  \"attention_bias\": %s,\n  \"mlp_bias\": %s,\n  \"tie_word_embeddings\": %s,\n",
+                      c->attention_bias ? "true" : "false", c->mlp_bias ? "true" : "false",
+                      c->tied_head ? "true" : "false");
+    nib_buffer_format(json, "  \"vocab_size\": %lld,\n  \"hidden_size\": %lld,\n  \"num_hidden_layers\": %lld,\n",
+                      (long long)c->vocabulary, (long long)c->hidden, (long long)c->layers);
+    nib_buffer_format(json,
+                      "  \"num_attention_heads\": %lld,\n  \"num_key_value_heads\": %lld,\n  \"head_dim\": %lld,\n",
+                      (long long)c->heads, (long long)c->kv_heads, (long long)c->head_dim);
+    nib_buffer_format(json, "  \"intermediate_size\": %lld,\n  \"max_position_embeddings\": %lld,\n",
+                      (long long)c->feed_forward, (long long)c->max_positions);
+    nib_buffer_format(json, "  \"hidden_act\": \"silu\",\n  \"rms_norm_eps\": %.9g,\n", (double)c->norm_epsilon);
+    if (mistral) nib_buffer_text(json, "  \"sliding_window\": null,\n");
+    write_rope(c, json);
+    if (c->bos >= 0) nib_buffer_format(json, "  \"bos_token_id\": %d,\n", c->bos);
+    for (int i = 0; i < c->eos_count; i++)
+        nib_buffer_format(json, i > 0 ? ", %d" : "  \"eos_token_id\": [%d", c->eos[i]);
+    if (c->eos_count > 0) nib_buffer_text(json, "],\n");
+    if (nf4)
+        nib_buffer_text(json, "  \"quantization_config\": {\n    \"quant_method\": \"bitsandbytes\",\n"
+                              "    \"load_in_4bit\": true,\n    \"load_in_8bit\": false,\n"
+                              "    \"bnb_4bit_quant_type\": \"nf4\",\n    \"bnb_4bit_use_double_quant\": true,\n"
+                              "    \"bnb_4bit_compute_dtype\": \"bfloat16\",\n"
+                              "    \"bnb_4bit_quant_storage\": \"uint8\"\n  },\n");
+    nib_buffer_text(json, "  \"dtype\": \"bfloat16\"\n}\n");
+    return json->failed ? NIB_FAIL(NIB_ERROR_MEMORY, "no memory for config.json") : NIB_OK;
+}
+
 /* Llama 3.1: long wavelengths are divided by factor, short ones kept, those between interpolated. */
 static double llama3_frequency(const nib_model_config *c, double frequency)
 {
     double wavelength = 2 * M_PI / frequency, original = (double)c->rope_original_positions;
     if (wavelength > original / c->rope_low_frequency) return frequency / c->rope_factor;
     if (wavelength < original / c->rope_high_frequency) return frequency;
-    double smooth =
-        (original / wavelength - c->rope_low_frequency) / (c->rope_high_frequency - c->rope_low_frequency);
+    double smooth = (original / wavelength - c->rope_low_frequency) / (c->rope_high_frequency - c->rope_low_frequency);
     return (1 - smooth) * frequency / c->rope_factor + smooth * frequency;
 }
 

@@ -3,8 +3,11 @@
 #ifndef NIB_MODEL_CONFIG_H
 #define NIB_MODEL_CONFIG_H
 
+#include "base/buffer.h"
 #include "formats/gguf.h"
 #include "model/ops.h"
+
+#define NIB_MAX_HEAD_DIM 256 /* checked by the readers */
 
 typedef enum { NIB_ROPE_DEFAULT, NIB_ROPE_LINEAR, NIB_ROPE_LLAMA3 } nib_rope_kind;
 
@@ -27,6 +30,8 @@ typedef struct {
  * or a field value that Nibble does not compute is refused (NIB_ERROR_DATA), never ignored. */
 nib_status nib_model_config_read(const char *path, nib_model_config *config);
 nib_status nib_model_config_from_gguf(const char *path, const nib_gguf *gguf, nib_model_config *config);
+/* config.json as transformers reads it; nf4: with the quantization_config of bitsandbytes (double quantised). */
+nib_status nib_model_config_write(const nib_model_config *config, bool nf4, nib_buffer *json);
 /* fp32 [head_dim / 2], with the scaling of the family (Llama 3: "rope_type": "llama3"). */
 void nib_rope_frequencies(const nib_model_config *config, float *frequency);
 

@@ -67,8 +67,7 @@ static nib_status add_parameter(nib_model *model, const char *name, int64_t rows
 static nib_status place_matrix(nib_model *model, const char *name, int64_t rows, int64_t columns, nib_matrix *matrix,
                                float **gradient)
 {
-    if (!model->options.full)
-        return take_matrix(&model->arena[NIB_ARENA_BASE], rows, columns, NIB_DTYPE_BF16, matrix);
+    if (!model->options.full) return take_matrix(&model->arena[NIB_ARENA_BASE], rows, columns, NIB_DTYPE_BF16, matrix);
     nib_parameter *parameter;
     NIB_TRY(add_parameter(model, name, rows, columns, true, &parameter));
     *matrix = parameter->copy;
@@ -153,7 +152,8 @@ static nib_status place_layer(nib_model *model, int64_t l)
     const struct {
         nib_linear *linear;
         const char *name;
-    } linears[] = {{&layer->qkv, "qkv"}, {&layer->output, "output"}, {&layer->gate_up, "gate_up"}, {&layer->down, "down"}};
+    } linears[] = {
+        {&layer->qkv, "qkv"}, {&layer->output, "output"}, {&layer->gate_up, "gate_up"}, {&layer->down, "down"}};
     for (size_t i = 0; i < sizeof linears / sizeof *linears; i++) {
         int length = snprintf(name, sizeof name, "layers.%lld.%s", (long long)l, linears[i].name);
         linears[i].linear->name = nib_pool_copy(&model->pool, name, (size_t)length);

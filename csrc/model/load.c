@@ -1,5 +1,4 @@
 /* Reads the base weights into the places that layout.c chose. */
-#include "base/sha256.h"
 #include "model/model_internal.h"
 
 #include <stdio.h>
@@ -58,8 +57,7 @@ static nib_status load_nf4(nib_model *model, const char *name, const nib_nf4 *to
     NIB_TRY(nib_bnb_nf4_find(model->source.set, name, &from));
     NIB_TRY(ops->upload(ops, (void *)to->codes, from.codes->data, from.codes->bytes));
     NIB_TRY(check_finite(model, name, from.absmax));
-    if (from.nested_absmax == NULL)
-        return ops->upload(ops, (void *)to->absmax, from.absmax->data, from.absmax->bytes);
+    if (from.nested_absmax == NULL) return ops->upload(ops, (void *)to->absmax, from.absmax->data, from.absmax->bytes);
     NIB_TRY(check_finite(model, name, from.nested_absmax));
     if (memcmp(from.nested_map->data, nib_nf4_dynamic_map, sizeof nib_nf4_dynamic_map) != 0)
         return NIB_FAIL(NIB_ERROR_DATA, "%s: nested_quant_map of tensor \"%s\" is not bitsandbytes' dynamic map",
@@ -111,7 +109,7 @@ nib_status nib_model_load(nib_model *model)
 {
     const nib_model_config *c = &model->config;
     nib_ops *ops = model->ops;
-    NIB_TRY(nib_weight_source_hash(&model->source, model->base_hash));
+    nib_weight_source_hash(&model->source, model->base_hash);
     NIB_TRY(load_frequencies(model));
     if (model->nested_map != NULL)
         NIB_TRY(ops->upload(ops, model->nested_map, nib_nf4_dynamic_map, sizeof nib_nf4_dynamic_map));

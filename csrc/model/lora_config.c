@@ -10,8 +10,8 @@
 #include <string.h>
 
 #define MAX_CONFIG_BYTES ((size_t)16 * 1024 * 1024)
-#define MAX_RANK ((int64_t)1 << 20)
-#define MATCH_LIMIT 100000 /* steps of a pattern; far above what any module name needs */
+#define MAX_RANK         ((int64_t)1 << 20)
+#define MATCH_LIMIT      100000 /* steps of a pattern; far above what any module name needs */
 
 typedef struct {
     const char *pattern;
@@ -60,10 +60,9 @@ nib_status nib_lora_config_from_options(const nib_lora_options *options, nib_lor
     config->alpha = options->alpha;
     config->dropout = options->dropout;
     config->rslora = options->rslora;
-    nib_status status =
-        options->all_linear
-            ? set_targets(config, "lora", all_linear, sizeof all_linear / sizeof *all_linear)
-            : set_targets(config, "lora", options->targets, (size_t)options->target_count);
+    nib_status status = options->all_linear
+                            ? set_targets(config, "lora", all_linear, sizeof all_linear / sizeof *all_linear)
+                            : set_targets(config, "lora", options->targets, (size_t)options->target_count);
     if (status == NIB_OK)
         *out = config;
     else
@@ -87,11 +86,22 @@ static bool is_empty(const nib_json *value)
 /* Fields that change what is computed and that Nibble does not compute. */
 static nib_status refuse_unsupported(const char *path, const nib_json *root)
 {
-    static const char *const must_be_empty[] = {
-        "use_dora",       "modules_to_save", "trainable_token_indices", "layer_replication", "fan_in_fan_out",
-        "use_qalora",     "use_bdlora",      "lora_bias",               "target_parameters", "alora_invocation_tokens",
-        "exclude_modules", "layers_pattern",  "arrow_config",            "monteclora_config", "velora_config",
-        "kasa_config"};
+    static const char *const must_be_empty[] = {"use_dora",
+                                                "modules_to_save",
+                                                "trainable_token_indices",
+                                                "layer_replication",
+                                                "fan_in_fan_out",
+                                                "use_qalora",
+                                                "use_bdlora",
+                                                "lora_bias",
+                                                "target_parameters",
+                                                "alora_invocation_tokens",
+                                                "exclude_modules",
+                                                "layers_pattern",
+                                                "arrow_config",
+                                                "monteclora_config",
+                                                "velora_config",
+                                                "kasa_config"};
     for (size_t i = 0; i < sizeof must_be_empty / sizeof *must_be_empty; i++) {
         const nib_json *value = nib_json_get(root, must_be_empty[i]);
         if (!is_empty(value))
@@ -105,8 +115,7 @@ static nib_status refuse_unsupported(const char *path, const nib_json *root)
     NIB_TRY(nib_json_read_string(path, root, "bias", "none", &bias));
     if (strcmp(type, "LORA") != 0)
         return NIB_FAIL(NIB_ERROR_DATA, "%s: peft_type is \"%s\", expected \"LORA\"", path, type);
-    if (strcmp(bias, "none") != 0)
-        return NIB_FAIL(NIB_ERROR_DATA, "%s: bias is \"%s\", expected \"none\"", path, bias);
+    if (strcmp(bias, "none") != 0) return NIB_FAIL(NIB_ERROR_DATA, "%s: bias is \"%s\", expected \"none\"", path, bias);
     return NIB_OK;
 }
 
@@ -208,7 +217,8 @@ done:
 }
 
 /* Does the whole of text match before PATTERN after? */
-static nib_status full_match(const char *before, const char *pattern, const char *after, const char *text, bool *matches)
+static nib_status full_match(const char *before, const char *pattern, const char *after, const char *text,
+                             bool *matches)
 {
     nib_buffer whole = {0};
     nib_status status = NIB_OK;
@@ -217,15 +227,15 @@ static nib_status full_match(const char *before, const char *pattern, const char
     pcre2_match_data *data = NULL;
     pcre2_match_context *context = pcre2_match_context_create(NULL);
     nib_buffer_format(&whole, "^%s%s%s$", before, pattern, after);
-    pcre2_code *code = whole.failed ? NULL
-                                    : pcre2_compile((PCRE2_SPTR)whole.data, whole.length,
-                                                    PCRE2_UTF | PCRE2_NEVER_BACKSLASH_C | PCRE2_DOLLAR_ENDONLY, &error,
-                                                    &offset, NULL);
+    pcre2_code *code =
+        whole.failed ? NULL
+                     : pcre2_compile((PCRE2_SPTR)whole.data, whole.length,
+                                     PCRE2_UTF | PCRE2_NEVER_BACKSLASH_C | PCRE2_DOLLAR_ENDONLY, &error, &offset, NULL);
     *matches = false;
     if (code != NULL) data = pcre2_match_data_create_from_pattern(code, NULL);
     if (code == NULL && !whole.failed) {
-        status = NIB_FAIL(NIB_ERROR_DATA, "adapter_config.json: pattern \"%s\" is no regular expression (at %zu)", pattern,
-                          (size_t)offset);
+        status = NIB_FAIL(NIB_ERROR_DATA, "adapter_config.json: pattern \"%s\" is no regular expression (at %zu)",
+                          pattern, (size_t)offset);
         goto done;
     }
     if (data == NULL || context == NULL) {
@@ -264,8 +274,8 @@ static nib_status is_target(const nib_lora_config *config, const char *module, i
     *target = false;
     for (size_t i = 0; i < config->target_count; i++) {
         size_t n = strlen(module), m = strlen(config->targets[i]);
-        *target = *target || (n >= m && strcmp(module + n - m, config->targets[i]) == 0 &&
-                              (n == m || module[n - m - 1] == '.'));
+        *target = *target ||
+                  (n >= m && strcmp(module + n - m, config->targets[i]) == 0 && (n == m || module[n - m - 1] == '.'));
     }
     return NIB_OK;
 }

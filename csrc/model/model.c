@@ -137,8 +137,7 @@ nib_status nib_model_reserve(nib_model *model, int64_t T, int64_t N, nib_recompu
 int nib_model_memory(const nib_model *model, const nib_memory_class **classes)
 {
     nib_memory_class *memory = ((nib_model *)model)->memory; /* a cache of the arenas' state */
-    for (int i = 0; i < NIB_ARENAS; i++)
-        memory[i] = (nib_memory_class){model->arena[i].name, model->arena[i].used};
+    for (int i = 0; i < NIB_ARENAS; i++) memory[i] = (nib_memory_class){model->arena[i].name, model->arena[i].used};
     *classes = memory;
     return NIB_ARENAS;
 }

@@ -7,22 +7,22 @@
 #include "model/weight_source.h"
 
 typedef struct {
-    nib_linear qkv;       /* q, k, v: [T, C] to [T, (NH + 2 NKV) HD] */
-    nib_linear output;    /* o: [T, NH HD] to [T, C] */
-    nib_linear gate_up;   /* gate, up: [T, C] to [T, 2 F] */
-    nib_linear down;      /* down: [T, F] to [T, C] */
+    nib_linear qkv;                     /* q, k, v: [T, C] to [T, (NH + 2 NKV) HD] */
+    nib_linear output;                  /* o: [T, NH HD] to [T, C] */
+    nib_linear gate_up;                 /* gate, up: [T, C] to [T, 2 F] */
+    nib_linear down;                    /* down: [T, F] to [T, C] */
     float *attention_norm, *ffn_norm;   /* [C] */
     float *dattention_norm, *dffn_norm; /* [C], full fine-tuning only, else NULL */
 } nib_layer;
 
 /* What a layer's backward pass reads. Layers share a buffer where the recompute policy drops it. */
 typedef struct {
-    nib_matrix residual;  /* [T, C] before the attention norm */
-    nib_matrix middle;    /* [T, C] before the feed-forward norm */
-    nib_matrix qkv;       /* [T, (NH + 2 NKV) HD] after rotary */
-    nib_matrix attention; /* [T, NH HD] */
-    float *lse;           /* [NH, T] */
-    nib_matrix gate_up;   /* [T, 2 F]; its backward pass overwrites it with the gradient */
+    nib_matrix residual;                           /* [T, C] before the attention norm */
+    nib_matrix middle;                             /* [T, C] before the feed-forward norm */
+    nib_matrix qkv;                                /* [T, (NH + 2 NKV) HD] after rotary */
+    nib_matrix attention;                          /* [T, NH HD] */
+    float *lse;                                    /* [NH, T] */
+    nib_matrix gate_up;                            /* [T, 2 F]; its backward pass overwrites it with the gradient */
     nib_matrix u_qkv, u_output, u_gate_up, u_down; /* [T, ranks of the linear] */
 } nib_layer_saves;
 
@@ -36,12 +36,12 @@ typedef struct {
     float *rotary;                      /* [T, HD] */
     nib_layer_saves *layer;             /* host [layers + 1]; of the last only the residual: the output of all layers */
     nib_matrix normed;                  /* [T, C] output of a norm */
-    nib_matrix delta;                   /* [T, C] what a block adds to the residual; backward: gradient of a norm's output */
-    nib_matrix h;                       /* [T, F] */
-    nib_matrix dx;                      /* [T, C] gradient of the residual stream */
-    nib_matrix dattention;              /* [T, NH HD] */
-    nib_matrix dqkv;                    /* [T, (NH + 2 NKV) HD] */
-    nib_matrix dh;                      /* [T, F] */
+    nib_matrix delta;      /* [T, C] what a block adds to the residual; backward: gradient of a norm's output */
+    nib_matrix h;          /* [T, F] */
+    nib_matrix dx;         /* [T, C] gradient of the residual stream */
+    nib_matrix dattention; /* [T, NH HD] */
+    nib_matrix dqkv;       /* [T, (NH + 2 NKV) HD] */
+    nib_matrix dh;         /* [T, F] */
 } nib_activations;
 
 /* The seven linears of a layer, as checkpoints and adapters name them. */
@@ -66,11 +66,11 @@ struct nib_model {
     nib_memory_class memory[NIB_ARENAS + 1];
     nib_pool pool; /* names and layers */
 
-    nib_matrix embedding, head;     /* [V, C]; the same memory if tied */
-    float *dembedding, *dhead;      /* fp32 [V, C], full fine-tuning only */
+    nib_matrix embedding, head;      /* [V, C]; the same memory if tied */
+    float *dembedding, *dhead;       /* fp32 [V, C], full fine-tuning only */
     float *final_norm, *dfinal_norm; /* [C] */
-    float *frequency;               /* [HD / 2] */
-    float *nested_map;              /* [256] bitsandbytes' dynamic map */
+    float *frequency;                /* [HD / 2] */
+    float *nested_map;               /* [256] bitsandbytes' dynamic map */
     nib_layer *layers;
 
     nib_parameter *parameters;
@@ -96,7 +96,8 @@ nib_status nib_model_load(nib_model *model);
 nib_status nib_adapter_initialize(nib_model *model);
 nib_status nib_adapter_load(nib_model *model, const char *folder);
 
-/* forward.c. Uploads the batch and computes the residual stream up to layer[layers].residual and, in normed, its norm. */
+/* forward.c. Uploads the batch and computes the residual stream up to layer[layers].residual and, in normed, its norm.
+ */
 nib_status nib_forward(nib_model *model, const nib_micro_batch *batch, uint64_t dropout_key);
 /* Parts of a layer that backward computes again. delta: what is still to be added to the residual, or NULL. */
 nib_status nib_forward_attention(nib_model *model, int64_t l, nib_tree tree, const nib_matrix *delta,

@@ -38,15 +38,10 @@ nib_status nib_weights_visit(const nib_model_config *c, nib_weight_visitor visit
 /* "model.layers.3.self_attn.q_proj.weight" to "blk.3.attn_q.weight"; false: no counterpart. */
 static bool gguf_name(const char *name, char *out, size_t size)
 {
-    static const char *const names[][2] = {{"input_layernorm", "attn_norm"},
-                                           {"self_attn.q_proj", "attn_q"},
-                                           {"self_attn.k_proj", "attn_k"},
-                                           {"self_attn.v_proj", "attn_v"},
-                                           {"self_attn.o_proj", "attn_output"},
-                                           {"post_attention_layernorm", "ffn_norm"},
-                                           {"mlp.gate_proj", "ffn_gate"},
-                                           {"mlp.up_proj", "ffn_up"},
-                                           {"mlp.down_proj", "ffn_down"}};
+    static const char *const names[][2] = {
+        {"input_layernorm", "attn_norm"}, {"self_attn.q_proj", "attn_q"},      {"self_attn.k_proj", "attn_k"},
+        {"self_attn.v_proj", "attn_v"},   {"self_attn.o_proj", "attn_output"}, {"post_attention_layernorm", "ffn_norm"},
+        {"mlp.gate_proj", "ffn_gate"},    {"mlp.up_proj", "ffn_up"},           {"mlp.down_proj", "ffn_down"}};
     static const char *const whole[][2] = {{"model.embed_tokens.weight", "token_embd.weight"},
                                            {"model.norm.weight", "output_norm.weight"},
                                            {"lm_head.weight", "output.weight"}};
@@ -87,13 +82,14 @@ static nib_status check_weight(void *user, const char *name, int64_t rows, int64
     const nib_weight_source *source = state->source;
     const nib_tensor_view *tensor = nib_weight_source_find(source, name);
     if (tensor == NULL)
-        return NIB_FAIL(NIB_ERROR_DATA, "%s: tensor \"%s\" is missing; is the checkpoint complete?", source->path, name);
+        return NIB_FAIL(NIB_ERROR_DATA, "%s: tensor \"%s\" is missing; is the checkpoint complete?", source->path,
+                        name);
     if (linear && tensor->dtype == NIB_DTYPE_U8) {
         nib_bnb_nf4 parts;
         NIB_TRY(nib_bnb_nf4_find(source->set, name, &parts));
         if (parts.rows != rows || parts.columns != columns)
-            return NIB_FAIL(NIB_ERROR_DATA, "%s: tensor \"%s\" is [%lld, %lld], expected [%lld, %lld]", source->path, name,
-                            (long long)parts.rows, (long long)parts.columns, (long long)rows, (long long)columns);
+            return NIB_FAIL(NIB_ERROR_DATA, "%s: tensor \"%s\" is [%lld, %lld], expected [%lld, %lld]", source->path,
+                            name, (long long)parts.rows, (long long)parts.columns, (long long)rows, (long long)columns);
         state->source->quantized = true;
         state->found += (size_t)parts.tensors;
         return NIB_OK;
@@ -138,8 +134,9 @@ static nib_status check_surplus(const nib_weight_source *source, size_t found)
         surplus_state state = {.source = source, .wanted = nib_tensor_set_at(source->set, i)->name};
         nib_weights_visit(&source->config, compare_weight, &state);
         if (!state.known && !is_ignored(source, state.wanted))
-            return NIB_FAIL(NIB_ERROR_DATA, "%s: tensor \"%s\" is not one of a %s model; is config.json another model's?",
-                            source->path, state.wanted, source->config.family);
+            return NIB_FAIL(NIB_ERROR_DATA,
+                            "%s: tensor \"%s\" is not one of a %s model; is config.json another model's?", source->path,
+                            state.wanted, source->config.family);
     }
     return NIB_OK;
 }
@@ -174,13 +171,15 @@ static nib_status check_finite(const nib_weight_source *source, const char *name
     int bad = 0;
     for (int64_t i = 0; i < n; i++) bad |= (values[i].bits & 0x7f80) == 0x7f80;
     if (!bad) return NIB_OK;
-    return NIB_FAIL(NIB_ERROR_DATA, "%s: tensor \"%s\" holds NaN or Inf; the checkpoint is damaged", source->path, name);
+    return NIB_FAIL(NIB_ERROR_DATA, "%s: tensor \"%s\" holds NaN or Inf; the checkpoint is damaged", source->path,
+                    name);
 }
 
 /* Row of a GGUF's Q or K that holds Hugging Face's row r: within a head, half j and pair i lie at 2 i + j. */
 static int64_t interleaved_row(int64_t r, int64_t head_dim)
 {
-    int64_t head = r / head_dim, in_head = r % head_dim, half = in_head / (head_dim / 2), pair = in_head % (head_dim / 2);
+    int64_t head = r / head_dim, in_head = r % head_dim, half = in_head / (head_dim / 2),
+            pair = in_head % (head_dim / 2);
     return head * head_dim + 2 * pair + half;
 }
 
@@ -199,4 +198,31 @@ nib_status nib_weight_source_read(const nib_weight_source *source, const char *n
                                          out + r * columns));
     }
     return check_finite(source, name, out, rows * columns);
+}
+
+void nib_weight_source_hash_table(const nib_weight_source *source, nib_sha256 *hash)
+{
+    for (size_t i = 0; i < nib_tensor_set_count(source->set); i++) {
+        const nib_tensor_view *tensor = nib_tensor_set_at(source->set, i);
+        nib_sha256_update(hash, tensor->name, strlen(tensor->name) + 1);
+        nib_sha256_update(hash, nib_dtype_name(tensor->dtype), strlen(nib_dtype_name(tensor->dtype)) + 1);
+        nib_sha256_update(hash, tensor->shape, (size_t)tensor->rank * sizeof *tensor->shape);
+    }
+}
+
+void nib_weight_source_hash(const nib_weight_source *source, char hex[65])
+{
+    enum { SAMPLE = 4096 };
+    nib_sha256 hash;
+    uint8_t digest[32];
+    nib_sha256_begin(&hash);
+    nib_weight_source_hash_table(source, &hash);
+    for (size_t i = 0; i < nib_tensor_set_count(source->set); i++) {
+        const nib_tensor_view *tensor = nib_tensor_set_at(source->set, i);
+        size_t bytes = tensor->bytes < SAMPLE ? (size_t)tensor->bytes : SAMPLE;
+        nib_sha256_update(&hash, tensor->data, bytes);
+        nib_sha256_update(&hash, tensor->data + tensor->bytes - bytes, bytes);
+    }
+    nib_sha256_end(&hash, digest);
+    nib_sha256_hex(digest, hex);
 }

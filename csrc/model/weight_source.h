@@ -1,11 +1,12 @@
 /* The weights of a checkpoint by their Hugging Face names, whatever file they come from.
  *
- * A GGUF's names are mapped, and the rows of its Q and K, permuted there for interleaved rotary, are put back. Values are
- * bf16: a GGUF tensor is dequantised to fp32, rounded to bf16, and from there on treated like a bf16 checkpoint.
+ * A GGUF's names are mapped, and the rows of its Q and K, permuted there for interleaved rotary, are put back. Values
+ * are bf16: a GGUF tensor is dequantised to fp32, rounded to bf16, and from there on treated like a bf16 checkpoint.
  */
 #ifndef NIB_WEIGHT_SOURCE_H
 #define NIB_WEIGHT_SOURCE_H
 
+#include "base/sha256.h"
 #include "formats/bnb_nf4.h"
 #include "model/config.h"
 
@@ -25,6 +26,11 @@ void nib_weight_source_close(nib_weight_source *source);
  * NIB_ERROR_DATA, naming the tensor. */
 nib_status nib_weight_source_read(const nib_weight_source *source, const char *name, int64_t first, int64_t rows,
                                   int64_t columns, nib_bf16 *out);
+/* Adds names, types and shapes of all tensors to a hash. */
+void nib_weight_source_hash_table(const nib_weight_source *source, nib_sha256 *hash);
+/* What tells this base from another, as hex: SHA-256 of the tensor table and of the first and last 4 KiB of every
+ * tensor. The same on every machine; a whole base is not read for it. */
+void nib_weight_source_hash(const nib_weight_source *source, char hex[65]);
 /* The view behind a name; NULL if absent. */
 const nib_tensor_view *nib_weight_source_find(const nib_weight_source *source, const char *name);
 
