@@ -26,7 +26,7 @@ static inline int nib_cpu_thread(void) { return 0; }
 /* Functions marked so are compiled for each level and chosen when the program is loaded. */
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__) &&               \
     !defined(__SANITIZE_THREAD__)
-#define NIB_CPU_CLONES __attribute__((target_clones("default", "arch=haswell", "arch=skylake-avx512")))
+#define NIB_CPU_CLONES __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
 #else
 #define NIB_CPU_CLONES
 #endif
