@@ -1,0 +1,88 @@
+#include "run_folder.h"
+#include "base/file.h"
+#include "base/log.h"
+#include "base/memory.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+static nib_status is_empty(const char *path, bool *empty)
+{
+    DIR *directory = opendir(path);
+    if (directory == NULL)
+        return NIB_FAIL(NIB_ERROR_IO, "%s: output folder cannot be listed: %s", path, strerror(errno));
+    *empty = true;
+    for (const struct dirent *entry; (entry = readdir(directory)) != NULL;)
+        if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0) *empty = false;
+    closedir(directory);
+    return NIB_OK;
+}
+
+static nib_status name_parts(const char *path, nib_run_folder *folder)
+{
+    struct {
+        char **part;
+        const char *name;
+    } parts[] = {{&folder->path, ""},
+                 {&folder->config, "config.json"},
+                 {&folder->metrics, "metrics.jsonl"},
+                 {&folder->log, "log.txt"},
+                 {&folder->report, "report.html"},
+                 {&folder->adapter, "adapter"},
+                 {&folder->checkpoints, "checkpoints"},
+                 {&folder->tensorboard, "tensorboard"}};
+    for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++) {
+        *parts[i].part = nib_path_join(path, parts[i].name);
+        if (*parts[i].part == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "%s: no memory for its paths", path);
+    }
+    return NIB_OK;
+}
+
+static nib_status take(const char *path, bool resume, nib_run_folder *folder)
+{
+    bool empty;
+    NIB_TRY(name_parts(path, folder));
+    nib_status status = nib_file_make_folders(path);
+    if (status != NIB_OK) return nib_error_context(status, "output folder");
+    NIB_TRY(is_empty(path, &empty));
+    bool holds_run = nib_file_exists(folder->config);
+    if (!empty && !resume)
+        return NIB_FAIL(NIB_ERROR_CONFIG,
+                        "%s: output folder is not empty%s; continue with --resume, or give another \"output\"", path,
+                        holds_run ? " (it holds a run)" : "");
+    if (!empty && !holds_run)
+        return NIB_FAIL(NIB_ERROR_CONFIG, "%s: --resume: the folder is not empty and holds no run (no config.json)",
+                        path);
+    if (access(path, W_OK) != 0)
+        return NIB_FAIL(NIB_ERROR_IO, "%s: output folder is not writable: %s", path, strerror(errno));
+    folder->fresh = empty;
+    folder->lock = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (folder->lock < 0) return NIB_FAIL(NIB_ERROR_IO, "%s: cannot be opened: %s", path, strerror(errno));
+    if (flock(folder->lock, LOCK_EX | LOCK_NB) != 0)
+        return NIB_FAIL(NIB_ERROR_IO, "%s: another process trains in this folder; wait for it or stop it", path);
+    return nib_log_to_file(folder->log);
+}
+
+nib_status nib_run_folder_open(const char *path, bool resume, nib_run_folder *folder)
+{
+    *folder = (nib_run_folder){.lock = -1};
+    nib_status status = take(path, resume, folder);
+    if (status != NIB_OK) nib_run_folder_close(folder);
+    return status;
+}
+
+void nib_run_folder_close(nib_run_folder *folder)
+{
+    if (folder->lock >= 0) {
+        (void)nib_log_to_file(NULL);
+        close(folder->lock);
+    }
+    char *parts[] = {folder->path,   folder->config,  folder->metrics,     folder->log,
+                     folder->report, folder->adapter, folder->checkpoints, folder->tensorboard};
+    for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++) nib_free(parts[i]);
+    *folder = (nib_run_folder){.lock = -1};
+}

@@ -1,0 +1,47 @@
+/* A training run, from its configuration to adapter and report. */
+#ifndef NIB_RUNTIME_TRAIN_H
+#define NIB_RUNTIME_TRAIN_H
+
+#include "checkpoint/checkpoint.h"
+#include "config.h"
+#include "data/order.h"
+#include "metrics.h"
+#include "open.h"
+#include "optim/gradient_tree.h"
+#include "run_folder.h"
+
+typedef struct {
+    nib_config *config;
+    nib_run_folder folder;
+    nib_metrics metrics;
+    nib_ops *ops;
+    nib_text text;
+    nib_dataset *train, *eval; /* eval NULL: none */
+    nib_mixture mixture;
+    nib_model *model;
+    nib_parameter *parameters;
+    int parameter_count;
+    nib_gradient_tree tree;
+    nib_schedule schedule;
+    int64_t samples; /* of the whole run */
+    nib_recompute recompute;
+    int64_t reserved_tokens, reserved_targets; /* what the model's activations hold */
+    float *nll;                                /* host [nll_capacity] */
+    int64_t nll_capacity;
+    nib_checkpointer *checkpointer;
+    nib_checkpoint_tensor *tensors; /* [parameter_count] views of the model's own */
+    nib_checkpoint_state state;
+    double started;      /* seconds, for rates */
+    int64_t first_step;  /* of this process */
+    double last_printed; /* when no terminal shows the live line */
+} nib_training;
+
+/* Trains until the end, an early stop, a signal (NIB_STOPPED) or an error. resume: continues what the output folder
+ * holds; a finished run is left as it is. Slots and micro-batch size are written into config where it left them null.
+ */
+nib_status nib_train(nib_config *config, bool resume);
+
+/* Seconds of a clock that never goes back. */
+double nib_train_clock(void);
+
+#endif

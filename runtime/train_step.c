@@ -1,0 +1,148 @@
+#include "train_step.h"
+#include "base/file.h"
+#include "base/log.h"
+#include "base/random.h"
+#include "optim/optimizer.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+int64_t nib_train_step_rows(const nib_training *t)
+{
+    int64_t left = t->samples - t->state.cursor, batch = t->config->train.batch_size;
+    return left < batch ? left : batch;
+}
+
+nib_status nib_train_pack(const nib_training *t, int64_t cursor, int64_t count, int64_t **samples, nib_pack *pack)
+{
+    nib_row *rows = nib_calloc((size_t)count, sizeof *rows);
+    nib_status status = NIB_OK;
+    *samples = nib_calloc((size_t)count, sizeof **samples);
+    if (rows == NULL || *samples == NULL) {
+        status = NIB_FAIL(NIB_ERROR_MEMORY, "no memory for the %lld rows of a step", (long long)count);
+        goto done;
+    }
+    for (int64_t i = 0; i < count; i++) {
+        (*samples)[i] = nib_mixture_sample(&t->mixture, cursor + i);
+        rows[i] = nib_dataset_row(t->train, (*samples)[i]);
+    }
+    nib_pack_options options = {
+        .slots = (int)t->config->train.slots,
+        .micro_batch_tokens = t->config->train.micro_batch_tokens,
+        .share_prefixes = t->config->data.share_prefixes,
+        .pack = t->config->data.pack,
+    };
+    status = nib_pack_step(rows, count, options, pack);
+done:
+    nib_free(rows);
+    if (status != NIB_OK) nib_free(*samples);
+    if (status != NIB_OK) *samples = NULL;
+    return status;
+}
+
+nib_status nib_train_reserve(nib_training *t, const nib_micro_batch *batch)
+{
+    if (batch->N > t->nll_capacity) {
+        float *larger = nib_recalloc(t->nll, (size_t)t->nll_capacity, (size_t)batch->N, sizeof *larger);
+        if (larger == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "no memory for %lld losses", (long long)batch->N);
+        t->nll = larger;
+        t->nll_capacity = batch->N;
+    }
+    if (batch->T <= t->reserved_tokens && batch->N <= t->reserved_targets) return NIB_OK;
+    if (batch->T > t->reserved_tokens) t->reserved_tokens = batch->T;
+    if (batch->N > t->reserved_targets) t->reserved_targets = batch->N;
+    return nib_model_reserve(t->model, t->reserved_tokens, t->reserved_targets, t->recompute, true);
+}
+
+/* All gradients as one array (model.h). */
+static float *gradients(const nib_training *t) { return t->parameters[0].gradient; }
+
+static nib_status run_slots(nib_training *t, const nib_pack *pack, double *loss)
+{
+    uint64_t step_key = nib_random_key((uint64_t)t->config->train.seed, (uint64_t)t->state.step);
+    double sum = 0;
+    for (int slot = 0; slot < pack->slots; slot++) {
+        for (int m = pack->slot_begin[slot]; m < pack->slot_begin[slot + 1]; m++) {
+            const nib_micro_batch *batch = &pack->micro_batch[m];
+            NIB_TRY(nib_train_reserve(t, batch));
+            nib_step_options options = {.gradient_scale = (float)(1.0 / pack->supervised_weight),
+                                        .dropout_key = nib_random_key(step_key, (uint64_t)m)};
+            NIB_TRY(nib_model_train_batch(t->model, batch, options, t->nll));
+            for (int64_t i = 0; i < batch->N; i++) sum += (double)t->nll[i] * batch->target_weight[i];
+        }
+        NIB_TRY(nib_gradient_tree_add(&t->tree, slot, pack->slots, gradients(t)));
+    }
+    *loss = sum / pack->supervised_weight;
+    return NIB_OK;
+}
+
+static nib_status save_rows(const nib_training *t, const int64_t *samples, int64_t count)
+{
+    char name[64];
+    nib_buffer text = {0};
+    snprintf(name, sizeof name, "nonfinite-step-%lld.jsonl", (long long)t->state.step);
+    for (int64_t i = 0; i < count; i++) {
+        int64_t line;
+        const char *file = nib_dataset_file(t->train, samples[i], &line);
+        nib_row row = nib_dataset_row(t->train, samples[i]);
+        nib_buffer_text(&text, "{\"file\":");
+        nib_buffer_json_string(&text, file, strlen(file), false);
+        nib_buffer_format(&text, ",\"line\":%lld,\"input_ids\":[", (long long)line);
+        for (int32_t k = 0; k < row.length; k++) nib_buffer_format(&text, k == 0 ? "%d" : ",%d", row.ids[k]);
+        nib_buffer_text(&text, "]}\n");
+        nib_warn("step %lld had row %s:%lld", (long long)t->state.step, file, (long long)line);
+    }
+    char *path = nib_path_join(t->folder.path, name);
+    nib_status status = path == NULL || text.failed
+                            ? NIB_FAIL(NIB_ERROR_MEMORY, "%s: no memory to save the rows", t->folder.path)
+                            : nib_file_replace(path, text.data, text.length);
+    nib_free(path);
+    nib_buffer_free(&text);
+    return status;
+}
+
+nib_status nib_train_step(nib_training *t, nib_step_result *result)
+{
+    const nib_config *c = t->config;
+    double begun = nib_train_clock();
+    int64_t count = nib_train_step_rows(t), *samples = NULL;
+    nib_pack pack = {0};
+    NIB_TRY(nib_train_pack(t, t->state.cursor, count, &samples, &pack));
+    *result = (nib_step_result){
+        .learning_rate = nib_schedule_rate(&t->schedule, t->state.step),
+        .supervised_tokens = pack.supervised_tokens,
+        .tokens = pack.row_tokens,
+        .computed_tokens = pack.computed_tokens,
+    };
+    nib_optimizer_options options = {
+        .adamw = {.learning_rate = result->learning_rate,
+                  .beta1 = c->train.beta1,
+                  .beta2 = c->train.beta2,
+                  .epsilon = c->train.epsilon,
+                  .weight_decay = c->train.weight_decay,
+                  .step = t->state.updates + 1},
+        .max_norm = c->train.max_grad_norm,
+    };
+    nib_status status = nib_optimizer_zero(t->ops, t->model);
+    if (status != NIB_OK) goto done;
+    NIB_TRY_GOTO(run_slots(t, &pack, &result->loss), done);
+    result->gradient_norm = NAN;
+    if (isfinite(result->loss))
+        NIB_TRY_GOTO(nib_optimizer_step(t->ops, t->model, &options, &result->gradient_norm, &result->applied), done);
+    if (result->applied) {
+        t->state.updates++;
+    } else {
+        t->state.nonfinite_steps++;
+        nib_warn("step %lld: loss %g, gradient norm %g; the step is not applied", (long long)t->state.step,
+                 result->loss, result->gradient_norm);
+        NIB_TRY_GOTO(save_rows(t, samples, count), done);
+    }
+    t->state.step++;
+    t->state.cursor += count;
+    result->seconds = nib_train_clock() - begun;
+done:
+    nib_pack_free(&pack);
+    nib_free(samples);
+    return status;
+}
