@@ -1,13 +1,13 @@
 #include "model/weight_source.h"
 #include "base/memory.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
-static nib_status visit_module(const nib_model_config *c, nib_weight_visitor visit, void *user, int64_t layer,
-                               const char *module, int64_t rows, int64_t columns, bool bias)
+static nib_status visit_module(nib_weight_visitor visit, void *user, int64_t layer, const char *module, int64_t rows,
+                               int64_t columns, bool bias)
 {
-    (void)c;
     char name[160];
     snprintf(name, sizeof name, "model.layers.%lld.%s.weight", (long long)layer, module);
     NIB_TRY(visit(user, name, rows, columns, columns > 0));
@@ -21,15 +21,15 @@ nib_status nib_weights_visit(const nib_model_config *c, nib_weight_visitor visit
     int64_t q = c->heads * c->head_dim, kv = c->kv_heads * c->head_dim;
     NIB_TRY(visit(user, "model.embed_tokens.weight", c->vocabulary, c->hidden, false));
     for (int64_t l = 0; l < c->layers; l++) {
-        NIB_TRY(visit_module(c, visit, user, l, "input_layernorm", c->hidden, 0, false));
-        NIB_TRY(visit_module(c, visit, user, l, "self_attn.q_proj", q, c->hidden, c->attention_bias));
-        NIB_TRY(visit_module(c, visit, user, l, "self_attn.k_proj", kv, c->hidden, c->attention_bias));
-        NIB_TRY(visit_module(c, visit, user, l, "self_attn.v_proj", kv, c->hidden, c->attention_bias));
-        NIB_TRY(visit_module(c, visit, user, l, "self_attn.o_proj", c->hidden, q, c->output_bias));
-        NIB_TRY(visit_module(c, visit, user, l, "post_attention_layernorm", c->hidden, 0, false));
-        NIB_TRY(visit_module(c, visit, user, l, "mlp.gate_proj", c->feed_forward, c->hidden, c->mlp_bias));
-        NIB_TRY(visit_module(c, visit, user, l, "mlp.up_proj", c->feed_forward, c->hidden, c->mlp_bias));
-        NIB_TRY(visit_module(c, visit, user, l, "mlp.down_proj", c->hidden, c->feed_forward, c->mlp_bias));
+        NIB_TRY(visit_module(visit, user, l, "input_layernorm", c->hidden, 0, false));
+        NIB_TRY(visit_module(visit, user, l, "self_attn.q_proj", q, c->hidden, c->attention_bias));
+        NIB_TRY(visit_module(visit, user, l, "self_attn.k_proj", kv, c->hidden, c->attention_bias));
+        NIB_TRY(visit_module(visit, user, l, "self_attn.v_proj", kv, c->hidden, c->attention_bias));
+        NIB_TRY(visit_module(visit, user, l, "self_attn.o_proj", c->hidden, q, c->output_bias));
+        NIB_TRY(visit_module(visit, user, l, "post_attention_layernorm", c->hidden, 0, false));
+        NIB_TRY(visit_module(visit, user, l, "mlp.gate_proj", c->feed_forward, c->hidden, c->mlp_bias));
+        NIB_TRY(visit_module(visit, user, l, "mlp.up_proj", c->feed_forward, c->hidden, c->mlp_bias));
+        NIB_TRY(visit_module(visit, user, l, "mlp.down_proj", c->hidden, c->feed_forward, c->mlp_bias));
     }
     NIB_TRY(visit(user, "model.norm.weight", c->hidden, 0, false));
     return c->tied_head ? NIB_OK : visit(user, "lm_head.weight", c->vocabulary, c->hidden, false);
@@ -141,6 +141,35 @@ static nib_status check_surplus(const nib_weight_source *source, size_t found)
     return NIB_OK;
 }
 
+/* A Llama 3.1 or 3.2 GGUF holds its rope scaling only as rope_freqs.weight [HD / 2]: what each frequency is divided by.
+ * The parameters behind it are those of every published Llama 3 but for the factor, which is the largest value; a
+ * tensor that they do not reproduce is refused. */
+static nib_status read_rope_divisors(nib_weight_source *source)
+{
+    const nib_tensor_view *tensor = nib_tensor_set_find(source->set, "rope_freqs.weight");
+    nib_model_config *c = &source->config;
+    float divisor[NIB_MAX_HEAD_DIM / 2], plain[NIB_MAX_HEAD_DIM / 2], scaled[NIB_MAX_HEAD_DIM / 2];
+    if (tensor == NULL) return NIB_OK;
+    int64_t pairs = c->head_dim / 2;
+    NIB_TRY(nib_tensor_expect_shape(tensor, 1, pairs));
+    NIB_TRY(nib_tensor_read_float(tensor, 0, pairs, divisor));
+    nib_rope_frequencies(c, plain);
+    c->rope = NIB_ROPE_LLAMA3;
+    c->rope_factor = 1.0;
+    for (int64_t i = 0; i < pairs; i++) c->rope_factor = fmax(c->rope_factor, (double)divisor[i]);
+    c->rope_low_frequency = 1.0;
+    c->rope_high_frequency = 4.0;
+    c->rope_original_positions = 8192;
+    nib_rope_frequencies(c, scaled);
+    for (int64_t i = 0; i < pairs; i++)
+        if (!(fabsf(plain[i] / divisor[i] - scaled[i]) <= 1e-4f * scaled[i]))
+            return NIB_FAIL(NIB_ERROR_DATA,
+                            "%s: tensor \"rope_freqs.weight\" divides frequency %lld by %g, expected %g as in Llama 3; "
+                            "this rope scaling is not supported",
+                            source->path, (long long)i, (double)divisor[i], (double)(plain[i] / scaled[i]));
+    return NIB_OK;
+}
+
 nib_status nib_weight_source_open(const char *path, nib_weight_source *source)
 {
     *source = (nib_weight_source){0};
@@ -152,6 +181,7 @@ nib_status nib_weight_source_open(const char *path, nib_weight_source *source)
                           : nib_model_config_read(path, &source->config);
     if (status != NIB_OK) goto done;
     if (gguf != NULL) source->config.tied_head = nib_tensor_set_find(source->set, "output.weight") == NULL;
+    NIB_TRY_GOTO(read_rope_divisors(source), done);
     check_state state = {.source = source};
     NIB_TRY_GOTO(nib_weights_visit(&source->config, check_weight, &state), done);
     status = check_surplus(source, state.found);

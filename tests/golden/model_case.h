@@ -14,8 +14,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* A test defines TEST_NAME before: caches of tests that run side by side are apart. */
 #define DOCUMENTS     3
-#define CACHE_FOLDER  "model_test_cache" /* in the working folder of ctest */
+#define CACHE_FOLDER  "model_test_cache_" TEST_NAME /* in the working folder of ctest */
 #define SCRATCH_BYTES ((size_t)64 << 20)
 
 static inline void must(nib_status status)

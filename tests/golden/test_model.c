@@ -5,6 +5,7 @@
  * 1e-5; a logit is a sum over a few layers, 2e-4 of the logits' range; a gradient tensor 1e-4 of its norm; eight
  * optimizer steps let such differences grow, 1e-3. A missing bias, a wrong rope factor or a swapped head moves the
  * loss by 1e-3 and more. */
+#define TEST_NAME "golden"
 #include "model_case.h"
 
 static const char *const names[] = {"llama_tied", "llama3_gqa"};

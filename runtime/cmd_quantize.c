@@ -1,0 +1,78 @@
+/* nibble quantize: the NF4 form of a model as a folder that transformers and bitsandbytes load. */
+#include "command.h"
+#include "open.h"
+
+#include "base/log.h"
+#include "model/nf4_cache.h"
+
+#include <stdio.h>
+#include <string.h>
+
+static nib_status read_arguments(int argc, char **argv, const char **model, const char **out)
+{
+    *model = *out = NULL;
+    for (int i = 0; i < argc; i++) {
+        if (i + 1 < argc && strcmp(argv[i], "--model") == 0)
+            *model = argv[++i];
+        else if (i + 1 < argc && strcmp(argv[i], "--out") == 0)
+            *out = argv[++i];
+        else
+            return NIB_FAIL(NIB_ERROR_USAGE, "unknown argument or missing value: '%s'", argv[i]);
+    }
+    if (*model == NULL || *out == NULL) return NIB_FAIL(NIB_ERROR_USAGE, "--model M and --out D are needed");
+    return NIB_OK;
+}
+
+/* The files of a tokenizer, where the model has them beside its weights. */
+static nib_status copy_tokenizer(const char *model, const char *out)
+{
+    static const char *const names[] = {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+                                        "chat_template.jinja", "generation_config.json"};
+    nib_status status = NIB_OK;
+    for (size_t i = 0; i < sizeof names / sizeof *names && status == NIB_OK; i++) {
+        nib_file file = {0};
+        char *from = nib_path_join(model, names[i]), *to = nib_path_join(out, names[i]);
+        if (from == NULL || to == NULL) status = NIB_FAIL(NIB_ERROR_MEMORY, "%s: no memory for a file name", model);
+        if (status == NIB_OK && nib_file_exists(from)) {
+            status = nib_file_map(&file, from);
+            if (status == NIB_OK) status = nib_file_replace(to, file.data, file.size);
+            nib_file_unmap(&file);
+        }
+        nib_free(from);
+        nib_free(to);
+    }
+    return status;
+}
+
+static nib_status run(int argc, char **argv)
+{
+    const char *model, *out;
+    nib_ops *ops = NULL;
+    nib_weight_source source = {0};
+    char hex[65];
+    NIB_TRY(read_arguments(argc, argv, &model, &out));
+    nib_status status;
+    NIB_TRY_GOTO(nib_weight_source_open(model, &source), done);
+    if (source.quantized) {
+        status = NIB_FAIL(NIB_ERROR_DATA, "%s: is NF4 already; expected 16-bit or 32-bit weights", model);
+        goto done;
+    }
+    NIB_TRY_GOTO(nib_open_backend(NIB_DEVICE_CPU, &ops), done);
+    NIB_TRY_GOTO(nib_nf4_write(ops, &source, out, hex), done);
+    if (nib_file_is_folder(model)) NIB_TRY_GOTO(copy_tokenizer(model, out), done);
+    nib_log("%s/model.safetensors, SHA-256 %s", out, hex);
+done:
+    nib_close_backend(ops);
+    nib_weight_source_close(&source);
+    return status;
+}
+
+const nib_command nib_command_quantize = {
+    .name = "quantize",
+    .summary = "write a model's NF4 form",
+    .usage =
+        "usage: nibble quantize --model M --out D\n\n"
+        "Writes folder D with every linear but the head in NF4 (blocks of 64, double quantised) in the form of\n"
+        "bitsandbytes; transformers loads it, and so does every command here. Training keeps the same in a cache.\n",
+    .run = run,
+};
