@@ -7,7 +7,6 @@
 static const nib_command *const commands[] = {
     &nib_command_tokenize,
     &nib_command_render,
-    &nib_command_quantize,
     NULL,
 };
 
