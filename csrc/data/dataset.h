@@ -1,11 +1,15 @@
-/* A data set: rows of JSONL files, recognised, rendered, tokenised and masked. */
+/* A data set: rows of JSONL files, recognised (row_format.h), rendered, tokenised and masked (row_encoder.h). */
 #ifndef NIB_DATASET_H
 #define NIB_DATASET_H
 
+#include "data/order.h"
 #include "data/pack.h"
 #include "tokenizer/chat_template.h"
 #include "tokenizer/tokenizer.h"
 
+/* What happens to a row of more than max_length tokens. Nothing is ever put behind a cut. A split row becomes pieces
+ * that overlap in one token, so that every supervised token is still predicted once; a piece with nothing supervised is
+ * left out. A truncated row that keeps nothing supervised is an error. */
 typedef enum { NIB_OVER_LONG_ERROR, NIB_OVER_LONG_SPLIT, NIB_OVER_LONG_DROP, NIB_OVER_LONG_TRUNCATE } nib_over_long;
 
 typedef struct {
@@ -28,7 +32,7 @@ typedef struct {
     const char *name, *path;
     int64_t rows, samples, tokens, supervised_tokens;
     int64_t dropped, truncated, split; /* over-long rows */
-    int64_t duplicates;                /* rows equal to an earlier one of any source */
+    int64_t duplicates;                /* rows equal to an earlier one of any source; they are kept */
     int64_t longest;                   /* tokens */
 } nib_source_report;
 
@@ -55,6 +59,10 @@ int nib_dataset_terminators(const nib_dataset *dataset, const int32_t **ids);
  * generation and exact match. false if the sample is none. */
 bool nib_dataset_prompt(const nib_dataset *dataset, int64_t index, const int32_t **ids, int32_t *length,
                         const char **reference);
+/* Hash of the sample's row before any cut: equal rows have equal fingerprints, others (but for chance, 2^-64) not. */
+uint64_t nib_dataset_fingerprint(const nib_dataset *dataset, int64_t index);
+/* The sources as nib_mixture_build wants them. mixture is owned by the caller. */
+nib_status nib_dataset_mixture(const nib_dataset *dataset, uint64_t seed, bool shuffle, nib_mixture *mixture);
 /* SHA-256 over all tokens and masks, as hex: the checkpoint's check that the data is the same. */
 const char *nib_dataset_hash(const nib_dataset *dataset);
 
