@@ -179,13 +179,11 @@ static nib_status parse_instruction(const char *where, const nib_json *row, bool
     const nib_json *instruction, *output, *input = nib_json_get(row, "input");
     NIB_TRY(need(where, row, "instruction", NIB_JSON_STRING, &instruction));
     NIB_TRY(need(where, row, "output", NIB_JSON_STRING, &output));
+    if (input != NULL && input->kind == NIB_JSON_NULL) input = NULL;
+    if (input != NULL) NIB_TRY(need(where, row, "input", NIB_JSON_STRING, &input));
     nib_buffer text = {0};
     nib_buffer_append(&text, instruction->string, instruction->length);
-    if (input != NULL && input->kind != NIB_JSON_NULL) {
-        if (input->kind != NIB_JSON_STRING)
-            return nib_buffer_free(&text), need(where, row, "input", NIB_JSON_STRING, &input);
-        if (input->length > 0) nib_buffer_format(&text, "\n\n%s", input->string);
-    }
+    if (input != NULL && input->length > 0) nib_buffer_format(&text, "\n\n%s", input->string);
     if (!has_template) nib_buffer_text(&text, "\n\n");
     nib_json *prompt = text.failed ? NULL : make_string(pool, NULL, text.data == NULL ? "" : text.data, text.length);
     nib_buffer_free(&text);
