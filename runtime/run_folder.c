@@ -44,7 +44,7 @@ static nib_status name_parts(const char *path, nib_run_folder *folder)
 
 static nib_status take(const char *path, bool resume, nib_run_folder *folder)
 {
-    bool empty;
+    bool empty = false;
     NIB_TRY(name_parts(path, folder));
     nib_status status = nib_file_make_folders(path);
     if (status != NIB_OK) return nib_error_context(status, "output folder");
