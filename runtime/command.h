@@ -16,6 +16,7 @@ typedef struct {
 
 /* Each is defined in its cmd_NAME.c. */
 extern const nib_command nib_command_inspect;
+extern const nib_command nib_command_plan;
 extern const nib_command nib_command_quantize;
 extern const nib_command nib_command_render;
 extern const nib_command nib_command_score;

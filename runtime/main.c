@@ -7,6 +7,9 @@
 static const nib_command *const commands[] = {
     &nib_command_tokenize,
     &nib_command_render,
+    &nib_command_plan,
+    &nib_command_score,
+    &nib_command_quantize,
     NULL,
 };
 
