@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define MAX_KEYS    65536
+#define MAX_KEYS    4096 /* real files have under a hundred; they are compared pairwise */
 #define MAX_TENSORS 1000000
 
 typedef struct {
@@ -81,7 +81,13 @@ static nib_status skip_value(reader *r, gguf_entry *entry)
     nib_gguf_string string;
     entry->offset = r->at;
     if (entry->type == NIB_GGUF_STRING) return read_string(r, &string, entry->key);
-    if (entry->type != NIB_GGUF_ARRAY) return take(r, type_bytes(entry->type), &data, entry->key);
+    if (entry->type != NIB_GGUF_ARRAY) {
+        NIB_TRY(take(r, type_bytes(entry->type), &data, entry->key));
+        if (entry->type == NIB_GGUF_BOOL && *data > 1)
+            return NIB_FAIL(NIB_ERROR_DATA, "%s: byte %llu: key \"%s\" is a bool of value %u, expected 0 or 1",
+                            r->file->path, (unsigned long long)entry->offset, entry->key, *data);
+        return NIB_OK;
+    }
     uint32_t element;
     NIB_TRY(read_u32(r, &element, entry->key));
     NIB_TRY(read_u64(r, &entry->count, entry->key));
@@ -197,15 +203,17 @@ static nib_status read_tensor(nib_gguf *gguf, reader *r, nib_tensor_view *view)
     return NIB_OK;
 }
 
-/* Turns offsets into the data section into offsets and pointers into the file. */
-static nib_status place_tensors(nib_gguf *gguf, uint64_t data_start, int64_t alignment)
+/* Turns offsets into the data section into offsets and pointers into the file. As ggml demands, tensors follow each
+ * other in the table's order, each at the next multiple of the alignment. */
+static nib_status place_tensors(nib_gguf *gguf, uint64_t data_start, uint64_t alignment)
 {
     const nib_file *file = gguf->file;
+    uint64_t expected = 0;
     for (size_t i = 0; i < gguf->tensor_count; i++) {
         nib_tensor_view *view = &gguf->tensors[i];
-        if (view->offset % (uint64_t)alignment != 0)
-            return NIB_FAIL(NIB_ERROR_DATA, "%s: tensor \"%s\" at offset %llu is not aligned to %lld", file->path,
-                            view->name, (unsigned long long)view->offset, (long long)alignment);
+        if (view->offset != expected)
+            return NIB_FAIL(NIB_ERROR_DATA, "%s: tensor \"%s\" is at offset %llu of the data, expected %llu",
+                            file->path, view->name, (unsigned long long)view->offset, (unsigned long long)expected);
         if (data_start > file->size || view->offset > file->size - data_start ||
             view->bytes > file->size - data_start - view->offset)
             return NIB_FAIL(NIB_ERROR_DATA,
@@ -213,6 +221,7 @@ static nib_status place_tensors(nib_gguf *gguf, uint64_t data_start, int64_t ali
                             "bytes); is it truncated?",
                             file->path, view->name, (unsigned long long)view->bytes,
                             (unsigned long long)(data_start + view->offset), (unsigned long long)file->size);
+        expected += (view->bytes + alignment - 1) / alignment * alignment;
         view->offset += data_start;
         view->data = file->data + view->offset;
     }
@@ -248,11 +257,12 @@ static nib_status parse(nib_gguf *gguf)
     for (; gguf->tensor_count < tensors; gguf->tensor_count++)
         NIB_TRY(read_tensor(gguf, &r, &gguf->tensors[gguf->tensor_count]));
     int64_t alignment = 32;
-    nib_gguf_int(gguf, "general.alignment", &alignment);
-    if (alignment < 1 || alignment > 1 << 20 || (alignment & (alignment - 1)) != 0)
-        return NIB_FAIL(NIB_ERROR_DATA, "%s: general.alignment is %lld, expected a power of two", path,
-                        (long long)alignment);
-    return place_tensors(gguf, (r.at + (uint64_t)alignment - 1) / (uint64_t)alignment * (uint64_t)alignment, alignment);
+    if (find(gguf, "general.alignment") != NULL &&
+        (!nib_gguf_int(gguf, "general.alignment", &alignment) || alignment < 1 || alignment > 1 << 20 ||
+         (alignment & (alignment - 1)) != 0))
+        return NIB_FAIL(NIB_ERROR_DATA, "%s: general.alignment is no power of two from 1 to 1048576", path);
+    uint64_t step = (uint64_t)alignment;
+    return place_tensors(gguf, (r.at + step - 1) / step * step, step);
 }
 
 nib_status nib_gguf_parse(const nib_file *file, nib_gguf **out)

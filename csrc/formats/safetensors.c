@@ -27,7 +27,6 @@ static nib_status parse_tensor(const nib_file *file, const nib_json *entry, uint
     const nib_json *dtype = nib_json_get(entry, "dtype"), *shape = nib_json_get(entry, "shape");
     const nib_json *offsets = nib_json_get(entry, "data_offsets");
     *view = (nib_tensor_view){.name = name, .file = file, .count = 1};
-    if (entry->key_length != strlen(name)) return NIB_FAIL(NIB_ERROR_DATA, "%s: a tensor's name holds a NUL", path);
     if (!nib_json_is(dtype, NIB_JSON_STRING) || !nib_json_is(shape, NIB_JSON_ARRAY) ||
         !nib_json_is(offsets, NIB_JSON_ARRAY) || offsets->length != 2 || entry->length != 3)
         return NIB_FAIL(NIB_ERROR_DATA, "%s: header: tensor \"%s\" needs exactly dtype, shape and two data_offsets",
@@ -87,6 +86,18 @@ static nib_status check_tiling(nib_tensor_view *views, size_t count, const nib_f
     return NIB_OK;
 }
 
+static nib_status check_metadata(const char *path, const nib_json *metadata)
+{
+    if (metadata->kind != NIB_JSON_OBJECT)
+        return NIB_FAIL(NIB_ERROR_DATA, "%s: __metadata__ is %s, expected an object", path,
+                        nib_json_kind_name(metadata->kind));
+    for (const nib_json *member = metadata->first; member != NULL; member = member->next)
+        if (member->kind != NIB_JSON_STRING)
+            return NIB_FAIL(NIB_ERROR_DATA, "%s: __metadata__: \"%s\" is %s, expected a string", path, member->key,
+                            nib_json_kind_name(member->kind));
+    return NIB_OK;
+}
+
 nib_status nib_safetensors_open_file(nib_tensor_set *set, const char *path)
 {
     nib_file *file;
@@ -107,9 +118,7 @@ nib_status nib_safetensors_open_file(nib_tensor_set *set, const char *path)
     size_t first = set->count;
     for (const nib_json *entry = root->first; entry != NULL; entry = entry->next) {
         if (strcmp(entry->key, "__metadata__") == 0) {
-            if (entry->kind != NIB_JSON_OBJECT)
-                return NIB_FAIL(NIB_ERROR_DATA, "%s: __metadata__ is %s, expected an object", path,
-                                nib_json_kind_name(entry->kind));
+            NIB_TRY(check_metadata(path, entry));
             if (set->metadata == NULL) set->metadata = entry;
             continue;
         }

@@ -90,6 +90,23 @@ static bool ends_with(const char *text, const char *end)
     return n >= m && strcmp(text + n - m, end) == 0;
 }
 
+/* By the first bytes, whatever the name; a file too short for them by its name, for the sake of the message. */
+static nib_status is_gguf(const char *path, bool *gguf)
+{
+    nib_file file;
+    NIB_TRY(nib_file_map(&file, path));
+    *gguf = (file.size >= 4 && memcmp(file.data, "GGUF", 4) == 0) || ends_with(path, ".gguf");
+    nib_file_unmap(&file);
+    return NIB_OK;
+}
+
+static nib_status open_file(nib_tensor_set *set, const char *path)
+{
+    bool gguf;
+    NIB_TRY(is_gguf(path, &gguf));
+    return gguf ? nib_gguf_open_set(set, path) : nib_safetensors_open_file(set, path);
+}
+
 nib_status nib_tensor_set_open(const char *path, nib_tensor_set **out)
 {
     *out = NULL;
@@ -101,10 +118,8 @@ nib_status nib_tensor_set_open(const char *path, nib_tensor_set **out)
                           "%s: no such file or folder; expected a model folder, a .safetensors or a .gguf", path);
     else if (nib_file_is_folder(path))
         status = nib_safetensors_open_folder(set, path);
-    else if (ends_with(path, ".gguf"))
-        status = nib_gguf_open_set(set, path);
     else
-        status = nib_safetensors_open_file(set, path);
+        status = open_file(set, path);
     if (status == NIB_OK) status = build_index(set);
     if (status == NIB_OK) status = check_weight_map(set);
     if (status == NIB_OK)
@@ -151,6 +166,8 @@ const char *nib_tensor_set_metadata(const nib_tensor_set *set, const char *key)
     const nib_json *member = nib_json_get(set->metadata, key);
     return nib_json_is(member, NIB_JSON_STRING) ? member->string : NULL;
 }
+
+const nib_json *nib_tensor_set_metadata_object(const nib_tensor_set *set) { return set->metadata; }
 
 const struct nib_gguf *nib_tensor_set_gguf(const nib_tensor_set *set) { return set->gguf; }
 

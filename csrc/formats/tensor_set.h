@@ -8,6 +8,7 @@
 
 #include "base/bf16.h"
 #include "base/file.h"
+#include "base/json.h"
 #include "base/memory.h"
 
 #define NIB_TENSOR_MAX_RANK 8
@@ -56,7 +57,8 @@ typedef struct {
 
 typedef struct nib_tensor_set nib_tensor_set;
 
-/* path: a .safetensors file, a folder with model.safetensors or model.safetensors.index.json, or a .gguf file.
+/* path: a safetensors file, a folder with model.safetensors, adapter_model.safetensors or
+ * model.safetensors.index.json, or a GGUF file.
  * Fails with NIB_ERROR_DATA (file, offset, tensor, found, expected). *set is NULL on failure. */
 nib_status nib_tensor_set_open(const char *path, nib_tensor_set **set);
 void nib_tensor_set_close(nib_tensor_set *set);
@@ -66,6 +68,9 @@ const nib_tensor_view *nib_tensor_set_at(const nib_tensor_set *set, size_t index
 const nib_tensor_view *nib_tensor_set_find(const nib_tensor_set *set, const char *name); /* NULL if absent */
 /* Metadata string of a safetensors file's __metadata__ (NULL if absent or for other formats). */
 const char *nib_tensor_set_metadata(const nib_tensor_set *set, const char *key);
+
+/* All of it: an object of strings; NULL if there is none. */
+const nib_json *nib_tensor_set_metadata_object(const nib_tensor_set *set);
 
 /* The GGUF behind the set; NULL if it is none (formats/gguf.h reads its metadata). */
 struct nib_gguf;
