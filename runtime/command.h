@@ -21,5 +21,6 @@ extern const nib_command nib_command_quantize;
 extern const nib_command nib_command_render;
 extern const nib_command nib_command_score;
 extern const nib_command nib_command_tokenize;
+extern const nib_command nib_command_train;
 
 #endif

@@ -1,17 +1,22 @@
 /* nibble: the one binary. Finds the command, runs it, prints the error, exits with cli.md's code. */
 #include "command.h"
+#include "cpu/backend.h"
 
 #include <stdio.h>
 #include <string.h>
 
+/* In the order of `nibble --help`; one row a line, so that additions merge. */
+/* clang-format off */
 static const nib_command *const commands[] = {
-    &nib_command_tokenize,
-    &nib_command_render,
+    &nib_command_train,
     &nib_command_plan,
     &nib_command_score,
     &nib_command_quantize,
+    &nib_command_tokenize,
+    &nib_command_render,
     NULL,
 };
+/* clang-format on */
 
 static void print_help(void)
 {
@@ -31,7 +36,7 @@ int main(int argc, char **argv)
         return 0;
     }
     if (strcmp(argv[1], "--version") == 0) {
-        printf("nibble %s (%s)\n", NIBBLE_VERSION, NIBBLE_COMMIT);
+        printf("nibble %s (%s)\nbackends: cpu\ncpu: %s\n", NIBBLE_VERSION, NIBBLE_COMMIT, nib_cpu_features());
         return 0;
     }
     for (int i = 0; commands[i] != NULL; i++) {

@@ -10,6 +10,7 @@
 #include <sys/file.h>
 #include <unistd.h>
 
+/* A start that failed before its first step leaves only log.txt, which is no run. */
 static nib_status is_empty(const char *path, bool *empty)
 {
     DIR *directory = opendir(path);
@@ -17,7 +18,9 @@ static nib_status is_empty(const char *path, bool *empty)
         return NIB_FAIL(NIB_ERROR_IO, "%s: output folder cannot be listed: %s", path, strerror(errno));
     *empty = true;
     for (const struct dirent *entry; (entry = readdir(directory)) != NULL;)
-        if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0) *empty = false;
+        if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0 &&
+            strcmp(entry->d_name, "log.txt") != 0)
+            *empty = false;
     closedir(directory);
     return NIB_OK;
 }

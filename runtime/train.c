@@ -1,0 +1,156 @@
+#include "train.h"
+#include "base/log.h"
+#include "signals.h"
+#include "train_evaluate.h"
+#include "train_open.h"
+#include "train_step.h"
+
+#include <stdio.h>
+#include <time.h>
+
+#define MAX_NONFINITE 3
+#define PRINT_SECONDS 10.0 /* between plain progress lines */
+
+double nib_train_clock(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+/* Peak resident memory of the process in bytes (VmHWM); 0: not known. */
+static size_t peak_memory(void)
+{
+    FILE *file = fopen("/proc/self/status", "r");
+    char line[256];
+    unsigned long long kibibytes = 0;
+    if (file == NULL) return 0;
+    while (fgets(line, sizeof line, file) != NULL)
+        if (sscanf(line, "VmHWM: %llu kB", &kibibytes) == 1) break;
+    fclose(file);
+    return (size_t)kibibytes * 1024;
+}
+
+static void show_progress(nib_training *t, const nib_step_result *result)
+{
+    char text[256];
+    double now = nib_train_clock();
+    int64_t done = t->state.step - t->first_step, left = t->schedule.steps - t->state.step;
+    int seconds = (int)((now - t->started) / (double)done * (double)left);
+    snprintf(text, sizeof text, "step %lld/%lld  loss %.4f  %.0f tok/s  %.2f GiB  %d:%02d:%02d left",
+             (long long)t->state.step, (long long)t->schedule.steps, result->loss,
+             (double)result->tokens / result->seconds, (double)peak_memory() / (1 << 30), seconds / 3600,
+             seconds / 60 % 60, seconds % 60);
+    if (nib_log_is_terminal()) {
+        nib_log_live(text);
+    } else if (done == 1 || left == 0 || now - t->last_printed >= PRINT_SECONDS) {
+        nib_log("%s", text);
+        t->last_printed = now;
+    }
+}
+
+static nib_status record_step(nib_training *t, const nib_step_result *result)
+{
+    nib_buffer line = {0};
+    nib_buffer_format(&line, "{\"event\":\"step\",\"step\":%lld", (long long)(t->state.step - 1));
+    nib_metrics_number(&line, "loss", result->loss);
+    nib_metrics_number(&line, "grad_norm", result->gradient_norm);
+    nib_metrics_number(&line, "learning_rate", result->learning_rate);
+    nib_buffer_format(&line, ",\"supervised_tokens\":%lld,\"tokens\":%lld,\"computed_tokens\":%lld",
+                      (long long)result->supervised_tokens, (long long)result->tokens,
+                      (long long)result->computed_tokens);
+    nib_metrics_number(&line, "tokens_per_second", (double)result->tokens / result->seconds);
+    nib_metrics_number(&line, "seconds", result->seconds);
+    nib_buffer_format(&line, ",\"applied\":%s,\"time\":%lld", result->applied ? "true" : "false",
+                      (long long)time(NULL));
+    nib_status status = nib_metrics_line(&t->metrics, &line);
+    nib_buffer_free(&line);
+    return status;
+}
+
+static nib_status write_checkpoint(nib_training *t)
+{
+    NIB_TRY(t->ops->synchronize(t->ops));
+    NIB_TRY(nib_checkpointer_submit(t->checkpointer, &t->state, t->tensors, t->parameter_count));
+    nib_buffer line = {0};
+    nib_buffer_format(&line, "{\"event\":\"checkpoint\",\"step\":%lld", (long long)t->state.step);
+    nib_status status = nib_metrics_line(&t->metrics, &line);
+    nib_buffer_free(&line);
+    return status;
+}
+
+/* A checkpoint that is on disk before the run leaves. */
+static nib_status write_last_checkpoint(nib_training *t)
+{
+    NIB_TRY(write_checkpoint(t));
+    return nib_checkpointer_wait(t->checkpointer);
+}
+
+static nib_status finish(nib_training *t)
+{
+    if (t->eval == NULL) NIB_TRY(nib_train_save_adapter(t));
+    t->state.finished = true;
+    NIB_TRY(write_last_checkpoint(t));
+    nib_buffer line = {0};
+    nib_buffer_format(&line, "{\"event\":\"end\",\"step\":%lld,\"best_step\":%lld,\"peak_bytes\":%zu",
+                      (long long)t->state.step, (long long)t->state.best_step, peak_memory());
+    nib_metrics_number(&line, "seconds", nib_train_clock() - t->started);
+    nib_status status = nib_metrics_line(&t->metrics, &line);
+    nib_buffer_free(&line);
+    NIB_TRY(status);
+    const nib_memory_class *classes;
+    int count = nib_model_memory(t->model, &classes);
+    for (int i = 0; i < count; i++)
+        nib_log("memory: %s %.1f MiB", classes[i].name, (double)classes[i].bytes / (1 << 20));
+    nib_log("memory: peak of the process %.1f MiB", (double)peak_memory() / (1 << 20));
+    printf("%s\n", t->folder.adapter);
+    return NIB_OK;
+}
+
+/* One step and what is due at its end. */
+static nib_status advance(nib_training *t, bool *stop)
+{
+    nib_step_result result;
+    NIB_TRY(nib_train_step(t, &result));
+    NIB_TRY(record_step(t, &result));
+    show_progress(t, &result);
+    if (t->state.nonfinite_steps >= MAX_NONFINITE)
+        return NIB_FAIL(NIB_ERROR_DATA,
+                        "%lld steps had a loss or gradient that is not finite; their rows are saved in %s; lower "
+                        "train.learning_rate, or look at those rows",
+                        (long long)t->state.nonfinite_steps, t->folder.path);
+    bool last = t->state.step == t->schedule.steps;
+    if (t->eval != NULL && (last || t->state.step % t->config->evaluate.every_steps == 0))
+        NIB_TRY(nib_train_evaluate(t, stop));
+    if (!last && !*stop && t->state.step % t->config->checkpoint.every_steps == 0) NIB_TRY(write_checkpoint(t));
+    return NIB_OK;
+}
+
+static nib_status run(nib_training *t)
+{
+    bool stop = false;
+    t->started = nib_train_clock();
+    t->first_step = t->state.step;
+    nib_signals_install();
+    while (t->state.step < t->schedule.steps && !stop) {
+        NIB_TRY(advance(t, &stop));
+        if (!nib_signals_stop_requested() || stop || t->state.step == t->schedule.steps) continue;
+        NIB_TRY(write_last_checkpoint(t));
+        return NIB_FAIL(NIB_STOPPED, "stopped by signal %d after step %lld of %lld; continue with --resume",
+                        nib_signals_last(), (long long)t->state.step, (long long)t->schedule.steps);
+    }
+    if (stop) nib_log("stopped early: no better evaluation since step %lld", (long long)t->state.best_step);
+    return finish(t);
+}
+
+nib_status nib_train(nib_config *config, bool resume)
+{
+    nib_training training;
+    nib_status status = nib_train_open(config, resume, &training);
+    if (status == NIB_OK && training.state.finished)
+        nib_log("%s: the run is finished; nothing to do", config->output);
+    else if (status == NIB_OK)
+        status = run(&training);
+    nib_train_close(&training);
+    return status;
+}

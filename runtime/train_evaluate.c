@@ -1,0 +1,153 @@
+#include "train_evaluate.h"
+#include "base/file.h"
+#include "base/log.h"
+#include "train_step.h"
+
+#include <math.h>
+#include <string.h>
+
+#define MAX_TOKENIZER_BYTES ((size_t)512 << 20)
+
+static nib_status score_rows(nib_training *t, const nib_row *rows, int64_t count, double *sum, double *weight,
+                             int64_t *tokens)
+{
+    nib_pack pack = {0};
+    nib_pack_options options = {
+        .slots = 1,
+        .micro_batch_tokens = t->config->train.micro_batch_tokens,
+        .share_prefixes = true,
+        .pack = t->config->data.pack,
+    };
+    NIB_TRY(nib_pack_step(rows, count, options, &pack));
+    nib_status status = NIB_OK;
+    for (int m = 0; m < pack.micro_batches; m++) {
+        const nib_micro_batch *batch = &pack.micro_batch[m];
+        NIB_TRY_GOTO(nib_train_reserve(t, batch), done);
+        NIB_TRY_GOTO(nib_model_score_batch(t->model, batch, t->nll), done);
+        for (int64_t i = 0; i < batch->N; i++) *sum += (double)t->nll[i] * batch->target_weight[i];
+    }
+    *weight += pack.supervised_weight;
+    *tokens += pack.supervised_tokens;
+done:
+    nib_pack_free(&pack);
+    return status;
+}
+
+static nib_status score_all(nib_training *t, double *loss, int64_t *tokens)
+{
+    int64_t size = nib_dataset_size(t->eval), batch = t->config->train.batch_size;
+    double sum = 0, weight = 0;
+    nib_row *rows = nib_calloc((size_t)batch, sizeof *rows);
+    if (rows == NULL)
+        return NIB_FAIL(NIB_ERROR_MEMORY, "no memory for the %lld rows of an evaluation", (long long)batch);
+    nib_status status = NIB_OK;
+    *tokens = 0;
+    for (int64_t first = 0; first < size && status == NIB_OK; first += batch) {
+        int64_t count = size - first < batch ? size - first : batch;
+        for (int64_t i = 0; i < count; i++) rows[i] = nib_dataset_row(t->eval, first + i);
+        status = score_rows(t, rows, count, &sum, &weight, tokens);
+    }
+    nib_free(rows);
+    *loss = sum / weight;
+    return status;
+}
+
+nib_status nib_train_evaluate(nib_training *t, bool *stop)
+{
+    double loss = 0, begun = nib_train_clock();
+    int64_t tokens = 0;
+    nib_buffer line = {0};
+    *stop = false;
+    NIB_TRY(score_all(t, &loss, &tokens));
+    bool better = isfinite(loss) && (t->state.best_step < 0 || loss < t->state.best_loss);
+    nib_buffer_format(&line, "{\"event\":\"eval\",\"step\":%lld", (long long)t->state.step);
+    nib_metrics_number(&line, "loss", loss);
+    nib_metrics_number(&line, "perplexity", exp(loss));
+    nib_buffer_format(&line, ",\"supervised_tokens\":%lld,\"best\":%s", (long long)tokens, better ? "true" : "false");
+    nib_metrics_number(&line, "seconds", nib_train_clock() - begun);
+    nib_status status = nib_metrics_line(&t->metrics, &line);
+    nib_buffer_free(&line);
+    NIB_TRY(status);
+    nib_log("evaluation after %lld steps: loss %.4f, perplexity %.4g%s", (long long)t->state.step, loss, exp(loss),
+            better ? ", the best so far" : "");
+    if (!better) {
+        t->state.evaluations_since_best++;
+        *stop = t->config->evaluate.patience != NIB_CONFIG_UNSET &&
+                t->state.evaluations_since_best >= t->config->evaluate.patience;
+        return NIB_OK;
+    }
+    t->state.best_loss = loss;
+    t->state.best_step = t->state.step;
+    t->state.evaluations_since_best = 0;
+    return nib_train_save_adapter(t);
+}
+
+static nib_status put(const char *folder, const char *name, const void *bytes, size_t length)
+{
+    char *path = nib_path_join(folder, name);
+    if (path == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "%s: no memory for a path", folder);
+    nib_status status = nib_file_replace(path, bytes, length);
+    nib_free(path);
+    return status;
+}
+
+/* Copies FROM/name beside the adapter; absent is fine. */
+static nib_status copy_beside(const char *from, const char *name, const char *folder)
+{
+    char *path = nib_path_join(from, name), *text = NULL;
+    size_t length;
+    if (path == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "%s: no memory for a path", from);
+    nib_status status = NIB_OK;
+    if (nib_file_exists(path)) {
+        status = nib_file_read(path, MAX_TOKENIZER_BYTES, &text, &length);
+        if (status == NIB_OK) status = put(folder, name, text, length);
+    }
+    nib_free(text);
+    nib_free(path);
+    return status;
+}
+
+static nib_status save_tokenizer(const nib_training *t)
+{
+    const nib_config *c = t->config;
+    char *folder = NULL;
+    const char *from = c->tokenizer != NULL ? c->tokenizer : c->model;
+    if (!nib_file_is_folder(from)) {
+        folder = nib_path_folder(from);
+        if (folder == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "%s: no memory for a path", from);
+        size_t length = strlen(from);
+        bool named = length >= 14 && strcmp(from + length - 14, "tokenizer.json") == 0;
+        from = named ? folder : NULL; /* a GGUF holds its own tokenizer */
+    }
+    nib_status status = NIB_OK;
+    if (from != NULL) status = copy_beside(from, "tokenizer.json", t->folder.adapter);
+    if (from != NULL && status == NIB_OK) status = copy_beside(from, "tokenizer_config.json", t->folder.adapter);
+    nib_free(folder);
+    return status;
+}
+
+static nib_status save_terminators(const nib_training *t)
+{
+    const int32_t *ids;
+    int count = nib_dataset_terminators(t->train, &ids);
+    if (count == 0) return NIB_OK;
+    nib_buffer text = {0};
+    nib_buffer_text(&text, "{\n  \"eos_token_id\": [");
+    for (int i = 0; i < count; i++) nib_buffer_format(&text, i == 0 ? "%d" : ", %d", ids[i]);
+    nib_buffer_text(&text, "]\n}\n");
+    nib_status status = text.failed ? NIB_FAIL(NIB_ERROR_MEMORY, "no memory for generation_config.json")
+                                    : put(t->folder.adapter, "generation_config.json", text.data, text.length);
+    nib_buffer_free(&text);
+    return status;
+}
+
+nib_status nib_train_save_adapter(const nib_training *t)
+{
+    NIB_TRY(nib_file_make_folders(t->folder.adapter));
+    NIB_TRY(save_tokenizer(t));
+    if (t->text.template_source != NULL)
+        NIB_TRY(
+            put(t->folder.adapter, "chat_template.jinja", t->text.template_source, strlen(t->text.template_source)));
+    NIB_TRY(save_terminators(t));
+    return nib_model_save_adapter(t->model, t->folder.adapter, t->config->model);
+}

@@ -1,0 +1,13 @@
+/* Evaluation inside a run, and the adapter that it chooses. */
+#ifndef NIB_TRAIN_EVALUATE_H
+#define NIB_TRAIN_EVALUATE_H
+
+#include "train.h"
+
+/* Loss and perplexity of the evaluation data under the current adapter, as an "eval" line of the metrics. An adapter
+ * better than every one before is saved; *stop: there was none for early_stopping_patience evaluations. */
+nib_status nib_train_evaluate(nib_training *training, bool *stop);
+/* The current adapter as PEFT's files, with the tokenizer, the template and the ids that end a turn beside it. */
+nib_status nib_train_save_adapter(const nib_training *training);
+
+#endif
