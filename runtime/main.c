@@ -14,6 +14,7 @@ static const nib_command *const commands[] = {
     &nib_command_quantize,
     &nib_command_tokenize,
     &nib_command_render,
+    &nib_command_inspect,
     NULL,
 };
 /* clang-format on */

@@ -71,7 +71,7 @@ static int by_offset(const void *left, const void *right)
 
 static nib_status check_tiling(nib_tensor_view *views, size_t count, const nib_file *file, uint64_t data_start)
 {
-    qsort(views, count, sizeof *views, by_offset);
+    if (count > 0) qsort(views, count, sizeof *views, by_offset);
     uint64_t at = data_start;
     for (size_t i = 0; i < count; i++) {
         if (views[i].offset != at)
@@ -126,7 +126,8 @@ nib_status nib_safetensors_open_file(nib_tensor_set *set, const char *path)
         NIB_TRY(parse_tensor(file, entry, 8 + header, file->size - 8 - header, &view));
         NIB_TRY(nib_tensor_set_add(set, &view));
     }
-    return check_tiling(set->tensors + first, set->count - first, file, 8 + header);
+    size_t added = set->count - first;
+    return check_tiling(added > 0 ? set->tensors + first : NULL, added, file, 8 + header);
 }
 
 /* The distinct file names of an index, each opened once, each staying inside the folder. */
