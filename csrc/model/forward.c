@@ -85,7 +85,9 @@ nib_status nib_forward_attention(nib_model *model, int64_t l, nib_tree tree, con
                                 s->qkv));
     NIB_TRY(ops->rotary(ops, q, c->heads, HD, a->rotary, HD / 2, false));
     NIB_TRY(ops->rotary(ops, k, c->kv_heads, HD, a->rotary, HD / 2, false));
-    NIB_TRY(ops->attention_forward(ops, nib_forward_attention_shape(model), tree, q, k, v, s->attention, s->lse));
+    nib_attention_shape shape = nib_forward_attention_shape(model);
+    NIB_TRY(a->cache != NULL ? nib_cached_attention(ops, a->cache, l, shape, tree, s->qkv, s->attention)
+                             : ops->attention_forward(ops, shape, tree, q, k, v, s->attention, s->lse));
     NIB_TRY(ops->linear_forward(ops, &layer->output, s->attention, nib_forward_dropout(model, l, 1, dropout_key),
                                 s->u_output, a->delta));
     return copy_residual(ops, s->residual, s->middle);

@@ -6,10 +6,10 @@
 #include "model/model.h"
 
 typedef struct {
-    int64_t max_new_tokens;
-    double temperature; /* 0: greedy */
-    double top_p;       /* 1: off */
-    int64_t top_k;      /* 0: off */
+    int64_t max_new_tokens; /* > 0 */
+    double temperature;     /* 0: greedy */
+    double top_p;           /* 1: off */
+    int64_t top_k;          /* 0: off */
     uint64_t seed;
     const int32_t *stop; /* ids that end a sequence (not part of the output) */
     int stop_count;
@@ -23,14 +23,23 @@ typedef struct {
 /* Called for every new token of sequence `sequence`; returning false ends that sequence. */
 typedef bool (*nib_generate_token)(void *user, int sequence, int32_t id);
 
+/* Borrows the model, whose reserved activations and gradients stay untouched: a model in training can generate between
+ * steps. */
 typedef struct nib_generator nib_generator;
-/* A key/value cache for `capacity` tokens in all, over at most max_batch sequences. */
+
+/* A key/value cache for `capacity` tokens in all, over at most max_batch sequences: what the prompts hold, shared
+ * prefixes once, and max_new_tokens for each. NIB_ERROR_MEMORY. */
 nib_status nib_generator_create(nib_model *model, int64_t capacity, int64_t max_batch, nib_generator **generator);
 void nib_generator_free(nib_generator *generator);
-/* Decodes all prompts (count <= max_batch) from an empty cache. */
+/* Bytes of cache, activations and logits. */
+size_t nib_generator_bytes(const nib_generator *generator);
+
+/* Decodes all prompts (count <= max_batch) from an empty cache. NIB_ERROR_DATA if prompts and new tokens do not fit
+ * the cache, an id is none of the model's, or a logit is not finite. */
 nib_status nib_generate(nib_generator *generator, const nib_prompt *prompts, int count,
                         const nib_generate_options *options, nib_generate_token on_token, void *user);
-/* A conversation: keeps the cache of the common beginning of `prompt` and what is cached already (one sequence). */
+/* A conversation: keeps the cache of the common beginning of `prompt` and what is cached already (one sequence); the
+ * model's weights must not have changed since. A full cache ends the answer. */
 nib_status nib_generate_continue(nib_generator *generator, nib_prompt prompt, const nib_generate_options *options,
                                  nib_generate_token on_token, void *user);
 

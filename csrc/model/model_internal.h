@@ -2,6 +2,7 @@
 #ifndef NIB_MODEL_INTERNAL_H
 #define NIB_MODEL_INTERNAL_H
 
+#include "model/key_value_cache.h"
 #include "model/lora_config.h"
 #include "model/model.h"
 #include "model/weight_source.h"
@@ -36,12 +37,13 @@ typedef struct {
     float *rotary;                      /* [T, HD] */
     nib_layer_saves *layer;             /* host [layers + 1]; of the last only the residual: the output of all layers */
     nib_matrix normed;                  /* [T, C] output of a norm */
-    nib_matrix delta;      /* [T, C] what a block adds to the residual; backward: gradient of a norm's output */
-    nib_matrix h;          /* [T, F] */
-    nib_matrix dx;         /* [T, C] gradient of the residual stream */
-    nib_matrix dattention; /* [T, NH HD] */
-    nib_matrix dqkv;       /* [T, (NH + 2 NKV) HD] */
-    nib_matrix dh;         /* [T, F] */
+    nib_matrix delta;              /* [T, C] what a block adds to the residual; backward: gradient of a norm's output */
+    nib_matrix h;                  /* [T, F] */
+    nib_matrix dx;                 /* [T, C] gradient of the residual stream */
+    nib_matrix dattention;         /* [T, NH HD] */
+    nib_matrix dqkv;               /* [T, (NH + 2 NKV) HD] */
+    nib_matrix dh;                 /* [T, F] */
+    const nib_cache_access *cache; /* generation: keys and values are stored and seen there; else NULL */
 } nib_activations;
 
 /* The seven linears of a layer, as checkpoints and adapters name them. */
