@@ -15,6 +15,7 @@ typedef struct {
 } nib_command;
 
 /* Each is defined in its cmd_NAME.c. */
+extern const nib_command nib_command_check;
 extern const nib_command nib_command_inspect;
 extern const nib_command nib_command_plan;
 extern const nib_command nib_command_quantize;

@@ -9,6 +9,7 @@
 /* clang-format off */
 static const nib_command *const commands[] = {
     &nib_command_train,
+    &nib_command_check,
     &nib_command_plan,
     &nib_command_score,
     &nib_command_quantize,

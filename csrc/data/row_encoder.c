@@ -153,21 +153,27 @@ static bool is_assistant(const nib_json *message)
     return strcmp(role->string, "assistant") == 0 || strcmp(role->string, "model") == 0;
 }
 
-/* Where in `part` the text behind the assistant's content begins; NULL if the content is not there as it was written.
- */
-static const char *behind_content(const char *part, size_t length, const nib_json *content)
+/* Bytes at the end of the rendering `turn` that stand behind the content of its last message, found by rendering it
+ * once more with a marker as content; -1 if the content is no string or the template does not keep it in one piece. */
+static nib_status tail_length(nib_row_encoder *encoder, const char *where, nib_parsed_row *row, int message,
+                              const nib_buffer *turn, int64_t *length)
 {
-    if (!nib_json_is(content, NIB_JSON_STRING)) return NULL;
-    const char *text = content->string, *found = NULL;
-    size_t n = content->length;
-    while (n > 0 && strchr(" \t\r\n", text[n - 1]) != NULL) n--;
-    while (n > 0 && strchr(" \t\r\n", *text) != NULL) text++, n--;
-    if (n == 0) return part;
-    for (const char *at = part; at != NULL && at <= part + length;) {
-        at = memmem(at, (size_t)(part + length - at), text, n);
-        if (at != NULL) found = at++;
-    }
-    return found == NULL ? NULL : found + n;
+    static const char marker[] = "content-of-the-last-turn";
+    nib_json *content = (nib_json *)nib_json_get(&row->message[message], "content");
+    *length = -1;
+    if (!nib_json_is(content, NIB_JSON_STRING)) return NIB_OK;
+    nib_json kept = *content;
+    content->string = marker;
+    content->length = sizeof marker - 1;
+    nib_status status = render(encoder, where, row, message + 1, false, &encoder->prompt);
+    *content = kept;
+    if (status != NIB_OK) return status;
+
+    const char *at = encoder->prompt.data, *end = at + encoder->prompt.length, *tail = NULL;
+    while ((at = memmem(at, (size_t)(end - at), marker, sizeof marker - 1)) != NULL) tail = at += sizeof marker - 1;
+    size_t n = tail == NULL ? 0 : (size_t)(end - tail);
+    if (tail != NULL && n <= turn->length && memcmp(tail, turn->data + turn->length - n, n) == 0) *length = (int64_t)n;
+    return NIB_OK;
 }
 
 static size_t count_special(const nib_row_encoder *encoder)
@@ -178,16 +184,17 @@ static size_t count_special(const nib_row_encoder *encoder)
     return n;
 }
 
-/* Which special token of the turn's text ends it, counted from 1; 0: none. */
-static nib_status terminator_ordinal(nib_row_encoder *encoder, const char *part, size_t length, const nib_json *content,
-                                     size_t *ordinal)
+/* Which special token of the turn's part, the rendering from `begin` on, ends it, counted from 1; 0: none. */
+static nib_status terminator_ordinal(nib_row_encoder *encoder, const char *where, nib_parsed_row *row, int message,
+                                     const nib_buffer *turn, size_t begin, size_t *ordinal)
 {
-    NIB_TRY(encode(encoder, part, length, false, &encoder->part));
+    int64_t tail;
+    NIB_TRY(encode(encoder, turn->data + begin, turn->length - begin, false, &encoder->part));
     size_t all = count_special(encoder);
-    const char *tail = behind_content(part, length, content);
+    NIB_TRY(tail_length(encoder, where, row, message, turn, &tail));
     *ordinal = all;
-    if (tail == NULL) return NIB_OK;
-    NIB_TRY(encode(encoder, tail, (size_t)(part + length - tail), false, &encoder->part));
+    if (tail < 0) return NIB_OK;
+    NIB_TRY(encode(encoder, turn->data + turn->length - tail, (size_t)tail, false, &encoder->part));
     size_t behind = count_special(encoder);
     *ordinal = behind == 0 || behind > all ? 0 : all - behind + 1;
     return NIB_OK;
@@ -224,11 +231,10 @@ static nib_status supervise_turn(nib_row_encoder *encoder, const char *where, ni
                                  const nib_buffer *turn, size_t *first, size_t *end)
 {
     size_t begin, ordinal, token;
-    const nib_json *content = nib_json_get(&row->message[message], "content");
     NIB_TRY(turn_begin(encoder, where, row, message, turn, &begin));
     NIB_TRY(encode(encoder, turn->data, begin, false, &encoder->part));
     *first = common_tokens(&encoder->tokens, &encoder->part);
-    NIB_TRY(terminator_ordinal(encoder, turn->data + begin, turn->length - begin, content, &ordinal));
+    NIB_TRY(terminator_ordinal(encoder, where, row, message, turn, begin, &ordinal));
     for (token = *first; token < encoder->tokens.count && ordinal > 0; token++)
         ordinal -= nib_tokenizer_is_special(encoder->options->tokenizer, encoder->tokens.ids[token]);
     if (token == *first || ordinal > 0)

@@ -8,8 +8,9 @@
  *   mask    0 ........................0 | 1 ......... 1  | 0 (cut at the end of the row: nobody needs it)
  *
  * Ids are those of the whole text encoded at once. A token that straddles the border before a turn starts in the prompt
- * and is not supervised. The end of a turn is the first special token behind the assistant's content; if there is none
- * the row is refused, since a model trained on it would never stop.
+ * and is not supervised. The end of a turn is the first special token behind the assistant's content (the last of the
+ * turn, if it is made of tool calls); if there is none the row is refused, since a model trained on it would never
+ * stop.
  *
  * Templates that rewrite the past (reasoning of earlier turns removed): an earlier turn that does not stand in the
  * whole as it was generated becomes a sample of its own, of the conversation up to it. Where the generation prompt

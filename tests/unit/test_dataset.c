@@ -253,6 +253,44 @@ static void a_turn_without_an_end_is_refused(void **state)
     nib_chat_template_free(chat_template);
 }
 
+/* The answer "d" occurs in "<|im_end|>" too, "assistant" in the prompt, "<|im_end|>" is a special token in an answer.
+ */
+static void answers_that_look_like_the_template(void **state)
+{
+    (void)state;
+    static const char *const answers[] = {"d", "assistant", "end|>", "a<|im_end|>b"};
+    nib_chat_template *chat_template = smollm2_template();
+    for (int i = 0; i < 4; i++) {
+        char row[100], piece[100];
+        snprintf(row, sizeof row, "{\"prompt\": \"q\", \"completion\": \"%s\"}", answers[i]);
+        snprintf(piece, sizeof piece, "+%s<|im_end|>", answers[i]);
+        nib_dataset *dataset = load_ok(row, options_with(chat_template));
+        assert_sample(dataset, 0,
+                      (const char *[]){SYSTEM "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n", piece, NULL});
+        nib_dataset_free(dataset);
+    }
+    nib_chat_template_free(chat_template);
+}
+
+/* A turn of tool calls has no content: its last special token ends it. */
+static void tool_calls_are_supervised(void **state)
+{
+    (void)state;
+    nib_chat_template *chat_template =
+        compile("{{ tools[0].name }}{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.tool_calls %}"
+                "{{ m.tool_calls[0].name }}{% else %}{{ m.content }}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}"
+                "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}");
+    nib_dataset *dataset = load_ok("{\"tools\": [{\"name\": \"look\"}], \"messages\": [{\"role\": \"user\", "
+                                   "\"content\": \"q\"}, {\"role\": \"assistant\", \"content\": null, "
+                                   "\"tool_calls\": [{\"name\": \"look\"}]}]}",
+                                   options_with(chat_template));
+    assert_sample(
+        dataset, 0,
+        (const char *[]){"look<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n", "+look<|im_end|>", NULL});
+    nib_dataset_free(dataset);
+    nib_chat_template_free(chat_template);
+}
+
 static void a_raising_template_is_named(void **state)
 {
     (void)state;
@@ -426,6 +464,8 @@ int main(void)
         cmocka_unit_test(a_turn_that_is_rewritten_later_is_a_sample_of_its_own),
         cmocka_unit_test(a_generation_prompt_that_opens_a_thought),
         cmocka_unit_test(a_turn_without_an_end_is_refused),
+        cmocka_unit_test(answers_that_look_like_the_template),
+        cmocka_unit_test(tool_calls_are_supervised),
         cmocka_unit_test(a_raising_template_is_named),
         cmocka_unit_test(plain_text_and_pairs_without_a_template),
         cmocka_unit_test(ids_and_labels),

@@ -1,0 +1,160 @@
+/* nibble check: what a training run would see. Reads all data as `train` does, so that it fails where train would. */
+#include "check_print.h"
+#include "command.h"
+#include "open.h"
+
+#include "base/memory.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { MAX_OVERRIDES = 256, MAX_STEPS = 200, LEAKS_SHOWN = 3 };
+
+typedef struct {
+    const char *config;
+    const char *overrides[MAX_OVERRIDES];
+    int count;
+} arguments;
+
+static nib_status read_arguments(int argc, char **argv, arguments *a)
+{
+    for (int i = 0; i < argc; i++) {
+        if (strcmp(argv[i], "--set") == 0) {
+            if (i + 1 == argc || a->count == MAX_OVERRIDES)
+                return NIB_FAIL(NIB_ERROR_USAGE, "--set needs a.b=value, at most %d times", MAX_OVERRIDES);
+            a->overrides[a->count++] = argv[++i];
+        } else if (argv[i][0] == '-' || a->config != NULL) {
+            return NIB_FAIL(NIB_ERROR_USAGE, "unknown argument '%s'; see nibble check --help", argv[i]);
+        } else {
+            a->config = argv[i];
+        }
+    }
+    return a->config == NULL ? NIB_FAIL(NIB_ERROR_USAGE, "nibble check needs a config file") : NIB_OK;
+}
+
+static int by_value(const void *a, const void *b)
+{
+    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+    return (x > y) - (x < y);
+}
+
+/* Samples of `eval` whose row is also in `train`, token for token. */
+static nib_status print_leaks(const nib_dataset *train, const nib_dataset *eval)
+{
+    int64_t known = nib_dataset_size(train), leaks = 0;
+    uint64_t *fingerprints = nib_calloc((size_t)known, sizeof *fingerprints);
+    if (fingerprints == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "no memory to compare %lld rows", (long long)known);
+    for (int64_t i = 0; i < known; i++) fingerprints[i] = nib_dataset_fingerprint(train, i);
+    qsort(fingerprints, (size_t)known, sizeof *fingerprints, by_value);
+    for (int64_t i = 0; i < nib_dataset_size(eval); i++) {
+        uint64_t fingerprint = nib_dataset_fingerprint(eval, i);
+        if (bsearch(&fingerprint, fingerprints, (size_t)known, sizeof fingerprint, by_value) == NULL) continue;
+        int64_t line;
+        const char *file = nib_dataset_file(eval, i, &line);
+        if (leaks++ < LEAKS_SHOWN) printf("  leak: %s:%lld is also in the training data\n", file, (long long)line);
+    }
+    printf("leaks: %lld of %lld evaluation samples are in the training data\n", (long long)leaks,
+           (long long)nib_dataset_size(eval));
+    nib_free(fingerprints);
+    return NIB_OK;
+}
+
+/* Tokens computed and held by the first steps of the run, packed as train packs them. */
+static nib_status measure_sharing(const nib_config *config, const nib_dataset *data, const nib_mixture *mixture,
+                                  nib_row *rows, int64_t steps, int64_t *computed, int64_t *held)
+{
+    nib_pack_options options = {
+        .slots = config->train.slots > 0 ? (int)config->train.slots : 1,
+        .micro_batch_tokens = config->train.micro_batch_tokens > 0 ? config->train.micro_batch_tokens : INT32_MAX,
+        .share_prefixes = config->data.share_prefixes && !(config->has_lora && config->lora.dropout > 0),
+        .pack = config->data.pack};
+    int64_t batch = config->train.batch_size;
+    for (int64_t step = 0; step < steps; step++) {
+        nib_pack pack;
+        for (int64_t i = 0; i < batch; i++)
+            rows[i] = nib_dataset_row(data, nib_mixture_sample(mixture, step * batch + i));
+        NIB_TRY(nib_pack_step(rows, batch, options, &pack));
+        *computed += pack.computed_tokens;
+        *held += pack.row_tokens;
+        nib_pack_free(&pack);
+    }
+    return NIB_OK;
+}
+
+static nib_status print_sharing(const nib_config *config, const nib_dataset *data)
+{
+    nib_mixture mixture;
+    int64_t computed = 0, held = 0, batch = config->train.batch_size;
+    NIB_TRY(nib_dataset_mixture(data, (uint64_t)config->train.seed, config->data.shuffle, &mixture));
+    int64_t steps = (mixture.epoch_size + batch - 1) / batch;
+    nib_check_print_shares(data, &mixture);
+    printf("an epoch: %lld samples, %lld steps of %lld\n", (long long)mixture.epoch_size, (long long)steps,
+           (long long)batch);
+    if (steps > MAX_STEPS) steps = MAX_STEPS;
+    nib_row *rows = nib_calloc((size_t)batch, sizeof *rows);
+    nib_status status = rows == NULL ? NIB_FAIL(NIB_ERROR_MEMORY, "no memory for a step of %lld rows", (long long)batch)
+                                     : measure_sharing(config, data, &mixture, rows, steps, &computed, &held);
+    if (status == NIB_OK)
+        printf("shared prefixes: %lld of %lld tokens are computed in the first %lld steps, %.2f times fewer%s\n",
+               (long long)computed, (long long)held, (long long)steps, (double)held / (double)computed,
+               config->has_lora && config->lora.dropout > 0 ? " (sharing is off with lora_dropout)" : "");
+    nib_free(rows);
+    nib_mixture_free(&mixture);
+    return status;
+}
+
+static nib_status check_data(const nib_config *config, const nib_text *text, const nib_dataset *train,
+                             const nib_dataset *eval)
+{
+    nib_check_print_header();
+    NIB_TRY(nib_check_print_sources("train", train));
+    if (eval != NULL) NIB_TRY(nib_check_print_sources("eval", eval));
+    putchar('\n');
+    NIB_TRY(print_sharing(config, train));
+    if (eval != NULL) NIB_TRY(print_leaks(train, eval));
+    nib_check_print_terminators(text->tokenizer, train);
+    return nib_check_print_masks(text->tokenizer, train);
+}
+
+static nib_status run(int argc, char **argv)
+{
+    arguments a = {0};
+    nib_config config = {0};
+    nib_text text = {0};
+    nib_model_config model = {0};
+    nib_dataset *train = NULL, *eval = NULL;
+    nib_status status;
+
+    NIB_TRY(read_arguments(argc, argv, &a));
+    NIB_TRY(nib_config_read(a.config, a.overrides, a.count, &config));
+    NIB_TRY_GOTO(nib_open_model_config(config.model, &model), done);
+    NIB_TRY_GOTO(nib_text_open(config.model, config.tokenizer, config.data.chat_template, &text), done);
+    NIB_TRY_GOTO(nib_open_data(&config, &config.data.train, &text, model.vocabulary, &train), done);
+    if (config.data.eval.count > 0)
+        NIB_TRY_GOTO(nib_open_data(&config, &config.data.eval, &text, model.vocabulary, &eval), done);
+    NIB_TRY_GOTO(check_data(&config, &text, train, eval), done);
+    if (fflush(stdout) != 0) status = NIB_FAIL(NIB_ERROR_IO, "standard output: cannot write the report");
+done:
+    nib_dataset_free(eval);
+    nib_dataset_free(train);
+    nib_text_close(&text);
+    nib_config_free(&config);
+    return status;
+}
+
+const nib_command nib_command_check = {
+    .name = "check",
+    .summary = "shows what would be trained: tokens, masks, lengths, duplicates, leaks",
+    .usage =
+        "usage: nibble check CONFIG [--set a.b=value]...\n"
+        "\n"
+        "Reads all data of a config as train does, and trains nothing. Shows the tokens of each source, how far\n"
+        "shared prefixes make a step smaller, evaluation rows that are in the training data, the token that ends a\n"
+        "turn, and one sample of each source with what is supervised: green on a terminal, else between [[ and ]].\n"
+        "\n"
+        "  --set a.b=value   replaces a value of the config\n"
+        "\n"
+        "Exit code 65 and the file and line if train would refuse the data.\n",
+    .run = run,
+};
