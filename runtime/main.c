@@ -13,6 +13,7 @@ static const nib_command *const commands[] = {
     &nib_command_plan,
     &nib_command_score,
     &nib_command_quantize,
+    &nib_command_bench,
     &nib_command_tokenize,
     &nib_command_render,
     &nib_command_inspect,

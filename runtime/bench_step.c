@@ -1,0 +1,169 @@
+/* Whole training steps on random tokens: forward, backward, norm, AdamW. */
+#include "base/log.h"
+#include "base/memory.h"
+#include "base/random.h"
+#include "bench.h"
+#include "data/pack.h"
+#include "open.h"
+#include "optim/optimizer.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define STEPS 5
+
+typedef struct {
+    const char *model, *device;
+    int64_t batch, length, rank;
+    nib_dtype compute;
+    bool json;
+} step_bench;
+
+static nib_status read_number(const char *name, const char *text, int64_t *out)
+{
+    char *end;
+    long long value = strtoll(text, &end, 10);
+    if (*end != 0 || value < 1 || value > 1 << 20)
+        return NIB_FAIL(NIB_ERROR_USAGE, "%s is '%s', expected a number from 1 to 1048576", name, text);
+    *out = value;
+    return NIB_OK;
+}
+
+static nib_status read_options(int argc, char **argv, step_bench *o)
+{
+    *o = (step_bench){.device = "auto", .batch = 4, .length = 512, .rank = 16, .compute = NIB_DTYPE_BF16};
+    for (int i = 0; i < argc; i++) {
+        const char *name = argv[i], *value = i + 1 < argc ? argv[i + 1] : NULL;
+        if (strcmp(name, "--json") == 0) {
+            o->json = true;
+            continue;
+        }
+        if (value == NULL) return NIB_FAIL(NIB_ERROR_USAGE, "unknown argument or missing value: '%s'", name);
+        i++;
+        if (strcmp(name, "--model") == 0)
+            o->model = value;
+        else if (strcmp(name, "--device") == 0)
+            o->device = value;
+        else if (strcmp(name, "--batch") == 0)
+            NIB_TRY(read_number(name, value, &o->batch));
+        else if (strcmp(name, "--length") == 0)
+            NIB_TRY(read_number(name, value, &o->length));
+        else if (strcmp(name, "--rank") == 0)
+            NIB_TRY(read_number(name, value, &o->rank));
+        else if (strcmp(name, "--compute") == 0 && strcmp(value, "bf16") == 0)
+            o->compute = NIB_DTYPE_BF16;
+        else if (strcmp(name, "--compute") == 0 && strcmp(value, "fp32") == 0)
+            o->compute = NIB_DTYPE_F32;
+        else
+            return NIB_FAIL(NIB_ERROR_USAGE, "unknown argument: '%s %s'", name, value);
+    }
+    if (o->model == NULL) return NIB_FAIL(NIB_ERROR_USAGE, "--model M is missing");
+    return NIB_OK;
+}
+
+/* `batch` rows of random ids, every token but the first supervised. */
+static nib_status random_pack(const step_bench *o, int64_t vocabulary, nib_pack *pack)
+{
+    int64_t tokens = o->batch * o->length;
+    int32_t *ids = nib_calloc((size_t)tokens, sizeof *ids);
+    uint8_t *supervised = nib_calloc((size_t)tokens, 1);
+    nib_row *rows = nib_calloc((size_t)o->batch, sizeof *rows);
+    nib_status status;
+    if (ids == NULL || supervised == NULL || rows == NULL) {
+        status = NIB_FAIL(NIB_ERROR_MEMORY, "no memory for %lld random tokens", (long long)tokens);
+    } else {
+        for (int64_t i = 0; i < tokens; i++) {
+            uint32_t word[4];
+            nib_philox(0, 0, (uint64_t)i, word);
+            ids[i] = (int32_t)(word[0] % (uint64_t)vocabulary);
+            supervised[i] = i % o->length > 0;
+        }
+        for (int64_t r = 0; r < o->batch; r++)
+            rows[r] = (nib_row){.ids = ids + r * o->length,
+                                .supervised = supervised + r * o->length,
+                                .length = (int32_t)o->length,
+                                .weight = 1.0f};
+        nib_pack_options packing = {.slots = 1, .micro_batch_tokens = tokens, .share_prefixes = true, .pack = true};
+        status = nib_pack_step(rows, o->batch, packing, pack);
+    }
+    nib_free(ids);
+    nib_free(supervised);
+    nib_free(rows);
+    return status;
+}
+
+static nib_status time_steps(nib_ops *ops, nib_model *model, const nib_pack *pack, double *best, double *loss)
+{
+    float *nll = nib_calloc((size_t)pack->supervised_tokens, sizeof *nll);
+    if (nll == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "no memory for the losses");
+    nib_status status = NIB_OK;
+    nib_step_options step = {.gradient_scale = (float)(1.0 / pack->supervised_weight)};
+    nib_optimizer_options optimizer = {.adamw = {.learning_rate = 1e-4, .beta1 = 0.9, .beta2 = 0.999, .epsilon = 1e-8},
+                                       .max_norm = 1.0};
+    for (int s = 0; s < STEPS; s++) {
+        double start = nib_bench_seconds(), norm;
+        bool finite;
+        optimizer.adamw.step = s + 1;
+        NIB_TRY_GOTO(nib_optimizer_zero(ops, model), done);
+        NIB_TRY_GOTO(nib_model_train_batch(model, &pack->micro_batch[0], step, nll), done);
+        NIB_TRY_GOTO(nib_optimizer_step(ops, model, &optimizer, &norm, &finite), done);
+        NIB_TRY_GOTO(ops->synchronize(ops), done);
+        double seconds = nib_bench_seconds() - start;
+        if (s == 0 || seconds < *best) *best = seconds;
+    }
+    *loss = 0;
+    for (int64_t i = 0; i < pack->supervised_tokens; i++) *loss += nll[i];
+    *loss /= (double)pack->supervised_tokens;
+done:
+    nib_free(nll);
+    return status;
+}
+
+static void report(const step_bench *o, nib_model *model, double seconds, double loss)
+{
+    const nib_memory_class *classes;
+    int count = nib_model_memory(model, &classes);
+    size_t plan = 0;
+    for (int i = 0; i < count; i++) plan += classes[i].bytes;
+    double rate = (double)(o->batch * o->length) / seconds;
+    if (o->json) {
+        printf("{\"tokens_per_second\": %.1f, \"seconds\": %.4f, \"loss\": %.6f, \"peak_bytes\": %zu, \"plan_bytes\": "
+               "%zu}\n",
+               rate, seconds, loss, nib_bench_peak_bytes(), plan);
+        return;
+    }
+    printf("%.1f tokens/s   %.3f s a step   loss %.4f   peak %.2f GB\n", rate, seconds, loss,
+           (double)nib_bench_peak_bytes() / 1e9);
+    for (int i = 0; i < count; i++) printf("  %-16s %8.1f MB\n", classes[i].name, (double)classes[i].bytes / 1e6);
+}
+
+nib_status nib_bench_step(int argc, char **argv)
+{
+    step_bench o;
+    nib_ops *ops = NULL;
+    nib_model *model = NULL;
+    nib_pack pack = {0};
+    nib_device device;
+    double seconds = 0, loss = 0;
+    nib_status status;
+    NIB_TRY(read_options(argc, argv, &o));
+    NIB_TRY(nib_parse_device(o.device, &device));
+    NIB_TRY(nib_open_backend(device, &ops));
+    nib_model_options opening = {.path = o.model,
+                                 .quantization = NIB_QUANT_NF4,
+                                 .compute = o.compute,
+                                 .lora = {.rank = o.rank, .alpha = 2.0 * (double)o.rank, .all_linear = true},
+                                 .train = true};
+    NIB_TRY_GOTO(nib_model_open(ops, &opening, &model), done);
+    NIB_TRY_GOTO(random_pack(&o, nib_model_get_config(model)->vocabulary, &pack), done);
+    NIB_TRY_GOTO(nib_model_reserve(model, pack.micro_batch[0].T, pack.micro_batch[0].N, NIB_RECOMPUTE_NONE, true),
+                 done);
+    NIB_TRY_GOTO(time_steps(ops, model, &pack, &seconds, &loss), done);
+    report(&o, model, seconds, loss);
+done:
+    nib_pack_free(&pack);
+    nib_model_close(model);
+    nib_close_backend(ops);
+    return status;
+}
