@@ -15,11 +15,8 @@ typedef struct {
 } nib_command;
 
 /* Each is defined in its cmd_NAME.c. */
-<<<<<<< HEAD
 extern const nib_command nib_command_check;
-=======
 extern const nib_command nib_command_bench;
->>>>>>> 6f71fef (nibble bench step: whole training steps on random tokens)
 extern const nib_command nib_command_inspect;
 extern const nib_command nib_command_plan;
 extern const nib_command nib_command_quantize;
