@@ -42,11 +42,11 @@ static bool named_zst(const char *path)
 static nib_status check_frame_start(const nib_row_reader *reader)
 {
     uint64_t left = reader->file.size - reader->at;
-    const uint8_t *bytes = reader->file.data + reader->at;
     if (left < 4)
         return NIB_FAIL(NIB_ERROR_DATA,
                         "%s: byte %llu: %llu bytes are left, too few for a zstd frame; is it truncated?",
                         reader->file.path, (unsigned long long)reader->at, (unsigned long long)left);
+    const uint8_t *bytes = reader->file.data + reader->at;
     if (!is_frame_magic(bytes, left))
         return NIB_FAIL(NIB_ERROR_DATA,
                         "%s: byte %llu: found %02x %02x %02x %02x, expected the start of a zstd frame (28 b5 2f fd)",
@@ -61,6 +61,7 @@ nib_status nib_row_reader_open(const char *path, nib_row_reader **out)
     nib_row_reader *reader = nib_calloc(1, sizeof *reader);
     if (reader == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "%s: no memory to read it", path);
     NIB_TRY_GOTO(nib_file_map(&reader->file, path), done);
+    reader->text = ""; /* until there is some */
     if (named_zst(path) || is_frame_magic(reader->file.data, reader->file.size)) {
         reader->stream = ZSTD_createDStream();
         if (reader->stream == NULL) {
@@ -68,7 +69,7 @@ nib_status nib_row_reader_open(const char *path, nib_row_reader **out)
             goto done;
         }
         NIB_TRY_GOTO(check_frame_start(reader), done);
-    } else {
+    } else if (reader->file.size > 0) {
         reader->text = (const char *)reader->file.data;
         reader->end = reader->file.size;
     }
