@@ -272,6 +272,21 @@ static void answers_that_look_like_the_template(void **state)
     nib_chat_template_free(chat_template);
 }
 
+/* A template that closes the turn, and then the text: only the first of the two ends the turn. */
+static void the_first_token_behind_the_answer_ends_the_turn(void **state)
+{
+    (void)state;
+    nib_chat_template *chat_template =
+        compile("{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+                "{{ '<|im_start|>assistant\n' if add_generation_prompt else '<mask>' }}");
+    nib_dataset *dataset = load_ok("{\"prompt\": \"q\", \"completion\": \"a\"}", options_with(chat_template));
+    assert_true(nib_tokenizer_is_special(tokenizer, nib_tokenizer_id(tokenizer, "<mask>")));
+    assert_sample(dataset, 0,
+                  (const char *[]){"<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n", "+a<|im_end|>", NULL});
+    nib_dataset_free(dataset);
+    nib_chat_template_free(chat_template);
+}
+
 /* A turn of tool calls has no content: its last special token ends it. */
 static void tool_calls_are_supervised(void **state)
 {
@@ -465,6 +480,7 @@ int main(void)
         cmocka_unit_test(a_generation_prompt_that_opens_a_thought),
         cmocka_unit_test(a_turn_without_an_end_is_refused),
         cmocka_unit_test(answers_that_look_like_the_template),
+        cmocka_unit_test(the_first_token_behind_the_answer_ends_the_turn),
         cmocka_unit_test(tool_calls_are_supervised),
         cmocka_unit_test(a_raising_template_is_named),
         cmocka_unit_test(plain_text_and_pairs_without_a_template),
