@@ -3,6 +3,7 @@
  *
  * Tokens are compared exactly: computing in fp32, two paths differ in a logit by about 1e-6 of the logits'
  * range; clear_best makes sure that the best two lie ten times that far apart wherever tokens are compared. */
+#define TEST_NAME "generate"
 #include "model_case.h"
 
 #include "model/generate.h"
