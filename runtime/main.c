@@ -17,6 +17,7 @@ static const nib_command *const commands[] = {
     &nib_command_tokenize,
     &nib_command_render,
     &nib_command_inspect,
+    &nib_command_eval,
     NULL,
 };
 /* clang-format on */

@@ -1,0 +1,109 @@
+#include "options.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { MAX_OPTIONS = 32 };
+
+static nib_status read_number(const nib_option *option, const char *text, double *number)
+{
+    char *end;
+    errno = 0;
+    *number = strtod(text, &end);
+    if (end == text || *end != 0 || errno != 0 || !isfinite(*number))
+        return NIB_FAIL(NIB_ERROR_USAGE, "%s: found '%s', expected a number", option->name, text);
+    if (*number < option->low || *number > option->high)
+        return NIB_FAIL(NIB_ERROR_USAGE, "%s: found %s, expected %g to %g", option->name, text, option->low,
+                        option->high);
+    return NIB_OK;
+}
+
+static nib_status read_integer(const nib_option *option, const char *text, int64_t *integer)
+{
+    char *end;
+    errno = 0;
+    long long value = strtoll(text, &end, 10);
+    if (end == text || *end != 0 || errno != 0)
+        return NIB_FAIL(NIB_ERROR_USAGE, "%s: found '%s', expected an integer", option->name, text);
+    if ((double)value < option->low || (double)value > option->high)
+        return NIB_FAIL(NIB_ERROR_USAGE, "%s: found %s, expected %.0f to %.0f", option->name, text, option->low,
+                        option->high);
+    *integer = value;
+    return NIB_OK;
+}
+
+static nib_status read_choice(const nib_option *option, const char *text, const char *first, const char *second,
+                              bool *is_second)
+{
+    *is_second = strcmp(text, second) == 0;
+    if (*is_second || strcmp(text, first) == 0) return NIB_OK;
+    return NIB_FAIL(NIB_ERROR_USAGE, "%s: found '%s', expected %s or %s", option->name, text, first, second);
+}
+
+static nib_status read_value(const nib_option *option, const char *text)
+{
+    bool second;
+    switch (option->kind) {
+    case NIB_OPTION_TEXT:
+        *(const char **)option->value = text;
+        return NIB_OK;
+    case NIB_OPTION_INTEGER:
+        return read_integer(option, text, option->value);
+    case NIB_OPTION_NUMBER:
+        return read_number(option, text, option->value);
+    case NIB_OPTION_QUANT:
+        NIB_TRY(read_choice(option, text, "nf4", "none", &second));
+        *(nib_quantization *)option->value = second ? NIB_QUANT_NONE : NIB_QUANT_NF4;
+        return NIB_OK;
+    case NIB_OPTION_COMPUTE:
+        NIB_TRY(read_choice(option, text, "fp32", "bf16", &second));
+        *(nib_dtype *)option->value = second ? NIB_DTYPE_BF16 : NIB_DTYPE_F32;
+        return NIB_OK;
+    case NIB_OPTION_DEVICE:
+        return nib_parse_device(text, option->value);
+    default:
+        return NIB_FAIL(NIB_ERROR_INTERNAL, "%s takes no single value", option->name);
+    }
+}
+
+static bool is_option(const char *text) { return text[0] == '-' && text[1] == '-'; }
+
+/* Values from argv[*i + 1] on, up to the next option. */
+static nib_status read_list(const nib_option *option, int argc, char **argv, int *i)
+{
+    nib_option_list *list = option->value;
+    while (*i + 1 < argc && !is_option(argv[*i + 1])) {
+        if (!nib_grow(&list->items, &list->capacity, list->count + 1, sizeof *list->items))
+            return NIB_FAIL(NIB_ERROR_MEMORY, "no memory for the command line");
+        list->items[list->count++] = argv[++*i];
+    }
+    return list->count > 0 ? NIB_OK : NIB_FAIL(NIB_ERROR_USAGE, "%s needs a value", option->name);
+}
+
+nib_status nib_options_read(int argc, char **argv, const nib_option *options, size_t count)
+{
+    bool given[MAX_OPTIONS] = {false};
+    for (int i = 0; i < argc; i++) {
+        size_t o = 0;
+        while (o < count && strcmp(argv[i], options[o].name) != 0) o++;
+        if (o == count) return NIB_FAIL(NIB_ERROR_USAGE, "unknown argument '%s'; see --help", argv[i]);
+        const nib_option *option = &options[o];
+        if (given[o] && option->kind != NIB_OPTION_LIST)
+            return NIB_FAIL(NIB_ERROR_USAGE, "%s is given twice", option->name);
+        given[o] = true;
+        if (option->kind == NIB_OPTION_FLAG) {
+            *(bool *)option->value = true;
+        } else if (option->kind == NIB_OPTION_LIST) {
+            NIB_TRY(read_list(option, argc, argv, &i));
+        } else {
+            if (i + 1 == argc) return NIB_FAIL(NIB_ERROR_USAGE, "%s needs a value", option->name);
+            NIB_TRY(read_value(option, argv[++i]));
+        }
+    }
+    for (size_t o = 0; o < count; o++)
+        if (options[o].required && !given[o])
+            return NIB_FAIL(NIB_ERROR_USAGE, "%s is missing; see --help", options[o].name);
+    return NIB_OK;
+}
