@@ -7,6 +7,7 @@
 #include <math.h>
 #include <stddef.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #define MAX_CONFIG_BYTES (16u << 20)
@@ -112,11 +113,14 @@ static nib_status copy_text(reader *r, const char *text, size_t length, const ch
     return *out == NULL ? no_memory(r) : NIB_OK;
 }
 
+/* "~/x" is in the user's home, as in a shell; other relative paths are the config file's. */
 static nib_status read_path(reader *r, const char *key, const nib_json *value, const char **out)
 {
     if (value->kind != NIB_JSON_STRING) return wrong_type(r, key, value, "a path");
     if (value->length == 0) return fail_at(r, value->line, "\"%s\" is empty, expected a path", key);
-    char *joined = nib_path_join(r->folder, value->string);
+    const char *home = getenv("HOME");
+    bool at_home = strncmp(value->string, "~/", 2) == 0 && home != NULL;
+    char *joined = at_home ? nib_path_join(home, value->string + 2) : nib_path_join(r->folder, value->string);
     if (joined == NULL) return no_memory(r);
     nib_status status = copy_text(r, joined, strlen(joined), out);
     nib_free(joined);
