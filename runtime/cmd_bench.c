@@ -9,7 +9,7 @@
 static const struct {
     const char *kind;
     nib_status (*run)(int argc, char **argv);
-} benches[] = {{"step", nib_bench_step}};
+} benches[] = {{"step", nib_bench_step}, {"generate", nib_bench_generate}};
 
 static nib_status run(int argc, char **argv)
 {
@@ -42,8 +42,11 @@ const nib_command nib_command_bench = {
     .summary = "times training steps, generation and single ops on this machine",
     .usage =
         "usage: nibble bench step --model M [--batch 4] [--length 512] [--rank 16] [--compute bf16|fp32] [--json]\n"
+        "       nibble bench generate --model M [--adapter A] [--prompt-tokens 512] [--new-tokens 100]\n"
+        "                             [--quant nf4|none] [--compute bf16|fp32] [--device D] [--json]\n"
         "\n"
         "step       whole training steps on random tokens, all of them supervised: LoRA on every linear over an\n"
-        "           NF4 base; the best of several is reported\n",
+        "           NF4 base; the best of several is reported\n"
+        "generate   one prompt of random tokens, then greedy decoding; the best of three\n",
     .run = run,
 };
