@@ -174,7 +174,7 @@ static nib_status run(int argc, char **argv)
     nib_model *model = NULL;
     nib_status status;
     NIB_TRY_GOTO(read_arguments(argc, argv, &a), done);
-    NIB_TRY_GOTO(nib_text_open(a.model, a.tokenizer, a.chat_template, &text), done);
+    NIB_TRY_GOTO(nib_text_open_for(a.model, a.adapter, a.tokenizer, a.chat_template, &text), done);
     NIB_TRY_GOTO(load_data(&a, &text, &data), done);
     e.data = data;
     e.expected = nib_dataset_size(data);

@@ -17,6 +17,7 @@ typedef struct {
 /* Each is defined in its cmd_NAME.c. */
 extern const nib_command nib_command_check;
 extern const nib_command nib_command_bench;
+extern const nib_command nib_command_chat;
 extern const nib_command nib_command_eval;
 extern const nib_command nib_command_inspect;
 extern const nib_command nib_command_plan;

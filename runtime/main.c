@@ -18,6 +18,7 @@ static const nib_command *const commands[] = {
     &nib_command_render,
     &nib_command_inspect,
     &nib_command_eval,
+    &nib_command_chat,
     NULL,
 };
 /* clang-format on */

@@ -80,6 +80,18 @@ done:
     return status;
 }
 
+nib_status nib_text_open_for(const char *model, const char *adapter, const char *tokenizer, const char *chat_template,
+                             nib_text *text)
+{
+    *text = (nib_text){.bos_token = "", .eos_token = ""};
+    if (adapter == NULL || chat_template != NULL) return nib_text_open(model, tokenizer, chat_template, text);
+    char *path = nib_path_join(adapter, "chat_template.jinja");
+    if (path == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "%s: no memory for a path", adapter);
+    nib_status status = nib_text_open(model, tokenizer, nib_file_exists(path) ? path : NULL, text);
+    nib_free(path);
+    return status;
+}
+
 void nib_text_close(nib_text *text)
 {
     if (text->chat_template != NULL) nib_chat_template_free(text->chat_template);

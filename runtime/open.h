@@ -21,6 +21,10 @@ typedef struct {
 
 /* model: M of cli.md. tokenizer, chat_template: paths that take precedence, or NULL. */
 nib_status nib_text_open(const char *model, const char *tokenizer, const char *chat_template, nib_text *text);
+/* The same for a model with an adapter (may be NULL), which is asked with the template that it was trained with, if its
+ * folder holds one. */
+nib_status nib_text_open_for(const char *model, const char *adapter, const char *tokenizer, const char *chat_template,
+                             nib_text *text);
 void nib_text_close(nib_text *text);
 
 /* The model's configuration from its folder or GGUF, without opening its weights. */
