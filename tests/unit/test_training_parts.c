@@ -1,0 +1,185 @@
+/* Schedules, the tree of gradient slots, checkpoints: each against values that this code did not make. */
+#include "check.h"
+
+#include "base/file.h"
+#include "checkpoint/checkpoint.h"
+#include "cpu/backend.h"
+#include "optim/gradient_tree.h"
+#include "optim/schedule.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static void schedules_meet_their_formulas(void **state)
+{
+    (void)state;
+    /* W = 2, S = 8: cos(pi k / 6) is 1, sqrt(3)/2, 1/2, 0, ... by geometry. Tolerance: a few roundings of a double. */
+    static const double cosine[] = {0.5, 1, 1, 0.93301270189221941, 0.75, 0.5, 0.25, 0.066987298107780677};
+    static const double linear[] = {0.5, 1, 1, 5.0 / 6, 4.0 / 6, 0.5, 2.0 / 6, 1.0 / 6};
+    nib_schedule c = {NIB_SCHEDULER_COSINE, 1, 2, 8}, l = {NIB_SCHEDULER_LINEAR, 1, 2, 8};
+    nib_schedule flat = {NIB_SCHEDULER_CONSTANT, 3, 0, 8};
+    for (int s = 0; s < 8; s++) {
+        assert_true(fabs(nib_schedule_rate(&c, s) - cosine[s]) < 1e-15);
+        assert_true(fabs(nib_schedule_rate(&l, s) - linear[s]) < 1e-15);
+        assert_true(nib_schedule_rate(&flat, s) == 3);
+    }
+}
+
+/* Sum of slots first .. first + count of the tree over an aligned power-of-two block, by recursion. */
+static float tree_sum(const float *slot, int first, int count, int slots)
+{
+    if (first >= slots) return 0;
+    if (count == 1) return slot[first];
+    float left = tree_sum(slot, first, count / 2, slots);
+    return first + count / 2 >= slots ? left : left + tree_sum(slot, first + count / 2, count / 2, slots);
+}
+
+static void slots_are_summed_as_a_balanced_tree(void **state)
+{
+    (void)state;
+    nib_ops *ops;
+    assert_int_equal(nib_cpu_backend_create(1 << 20, &ops), NIB_OK);
+    for (int slots = 1; slots <= 17; slots++) {
+        float value[17], gradient[3];
+        nib_gradient_tree tree;
+        assert_int_equal(nib_gradient_tree_create(ops, 3, slots, &tree), NIB_OK);
+        for (int s = 0; s < slots; s++) value[s] = (float)sin(s + 1) * powf(10, (float)(s % 5)); /* order matters */
+        memset(gradient, 0, sizeof gradient);
+        for (int s = 0; s < slots; s++) {
+            for (int i = 0; i < 3; i++) {
+                assert_true(gradient[i] == 0);
+                gradient[i] += value[s];
+            }
+            assert_int_equal(nib_gradient_tree_add(&tree, s, slots, gradient), NIB_OK);
+        }
+        float want = tree_sum(value, 0, 32, slots);
+        for (int i = 0; i < 3; i++) assert_true(gradient[i] == want);
+        nib_gradient_tree_free(&tree);
+    }
+    nib_cpu_backend_free(ops);
+}
+
+typedef struct {
+    char folder[64];
+    float master[6], first[6], second[6];
+    nib_checkpoint_tensor tensor;
+    nib_checkpoint_state state;
+} fixture;
+
+static void begin(fixture *f)
+{
+    *f = (fixture){.folder = "/tmp/nibble-checkpoint-XXXXXX"};
+    assert_non_null(mkdtemp(f->folder));
+    f->tensor = (nib_checkpoint_tensor){"w", 2, 3, f->master, f->first, f->second};
+    f->state = (nib_checkpoint_state){.step = 7, .cursor = 1LL << 40, .seed = 9007199254740991, .best_step = -1};
+    f->state.best_loss = 0.1;
+    strcpy(f->state.data_hash, "abc");
+    for (int i = 0; i < 6; i++) f->master[i] = (float)i + 0.1f, f->first[i] = -0.0f, f->second[i] = 1e-42f;
+}
+
+static void what_is_written_is_read_and_old_ones_are_pruned(void **unused)
+{
+    (void)unused;
+    fixture f;
+    nib_checkpointer *writer;
+    nib_checkpoint_state read;
+    int64_t step;
+    begin(&f);
+    float want[6];
+    memcpy(want, f.master, sizeof want);
+    assert_int_equal(nib_checkpointer_create(f.folder, 2, &writer), NIB_OK);
+    for (f.state.step = 7; f.state.step <= 10; f.state.step++) {
+        assert_int_equal(nib_checkpointer_submit(writer, &f.state, &f.tensor, 1), NIB_OK);
+        f.master[0] = 99; /* the copy was made at the boundary: later changes are not in it */
+        if (f.state.step == 10) break;
+        assert_int_equal(nib_checkpointer_wait(writer), NIB_OK);
+        f.master[0] = want[0];
+    }
+    assert_int_equal(nib_checkpointer_wait(writer), NIB_OK);
+    nib_checkpointer_free(writer);
+    memset(f.master, 0, sizeof f.master);
+    assert_int_equal(nib_checkpoint_latest(f.folder, &step, &read), NIB_OK);
+    assert_int_equal(step, 10);
+    assert_true(read.cursor == 1LL << 40 && read.seed == 9007199254740991 && read.best_step == -1);
+    assert_true(read.best_loss == 0.1 && !read.finished);
+    assert_string_equal(read.data_hash, "abc");
+    assert_int_equal(nib_checkpoint_read(f.folder, step, &f.tensor, 1), NIB_OK);
+    assert_memory_equal(f.master, want, sizeof want);
+    assert_true(signbit(f.first[0]) && f.second[0] == 1e-42f);
+    char old[128];
+    snprintf(old, sizeof old, "%s/step-8", f.folder);
+    assert_false(nib_file_exists(old));
+    f.tensor.rows = 3, f.tensor.columns = 2;
+    assert_int_equal(nib_checkpoint_read(f.folder, step, &f.tensor, 1), NIB_ERROR_DATA);
+    assert_int_equal(nib_file_remove_tree(f.folder), NIB_OK);
+}
+
+/* Every byte of every file of the newest checkpoint changed, and every file cut: the one before it is taken. */
+static void damage_is_never_accepted(void **unused)
+{
+    (void)unused;
+    fixture f;
+    begin(&f);
+    assert_int_equal(nib_checkpoint_write(f.folder, &f.state, &f.tensor, 1), NIB_OK);
+    f.state.step = 8;
+    assert_int_equal(nib_checkpoint_write(f.folder, &f.state, &f.tensor, 1), NIB_OK);
+    static const char *const names[] = {"state.json", "tensors.safetensors", "manifest.json"};
+    for (int k = 0; k < 3; k++) {
+        char path[128], *text;
+        size_t length;
+        snprintf(path, sizeof path, "%s/step-8/%s", f.folder, names[k]);
+        assert_int_equal(nib_file_read(path, 1 << 20, &text, &length), NIB_OK);
+        for (size_t i = 0; i < 2 * length; i++) {
+            nib_checkpoint_state read;
+            int64_t step;
+            bool cut = i >= length, space = !cut && (text[i] == '\n' || text[i] == ' ');
+            if (space && k == 2) continue; /* white space of the manifest means nothing */
+            if (!cut) text[i] ^= 4;
+            FILE *file = fopen(path, "wb");
+            assert_non_null(file);
+            assert_int_equal(fwrite(text, 1, cut ? i - length : length, file), cut ? i - length : length);
+            fclose(file);
+            if (!cut) text[i] ^= 4;
+            if (cut && k == 2 && i - length == length - 1) continue; /* the manifest's last newline */
+            assert_int_equal(nib_checkpoint_latest(f.folder, &step, &read), NIB_OK);
+            if (step != 7) fail_msg("%s, byte %zu: step %lld was taken", names[k], i, (long long)step);
+        }
+        assert_int_equal(nib_file_replace(path, text, length), NIB_OK);
+        nib_free(text);
+    }
+    assert_int_equal(nib_file_remove_tree(f.folder), NIB_OK);
+}
+
+static void failure_of_the_writing_thread_surfaces(void **unused)
+{
+    (void)unused;
+    fixture f;
+    nib_checkpointer *writer;
+    begin(&f);
+    char inner[128];
+    snprintf(inner, sizeof inner, "%s/checkpoints", f.folder);
+    assert_int_equal(nib_checkpointer_create(inner, 2, &writer), NIB_OK);
+    assert_int_equal(nib_file_remove_tree(inner), NIB_OK);
+    FILE *file = fopen(inner, "wb"); /* a file where the folder was */
+    assert_non_null(file);
+    fclose(file);
+    assert_int_equal(nib_checkpointer_submit(writer, &f.state, &f.tensor, 1), NIB_OK);
+    assert_int_equal(nib_checkpointer_submit(writer, &f.state, &f.tensor, 1), NIB_ERROR_IO);
+    assert_non_null(strstr(nib_error_message(), "older ones are intact"));
+    nib_checkpointer_free(writer);
+    assert_int_equal(nib_file_remove_tree(f.folder), NIB_OK);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(schedules_meet_their_formulas),
+        cmocka_unit_test(slots_are_summed_as_a_balanced_tree),
+        cmocka_unit_test(what_is_written_is_read_and_old_ones_are_pruned),
+        cmocka_unit_test(damage_is_never_accepted),
+        cmocka_unit_test(failure_of_the_writing_thread_surfaces),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
