@@ -44,18 +44,19 @@ static nib_status drop_beyond(const char *path, int64_t steps)
     return status;
 }
 
-nib_status nib_metrics_open(const char *path, int64_t steps, nib_metrics *metrics)
+nib_status nib_metrics_open(const char *path, const char *tensorboard, int64_t steps, nib_metrics *metrics)
 {
     *metrics = (nib_metrics){.fd = -1, .path = path};
     NIB_TRY(drop_beyond(path, steps));
     metrics->fd = open(path, O_WRONLY | O_APPEND | O_CLOEXEC);
     if (metrics->fd < 0) return NIB_FAIL(NIB_ERROR_IO, "%s: cannot be opened: %s", path, strerror(errno));
-    return NIB_OK;
+    return nib_tensorboard_open(tensorboard, path, &metrics->board);
 }
 
 void nib_metrics_close(nib_metrics *metrics)
 {
     if (metrics->fd >= 0) close(metrics->fd);
+    nib_tensorboard_close(&metrics->board);
     metrics->fd = -1;
 }
 
@@ -64,6 +65,7 @@ nib_status nib_metrics_line(nib_metrics *metrics, nib_buffer *object)
     nib_buffer_text(object, "}\n");
     nib_status status = object->failed ? NIB_FAIL(NIB_ERROR_MEMORY, "%s: no memory for a line", metrics->path)
                                        : nib_file_write_all(metrics->fd, object->data, object->length, metrics->path);
+    if (status == NIB_OK) status = nib_tensorboard_line(&metrics->board, object->data, object->length - 1);
     nib_buffer_clear(object);
     return status;
 }

@@ -5,6 +5,7 @@
 
 #include <math.h>
 #include <string.h>
+#include <time.h>
 
 #define MAX_TOKENIZER_BYTES ((size_t)512 << 20)
 
@@ -65,6 +66,7 @@ nib_status nib_train_evaluate(nib_training *t, bool *stop)
     nib_metrics_number(&line, "perplexity", exp(loss));
     nib_buffer_format(&line, ",\"supervised_tokens\":%lld,\"best\":%s", (long long)tokens, better ? "true" : "false");
     nib_metrics_number(&line, "seconds", nib_train_clock() - begun);
+    nib_buffer_format(&line, ",\"time\":%lld", (long long)time(NULL));
     nib_status status = nib_metrics_line(&t->metrics, &line);
     nib_buffer_free(&line);
     NIB_TRY(status);

@@ -6,6 +6,7 @@
 #include "cpu/backend.h"
 #include "optim/gradient_tree.h"
 #include "optim/schedule.h"
+#include "tensorboard.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -172,6 +173,26 @@ static void failure_of_the_writing_thread_surfaces(void **unused)
     assert_int_equal(nib_file_remove_tree(f.folder), NIB_OK);
 }
 
+static void events_have_the_bytes_that_tensorboard_writes(void **unused)
+{
+    (void)unused;
+    /* RFC 3720, B.4: CRC-32C of 32 zero bytes and of 0, 1, ... 31. */
+    uint8_t zeros[32] = {0}, counting[32];
+    for (int i = 0; i < 32; i++) counting[i] = (uint8_t)i;
+    assert_int_equal(nib_crc32c(zeros, 32), 0x8a9136aau);
+    assert_int_equal(nib_crc32c(counting, 32), 0x46dd794eu);
+    /* Written by the tensorboard package (2.x, RecordWriter and Event.SerializeToString). */
+    static const uint8_t want[] = {0x21, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x01, 0x7b, 0xec, 0xf6, 0x09,
+                                   0x00, 0x00, 0x20, 0x40, 0xfc, 0x54, 0xd9, 0x41, 0x10, 0xac, 0x02, 0x2a, 0x13,
+                                   0x0a, 0x11, 0x0a, 0x0a, 0x74, 0x72, 0x61, 0x69, 0x6e, 0x2f, 0x6c, 0x6f, 0x73,
+                                   0x73, 0x15, 0x00, 0x00, 0x80, 0x3e, 0x0d, 0xa1, 0x2f, 0x0e};
+    nib_buffer out = {0};
+    nib_tensorboard_scalar(&out, 1700000000.5, 300, "train/loss", 0.25f);
+    assert_int_equal(out.length, sizeof want);
+    assert_memory_equal(out.data, want, sizeof want);
+    nib_buffer_free(&out);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -179,6 +200,7 @@ int main(void)
         cmocka_unit_test(slots_are_summed_as_a_balanced_tree),
         cmocka_unit_test(what_is_written_is_read_and_old_ones_are_pruned),
         cmocka_unit_test(damage_is_never_accepted),
+        cmocka_unit_test(events_have_the_bytes_that_tensorboard_writes),
         cmocka_unit_test(failure_of_the_writing_thread_surfaces),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
