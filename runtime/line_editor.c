@@ -191,17 +191,15 @@ static void feed_escape(nib_line_editor *e)
 /* A character, once all its bytes are there; bytes that are no UTF-8 are dropped. */
 static void feed_text(nib_line_editor *e)
 {
-    uint8_t lead = e->pending[0];
-    size_t want = lead < 0x80 ? 1 : lead >= 0xf0 ? 4 : lead >= 0xe0 ? 3 : 2;
-    if (lead >= 0x80 && lead < 0xc2) want = 1;
-    if (e->pending_count < want) {
-        if (e->pending_count == 1 || (e->pending[e->pending_count - 1] & 0xc0) == 0x80) return;
-        e->pending[0] = e->pending[e->pending_count - 1]; /* cut off: begin anew */
+    uint8_t last = e->pending[e->pending_count - 1];
+    if (e->pending_count > 1 && (last & 0xc0) != 0x80) { /* the one before is cut off */
+        e->pending[0] = last;
         e->pending_count = 1;
-        if (e->pending[0] >= 0x80) return;
-        want = 1;
     }
-    if (nib_utf8_invalid_at((const char *)e->pending, want) == want) insert(e, e->pending, want);
+    uint8_t lead = e->pending[0];
+    size_t size = lead < 0xc2 ? 1 : lead < 0xe0 ? 2 : lead < 0xf0 ? 3 : 4;
+    if (e->pending_count < size) return;
+    if (nib_utf8_invalid_at((const char *)e->pending, size) == size) insert(e, e->pending, size);
     e->pending_count = 0;
 }
 
@@ -211,7 +209,7 @@ static void feed_pasted(nib_line_editor *e, uint8_t byte)
     static const char end[] = "\x1b[201~";
     e->pending[e->pending_count++] = byte;
     if (e->pending[0] == ESCAPE) {
-        if (memcmp(e->pending, end, e->pending_count) != 0) e->pending_count = 0;
+        if (memcmp(e->pending, end, e->pending_count) != 0) e->pending_count = byte == ESCAPE ? 1 : 0;
         if (e->pending_count == sizeof end - 1) {
             e->pasting = false;
             e->pending_count = 0;
@@ -231,7 +229,11 @@ nib_edit_result nib_line_editor_feed(nib_line_editor *e, uint8_t byte)
         feed_pasted(e, byte);
         return NIB_EDIT_MORE;
     }
-    if (e->pending_count == 0 && byte != ESCAPE && (byte < 0x20 || byte == RUBOUT)) return control(e, byte);
+    bool in_sequence = e->pending_count > 0 && e->pending[0] == ESCAPE;
+    if (!in_sequence && (byte < 0x20 || byte == RUBOUT)) {
+        e->pending_count = 0;
+        if (byte != ESCAPE) return control(e, byte);
+    }
     e->pending[e->pending_count++] = byte;
     if (e->pending[0] == ESCAPE)
         feed_escape(e);
