@@ -94,8 +94,8 @@ static void score_row(const loss_inputs *in, const chunk_rows *chunk, int64_t i,
     if (!in->backward) return;
     softmax_gradient(z, V, lse, weight * in->gradient_scale, in->softcap, in->x.dtype, dz);
     for (int64_t n = first; n < last; n++)
-        take_off(dz, in->x.dtype, in->targets.label[n], in->targets.weight[n] * in->gradient_scale,
-                 z[in->targets.label[n]], in->softcap);
+        take_off(dz, in->x.dtype, in->targets.label[n], in->targets.weight[n] * in->gradient_scale, lse - in->nll[n],
+                 in->softcap); /* the label's logit; z itself is overwritten by now */
 }
 
 static nib_status take_matrix(nib_ops *ops, int64_t rows, int64_t columns, nib_dtype dtype, nib_matrix *matrix)

@@ -1,0 +1,268 @@
+/* Attention over prefix trees against a dense masked softmax in double arithmetic that applies packing.md's rule token
+ * by token, gradients against differences, at shapes that do not fill tiles. */
+#include "numeric.h"
+
+#include <string.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+typedef struct {
+    nib_ops *ops;
+    nib_attention_shape shape;
+    nib_tree tree;
+    int32_t *position, *end;
+    int64_t T, queries, keys;
+    float *q, *k, *v, *out, *lse, *weights;
+} fixture;
+
+/* Documents of random length; each is a chain with some branches: a node's subtree ends where `end` says. A stack of
+ * open branches is popped at random, so trees of several levels occur. */
+static void random_tree(uint64_t seed, int64_t T, int32_t *position, int32_t *end)
+{
+    enum { DEPTH = 4 };
+    uint64_t draw = 0;
+    for (int64_t start = 0; start < T;) {
+        int64_t stop = start + 1 + (int64_t)(fabsf(nib_test_uniform(seed, draw++)) * 90.0f);
+        if (stop > T) stop = T;
+        /* [start, split) is the trunk; behind it two branches share it */
+        int64_t cut[DEPTH][2] = {{start, stop}};
+        int depth = 1;
+        for (int64_t t = start; t < stop; t++) position[t] = (int32_t)(t - start), end[t] = (int32_t)stop;
+        for (int64_t length = stop - start; length > 8 && depth < DEPTH; depth++) {
+            int64_t from = cut[depth - 1][0], to = cut[depth - 1][1];
+            int64_t first = from + (to - from) / 3, second = from + 2 * (to - from) / 3;
+            for (int64_t t = first; t < second; t++) end[t] = (int32_t)second;
+            for (int64_t t = second; t < to; t++) position[t] = (int32_t)(position[first] + t - second);
+            cut[depth][0] = first;
+            cut[depth][1] = second;
+            length = second - first;
+        }
+        start = stop;
+    }
+}
+
+static void fixture_begin(fixture *f, nib_attention_shape shape, int64_t T, uint64_t seed)
+{
+    *f = (fixture){
+        .shape = shape, .T = T, .queries = shape.heads * shape.head_dim, .keys = shape.kv_heads * shape.head_dim};
+    assert_int_equal(nib_cpu_backend_create(64 << 20, &f->ops), NIB_OK);
+    f->position = nib_calloc((size_t)T, 4);
+    f->end = nib_calloc((size_t)T, 4);
+    random_tree(seed, T, f->position, f->end);
+    f->tree = (nib_tree){.T = T, .position = f->position, .end = f->end};
+    f->q = nib_test_values(seed + 1, T * f->queries);
+    f->k = nib_test_values(seed + 2, T * f->keys);
+    f->v = nib_test_values(seed + 3, T * f->keys);
+    f->weights = nib_test_values(seed + 4, T * f->queries);
+    f->out = nib_calloc((size_t)(T * f->queries), 4);
+    f->lse = nib_calloc((size_t)(T * shape.heads), 4);
+}
+
+static void fixture_end(fixture *f)
+{
+    void *all[] = {f->position, f->end, f->q, f->k, f->v, f->weights, f->out, f->lse};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) nib_free(all[i]);
+    nib_cpu_backend_free(f->ops);
+}
+
+static void forward(fixture *f)
+{
+    assert_int_equal(f->ops->attention_forward(f->ops, f->shape, f->tree, nib_test_matrix(f->q, f->T, f->queries),
+                                               nib_test_matrix(f->k, f->T, f->keys),
+                                               nib_test_matrix(f->v, f->T, f->keys),
+                                               nib_test_matrix(f->out, f->T, f->queries), f->lse),
+                     NIB_OK);
+}
+
+static double scalar(void *user)
+{
+    fixture *f = user;
+    forward(f);
+    return nib_test_dot(f->weights, f->out, f->T * f->queries);
+}
+
+static bool visible(const fixture *f, int64_t query, int64_t key)
+{
+    return key <= query && query < f->end[key] &&
+           (f->shape.window <= 0 || f->position[query] - f->position[key] < f->shape.window);
+}
+
+static double score(const fixture *f, int64_t query, int64_t head, int64_t key)
+{
+    int64_t HD = f->shape.head_dim, kv = head / (f->shape.heads / f->shape.kv_heads);
+    double s = 0;
+    for (int64_t c = 0; c < HD; c++)
+        s += (double)f->q[query * f->queries + head * HD + c] * (double)f->k[key * f->keys + kv * HD + c];
+    s *= (double)f->shape.scale;
+    return f->shape.softcap > 0 ? (double)f->shape.softcap * tanh(s / (double)f->shape.softcap) : s;
+}
+
+static void check_values(const fixture *f)
+{
+    int64_t HD = f->shape.head_dim, group = f->shape.heads / f->shape.kv_heads;
+    double *want = nib_calloc((size_t)HD, sizeof *want);
+    for (int64_t h = 0; h < f->shape.heads; h++)
+        for (int64_t t = 0; t < f->T; t++) {
+            double total = 0;
+            memset(want, 0, (size_t)HD * sizeof *want);
+            for (int64_t key = 0; key <= t; key++) {
+                if (!visible(f, t, key)) continue;
+                double weight = exp(score(f, t, h, key));
+                total += weight;
+                for (int64_t c = 0; c < HD; c++) want[c] += weight * (double)f->v[key * f->keys + h / group * HD + c];
+            }
+            for (int64_t c = 0; c < HD; c++) /* averages of values below 1: fp32 leaves some 1e-6 */
+                assert_true(fabs(want[c] / total - (double)f->out[t * f->queries + h * HD + c]) < 5e-6);
+            assert_true(fabs(log(total) - (double)f->lse[h * f->T + t]) < 1e-5);
+        }
+    nib_free(want);
+}
+
+static void check_gradients(fixture *f)
+{
+    float *dq = nib_calloc((size_t)(f->T * f->queries), 4), *dk = nib_calloc((size_t)(f->T * f->keys), 4);
+    float *dv = nib_calloc((size_t)(f->T * f->keys), 4);
+    forward(f);
+    assert_int_equal(
+        f->ops->attention_backward(f->ops, f->shape, f->tree, nib_test_matrix(f->q, f->T, f->queries),
+                                   nib_test_matrix(f->k, f->T, f->keys), nib_test_matrix(f->v, f->T, f->keys),
+                                   nib_test_matrix(f->out, f->T, f->queries), f->lse,
+                                   nib_test_matrix(f->weights, f->T, f->queries), nib_test_matrix(dq, f->T, f->queries),
+                                   nib_test_matrix(dk, f->T, f->keys), nib_test_matrix(dv, f->T, f->keys)),
+        NIB_OK);
+    nib_test_gradient("q", scalar, f, f->q, dq, f->T * f->queries, 60);
+    nib_test_gradient("k", scalar, f, f->k, dk, f->T * f->keys, 61);
+    nib_test_gradient("v", scalar, f, f->v, dv, f->T * f->keys, 62);
+    nib_free(dq);
+    nib_free(dk);
+    nib_free(dv);
+}
+
+static const struct {
+    nib_attention_shape shape;
+    int64_t T;
+} cases[] = {
+    {{.heads = 1, .kv_heads = 1, .head_dim = 16, .scale = 0.25f}, 1},
+    {{.heads = 2, .kv_heads = 2, .head_dim = 8, .scale = 0.35f}, 31},
+    {{.heads = 9, .kv_heads = 3, .head_dim = 64, .scale = 0.125f}, 65},
+    {{.heads = 6, .kv_heads = 2, .head_dim = 16, .scale = 1.0f}, 257},
+    {{.heads = 4, .kv_heads = 1, .head_dim = 80, .scale = 0.11f, .window = 7}, 130},
+    {{.heads = 2, .kv_heads = 1, .head_dim = 128, .scale = 0.09f, .softcap = 2.0f}, 97},
+    {{.heads = 2, .kv_heads = 2, .head_dim = 256, .scale = 0.06f, .window = 33, .softcap = 5.0f}, 200},
+};
+
+static void every_shape_meets_the_dense_definition(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        fixture f;
+        fixture_begin(&f, cases[i].shape, cases[i].T, 100 * (i + 1));
+        forward(&f);
+        check_values(&f);
+        check_gradients(&f);
+        fixture_end(&f);
+    }
+}
+
+/* What a query may not see must not matter, even if it is not a number. */
+static void hidden_tokens_do_not_matter(void **state)
+{
+    (void)state;
+    fixture f;
+    fixture_begin(&f, cases[2].shape, 150, 7);
+    forward(&f);
+    int64_t query = 149, bytes = f.queries * 4;
+    float *before = nib_calloc((size_t)f.queries, 4);
+    memcpy(before, f.out + query * f.queries, (size_t)bytes);
+    int64_t hidden = 0;
+    for (int64_t key = 0; key < f.T; key++) {
+        if (visible(&f, query, key)) continue;
+        hidden++;
+        for (int64_t c = 0; c < f.keys; c++) f.k[key * f.keys + c] = 1e3f, f.v[key * f.keys + c] = -1e30f;
+    }
+    assert_true(hidden > 0);
+    forward(&f);
+    assert_memory_equal(before, f.out + query * f.queries, (size_t)bytes);
+    nib_free(before);
+    fixture_end(&f);
+}
+
+/* A token of the cache sees the same keys as its packed twin: one range a branch of the tree. */
+static void cached_equals_packed(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        if (cases[i].shape.window > 0) continue; /* the cache counts keys, the tree positions */
+        fixture f;
+        fixture_begin(&f, cases[i].shape, cases[i].T, 100 * (i + 1));
+        forward(&f);
+        int64_t query = f.T - 1;
+        int32_t begin[2] = {0, 0};
+        nib_cache_range *range = nib_calloc((size_t)f.T, sizeof *range);
+        for (int64_t key = 0; key <= query; key++)
+            if (visible(&f, query, key)) range[begin[1]++] = (nib_cache_range){(int32_t)key, 1};
+        float *out = nib_calloc((size_t)f.queries, 4);
+        assert_int_equal(f.ops->attention_cached(f.ops, f.shape, nib_test_matrix(f.q + query * f.queries, 1, f.queries),
+                                                 nib_test_matrix(f.k, f.T, f.keys), nib_test_matrix(f.v, f.T, f.keys),
+                                                 begin, range, nib_test_matrix(out, 1, f.queries)),
+                         NIB_OK);
+        for (int64_t c = 0; c < f.queries; c++) assert_true(fabsf(out[c] - f.out[query * f.queries + c]) < 5e-6f);
+        range[0].first = (int32_t)f.T;
+        assert_int_equal(f.ops->attention_cached(f.ops, f.shape, nib_test_matrix(f.q, 1, f.queries),
+                                                 nib_test_matrix(f.k, f.T, f.keys), nib_test_matrix(f.v, f.T, f.keys),
+                                                 begin, range, nib_test_matrix(out, 1, f.queries)),
+                         NIB_ERROR_SHAPE);
+        nib_free(range);
+        nib_free(out);
+        fixture_end(&f);
+    }
+}
+
+#ifdef _OPENMP
+static void threads_change_no_bit(void **state)
+{
+    (void)state;
+    float *first[4] = {0};
+    for (int threads = 1; threads <= 3; threads++) {
+        fixture f;
+        omp_set_num_threads(threads);
+        fixture_begin(&f, cases[3].shape, 300, 9);
+        float *d[3];
+        int64_t n[4] = {f.T * f.queries, f.T * f.keys, f.T * f.keys, f.T * f.queries};
+        for (int i = 0; i < 3; i++) d[i] = nib_calloc((size_t)n[i], 4);
+        forward(&f);
+        assert_int_equal(
+            f.ops->attention_backward(f.ops, f.shape, f.tree, nib_test_matrix(f.q, f.T, f.queries),
+                                      nib_test_matrix(f.k, f.T, f.keys), nib_test_matrix(f.v, f.T, f.keys),
+                                      nib_test_matrix(f.out, f.T, f.queries), f.lse,
+                                      nib_test_matrix(f.weights, f.T, f.queries), nib_test_matrix(d[0], f.T, f.queries),
+                                      nib_test_matrix(d[1], f.T, f.keys), nib_test_matrix(d[2], f.T, f.keys)),
+            NIB_OK);
+        float *all[4] = {d[0], d[1], d[2], f.out};
+        for (int i = 0; i < 4; i++) {
+            if (threads == 1) {
+                first[i] = nib_calloc((size_t)n[i], 4);
+                memcpy(first[i], all[i], (size_t)n[i] * 4);
+            }
+            assert_memory_equal(first[i], all[i], (size_t)n[i] * 4);
+        }
+        for (int i = 0; i < 3; i++) nib_free(d[i]);
+        fixture_end(&f);
+    }
+    for (int i = 0; i < 4; i++) nib_free(first[i]);
+}
+#endif
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(every_shape_meets_the_dense_definition),
+        cmocka_unit_test(hidden_tokens_do_not_matter),
+        cmocka_unit_test(cached_equals_packed),
+#ifdef _OPENMP
+        cmocka_unit_test(threads_change_no_bit),
+#endif
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

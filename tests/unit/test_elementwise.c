@@ -1,0 +1,228 @@
+/* RMSNorm, rotary, SwiGLU, embedding, AdamW and the gradient norm: values against double arithmetic, gradients against
+ * differences. */
+#include "numeric.h"
+
+#include "cpu/vector.h"
+
+#include <string.h>
+
+enum { T = 23, C = 100 }; /* C is no multiple of a vector */
+
+typedef struct {
+    nib_ops *ops;
+    float *x, *y, *weight, *weights, *spare;
+    nib_matrix mx, my;
+} fixture;
+
+static void begin(fixture *f, int64_t columns_in, int64_t columns_out)
+{
+    assert_int_equal(nib_cpu_backend_create(1 << 20, &f->ops), NIB_OK);
+    f->x = nib_test_values(1, T * columns_in);
+    f->y = nib_calloc((size_t)(T * columns_out), 4);
+    f->weight = nib_test_values(2, columns_in);
+    f->weights = nib_test_values(3, T * columns_out);
+    f->spare = nib_calloc((size_t)(T * columns_in), 4);
+    f->mx = nib_test_matrix(f->x, T, columns_in);
+    f->my = nib_test_matrix(f->y, T, columns_out);
+}
+
+static void end(fixture *f)
+{
+    float *all[] = {f->x, f->y, f->weight, f->weights, f->spare};
+    for (size_t i = 0; i < 5; i++) nib_free(all[i]);
+    nib_cpu_backend_free(f->ops);
+}
+
+static double norm_scalar(void *user)
+{
+    fixture *f = user;
+    assert_int_equal(f->ops->rmsnorm_forward(f->ops, f->mx, NULL, f->weight, 1e-5f, f->my), NIB_OK);
+    return nib_test_dot(f->weights, f->y, T * C);
+}
+
+static void rmsnorm(void **state)
+{
+    (void)state;
+    fixture f;
+    begin(&f, C, C);
+    float *dx = nib_test_values(4, T * C), *before = nib_test_values(4, T * C), *dweight = nib_calloc(C, 4);
+    norm_scalar(&f);
+    for (int64_t t = 0; t < T; t++) {
+        double squares = 0;
+        for (int64_t c = 0; c < C; c++) squares += (double)f.x[t * C + c] * (double)f.x[t * C + c];
+        for (int64_t c = 0; c < C; c++) {
+            double want = (double)f.x[t * C + c] / sqrt(squares / C + 1e-5) * (double)f.weight[c];
+            assert_true(fabs(want - (double)f.y[t * C + c]) < 2e-6);
+        }
+    }
+    assert_int_equal(f.ops->rmsnorm_backward(f.ops, f.mx, f.weight, 1e-5f, nib_test_matrix(f.weights, T, C),
+                                             nib_test_matrix(dx, T, C), dweight),
+                     NIB_OK);
+    for (int64_t i = 0; i < T * C; i++) dx[i] -= before[i];
+    nib_test_gradient("x", norm_scalar, &f, f.x, dx, T * C, 70);
+    nib_test_gradient("weight", norm_scalar, &f, f.weight, dweight, C, 71);
+    /* with a residual: x becomes x + delta, y the norm of that */
+    float *x = nib_test_values(1, T * C), *delta = nib_test_values(5, T * C), *sum = nib_calloc(T * C, 4);
+    nib_matrix mdelta = nib_test_matrix(delta, T, C);
+    for (int64_t i = 0; i < T * C; i++) sum[i] = x[i] + delta[i];
+    assert_int_equal(f.ops->rmsnorm_forward(f.ops, nib_test_matrix(x, T, C), &mdelta, f.weight, 1e-5f, f.my), NIB_OK);
+    assert_memory_equal(x, sum, T * C * 4);
+    memcpy(f.spare, f.y, T * C * 4);
+    assert_int_equal(f.ops->rmsnorm_forward(f.ops, nib_test_matrix(sum, T, C), NULL, f.weight, 1e-5f, f.my), NIB_OK);
+    assert_memory_equal(f.spare, f.y, T * C * 4);
+    float *all[] = {dx, before, dweight, x, delta, sum};
+    for (size_t i = 0; i < 6; i++) nib_free(all[i]);
+    end(&f);
+}
+
+static double glu_scalar(void *user)
+{
+    fixture *f = user;
+    assert_int_equal(f->ops->glu_forward(f->ops, NIB_ACTIVATION_SILU, f->mx, f->my), NIB_OK);
+    return nib_test_dot(f->weights, f->y, T * C);
+}
+
+static void swiglu(void **state)
+{
+    (void)state;
+    fixture f;
+    begin(&f, 2 * C, C);
+    for (int64_t i = 0; i < 12; i++) f.x[i] = (float)(i - 6) * 20.0f; /* the sigmoid's flat ends */
+    glu_scalar(&f);
+    for (int64_t t = 0; t < T; t++)
+        for (int64_t c = 0; c < C; c++) {
+            double g = (double)f.x[t * 2 * C + c], want = g / (1 + exp(-g)) * (double)f.x[t * 2 * C + C + c];
+            assert_true(fabs(want - (double)f.y[t * C + c]) <= 1e-6 * (1 + fabs(want)));
+        }
+    memcpy(f.spare, f.x, T * 2 * C * 4);
+    assert_int_equal(f.ops->glu_backward(f.ops, NIB_ACTIVATION_SILU, nib_test_matrix(f.weights, T, C),
+                                         nib_test_matrix(f.spare, T, 2 * C)),
+                     NIB_OK);
+    nib_test_gradient("gate_up", glu_scalar, &f, f.x, f.spare, T * 2 * C, 72);
+    assert_int_equal(f.ops->glu_forward(f.ops, NIB_ACTIVATION_GELU, f.mx, f.my), NIB_ERROR_SHAPE);
+    end(&f);
+}
+
+static void rotary(void **state)
+{
+    (void)state;
+    enum { HEADS = 5, HD = 20, PAIRS = 10 };
+    fixture f;
+    begin(&f, HEADS * HD, HEADS * HD);
+    int32_t position[T];
+    float frequency[PAIRS], *table = nib_calloc(T * 2 * PAIRS, 4), *x = nib_test_values(1, T * HEADS * HD);
+    for (int t = 0; t < T; t++) position[t] = t * 37;
+    for (int i = 0; i < PAIRS; i++) frequency[i] = powf(10000.0f, -(float)i / PAIRS);
+    assert_int_equal(f.ops->rotary_table(f.ops, position, T, frequency, PAIRS, 1.0f, table), NIB_OK);
+    assert_int_equal(f.ops->rotary(f.ops, f.mx, HEADS, HD, table, PAIRS, false), NIB_OK);
+    for (int64_t t = 0; t < T; t++)
+        for (int64_t h = 0; h < HEADS; h++)
+            for (int64_t i = 0; i < PAIRS; i++) {
+                int64_t at = t * HEADS * HD + h * HD + i;
+                double angle = (double)((float)position[t] * frequency[i]);
+                double a = (double)x[at], b = (double)x[at + PAIRS];
+                assert_true(fabs(a * cos(angle) - b * sin(angle) - (double)f.x[at]) < 1e-6);
+                assert_true(fabs(b * cos(angle) + a * sin(angle) - (double)f.x[at + PAIRS]) < 1e-6);
+            }
+    /* the inverse rotation is the transpose, so it undoes */
+    assert_int_equal(f.ops->rotary(f.ops, f.mx, HEADS, HD, table, PAIRS, true), NIB_OK);
+    for (int64_t i = 0; i < T * HEADS * HD; i++) assert_true(fabsf(f.x[i] - x[i]) < 1e-6f);
+    nib_free(table);
+    nib_free(x);
+    end(&f);
+}
+
+static void embedding(void **state)
+{
+    (void)state;
+    enum { V = 11 };
+    fixture f;
+    begin(&f, C, C);
+    float *table = nib_test_values(6, V * C), *dtable = nib_calloc(V * C, 4), *want = nib_calloc(V * C, 4);
+    int32_t token[T];
+    for (int t = 0; t < T; t++) token[t] = (t * 7) % (V - 1);
+    assert_int_equal(f.ops->embedding_forward(f.ops, token, nib_test_matrix(table, V, C), 3.0f, f.my), NIB_OK);
+    for (int64_t t = 0; t < T; t++)
+        for (int64_t c = 0; c < C; c++) {
+            assert_true(f.y[t * C + c] == 3.0f * table[token[t] * C + c]);
+            want[token[t] * C + c] += 3.0f * f.weights[t * C + c];
+        }
+    assert_int_equal(f.ops->embedding_backward(f.ops, token, nib_test_matrix(f.weights, T, C), 3.0f, dtable), NIB_OK);
+    assert_memory_equal(want, dtable, V * C * 4);
+    token[3] = V;
+    assert_int_equal(f.ops->embedding_forward(f.ops, token, nib_test_matrix(table, V, C), 1.0f, f.my), NIB_ERROR_SHAPE);
+    assert_non_null(strstr(nib_error_message(), "token 11 at 3"));
+    nib_free(table);
+    nib_free(dtable);
+    nib_free(want);
+    end(&f);
+}
+
+/* Five steps of AdamW in double arithmetic, written from the paper (algorithm 2 with decoupled decay). */
+static void adamw(void **state)
+{
+    (void)state;
+    enum { N = 1000 };
+    nib_ops *ops;
+    assert_int_equal(nib_cpu_backend_create(1 << 20, &ops), NIB_OK);
+    float *p = nib_test_values(7, N), *m = nib_calloc(N, 4), *v = nib_calloc(N, 4);
+    double wp[N], wm[N] = {0}, wv[N] = {0};
+    for (int i = 0; i < N; i++) wp[i] = (double)p[i];
+    for (int step = 1; step <= 5; step++) {
+        float *g = nib_test_values(8 + (uint64_t)step, N);
+        nib_adamw o = {
+            .learning_rate = 0.01, .beta1 = 0.9, .beta2 = 0.999, .epsilon = 1e-8, .weight_decay = 0.1, .step = step};
+        assert_int_equal(ops->adamw(ops, o, 0.5f, N, p, g, m, v), NIB_OK);
+        for (int i = 0; i < N; i++) {
+            double gradient = 0.5 * (double)g[i];
+            wm[i] = 0.9 * wm[i] + 0.1 * gradient;
+            wv[i] = 0.999 * wv[i] + 0.001 * gradient * gradient;
+            double mean = wm[i] / (1 - pow(0.9, step)), square = wv[i] / (1 - pow(0.999, step));
+            wp[i] = wp[i] * (1 - 0.01 * 0.1) - 0.01 * mean / (sqrt(square) + 1e-8);
+            /* an update is at most about 0.01; fp32 gets it to some 1e-6 of that plus the parameter's own rounding */
+            assert_true(fabs(wp[i] - (double)p[i]) < 5e-7);
+        }
+        nib_free(g);
+    }
+    float *arrays[] = {p, m};
+    int64_t lengths[] = {N, N - 1};
+    double norm, want = nib_test_dot(p, p, N) + nib_test_dot(m, m, N - 1);
+    assert_int_equal(ops->global_norm(ops, 2, arrays, lengths, &norm), NIB_OK);
+    assert_true(fabs(norm - sqrt(want)) < 1e-12 * norm);
+    m[5] = NAN;
+    assert_int_equal(ops->global_norm(ops, 2, arrays, lengths, &norm), NIB_OK);
+    assert_true(isnan(norm));
+    nib_free(p);
+    nib_free(m);
+    nib_free(v);
+    nib_cpu_backend_free(ops);
+}
+
+/* The vector exponential against libm's double, over its whole range. */
+static void exponential(void **state)
+{
+    (void)state;
+    float x[16], y[16];
+    for (int block = 0; block < 20000; block++) {
+        for (int i = 0; i < 16; i++) x[i] = -87.0f + 175.0f * (float)(block * 16 + i) / 320000.0f;
+        nib_v16 result = nib_v16_exp(*(nib_v16 *)x);
+        memcpy(y, &result, sizeof y);
+        for (int i = 0; i < 16; i++) {
+            double want = exp((double)x[i]);
+            assert_true(fabs((double)y[i] - want) < 2.5e-7 * want); /* 2 ulp = 2.4e-7 */
+        }
+    }
+    for (int i = 0; i < 16; i++) x[i] = i % 2 ? -INFINITY : -100.0f;
+    nib_v16 result = nib_v16_exp(*(nib_v16 *)x);
+    memcpy(y, &result, sizeof y);
+    for (int i = 0; i < 16; i++) assert_true(y[i] == 0.0f);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(rmsnorm),   cmocka_unit_test(swiglu), cmocka_unit_test(rotary),
+        cmocka_unit_test(embedding), cmocka_unit_test(adamw),  cmocka_unit_test(exponential),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

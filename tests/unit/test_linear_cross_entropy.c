@@ -1,0 +1,149 @@
+/* Head and loss in one: values against double arithmetic over the target list, gradients against differences, for rows
+ * with several labels, weights, soft-cap, more rows than a chunk, and a head kept in bf16. */
+#include "numeric.h"
+
+#include <string.h>
+
+enum { T = 700, C = 48, V = 333, N = 900 };
+
+typedef struct {
+    nib_ops *ops;
+    float *x, *head, *dx, *dhead;
+    float nll[N], weight[N], softcap;
+    int32_t row[N], label[N];
+} fixture;
+
+static nib_targets targets_of(const fixture *f) { return (nib_targets){N, f->row, f->label, f->weight}; }
+
+static void begin(fixture *f, float softcap)
+{
+    memset(f, 0, sizeof *f);
+    assert_int_equal(nib_cpu_backend_create(64 << 20, &f->ops), NIB_OK);
+    f->x = nib_test_values(1, T * C);
+    f->head = nib_test_values(2, V * C);
+    f->dx = nib_test_values(3, T * C); /* is overwritten, not added to */
+    f->dhead = nib_calloc(V * C, 4);
+    f->softcap = softcap;
+    for (int n = 0; n < N; n++) { /* ascending rows, some twice, some never */
+        f->row[n] = (int32_t)((int64_t)n * T / N);
+        f->label[n] = (int32_t)((n * 97) % V);
+        f->weight[n] = 1.0f + nib_test_uniform(4, (uint64_t)n);
+    }
+}
+
+static void end(fixture *f)
+{
+    float *all[] = {f->x, f->head, f->dx, f->dhead};
+    for (size_t i = 0; i < 4; i++) nib_free(all[i]);
+    nib_cpu_backend_free(f->ops);
+}
+
+static double scalar(void *user)
+{
+    fixture *f = user;
+    double sum = 0;
+    assert_int_equal(f->ops->linear_cross_entropy(f->ops, nib_test_matrix(f->x, T, C), nib_test_matrix(f->head, V, C),
+                                                  f->softcap, targets_of(f), 0.25f, f->nll, (nib_matrix){0}, NULL),
+                     NIB_OK);
+    for (int n = 0; n < N; n++) sum += 0.25 * (double)f->weight[n] * (double)f->nll[n];
+    return sum;
+}
+
+static double logit(const fixture *f, int64_t t, int64_t v)
+{
+    double z = 0;
+    for (int64_t c = 0; c < C; c++) z += (double)f->x[t * C + c] * (double)f->head[v * C + c];
+    return f->softcap > 0 ? (double)f->softcap * tanh(z / (double)f->softcap) : z;
+}
+
+static void check(float softcap)
+{
+    fixture f;
+    begin(&f, softcap);
+    assert_int_equal(f.ops->linear_cross_entropy(f.ops, nib_test_matrix(f.x, T, C), nib_test_matrix(f.head, V, C),
+                                                 softcap, targets_of(&f), 0.25f, f.nll, nib_test_matrix(f.dx, T, C),
+                                                 f.dhead),
+                     NIB_OK);
+    for (int n = 0; n < N; n += 13) {
+        double total = 0;
+        for (int64_t v = 0; v < V; v++) total += exp(logit(&f, f.row[n], v));
+        assert_true(fabs(log(total) - logit(&f, f.row[n], f.label[n]) - (double)f.nll[n]) < 2e-5);
+    }
+    nib_test_gradient("x", scalar, &f, f.x, f.dx, T * C, 80);
+    nib_test_gradient("head", scalar, &f, f.head, f.dhead, V * C, 81);
+    end(&f);
+}
+
+static void plain(void **state)
+{
+    (void)state;
+    check(0.0f);
+}
+
+static void soft_capped(void **state)
+{
+    (void)state;
+    check(3.0f);
+}
+
+/* A row without a target gets a zero gradient, whatever was there. */
+static void rows_without_a_target_are_zero(void **state)
+{
+    (void)state;
+    fixture f;
+    begin(&f, 0.0f);
+    for (int n = 0; n < N; n++) f.row[n] = 100 + n / 300; /* only rows 100 to 102 */
+    assert_int_equal(f.ops->linear_cross_entropy(f.ops, nib_test_matrix(f.x, T, C), nib_test_matrix(f.head, V, C), 0.0f,
+                                                 targets_of(&f), 1.0f, f.nll, nib_test_matrix(f.dx, T, C), NULL),
+                     NIB_OK);
+    for (int64_t t = 0; t < T; t++) {
+        double size = nib_test_dot(f.dx + t * C, f.dx + t * C, C);
+        assert_true(t >= 100 && t <= 102 ? size > 0 : size == 0);
+    }
+    end(&f);
+}
+
+/* The head in bf16 under fp32 activations is the head's bf16 values in fp32: the same bits. */
+static void bf16_head_is_widened_exactly(void **state)
+{
+    (void)state;
+    fixture f;
+    begin(&f, 0.0f);
+    nib_matrix narrow = {.data = nib_calloc(V * C, 2), .rows = V, .columns = C, .stride = C, .dtype = NIB_DTYPE_BF16};
+    float first[N];
+    assert_int_equal(f.ops->convert(f.ops, nib_test_matrix(f.head, V, C), narrow), NIB_OK);
+    assert_int_equal(f.ops->convert(f.ops, narrow, nib_test_matrix(f.head, V, C)), NIB_OK);
+    scalar(&f);
+    memcpy(first, f.nll, sizeof first);
+    assert_int_equal(f.ops->linear_cross_entropy(f.ops, nib_test_matrix(f.x, T, C), narrow, 0.0f, targets_of(&f), 1.0f,
+                                                 f.nll, (nib_matrix){0}, NULL),
+                     NIB_OK);
+    assert_memory_equal(first, f.nll, sizeof first);
+    nib_free(narrow.data);
+    end(&f);
+}
+
+static void bad_targets_are_refused(void **state)
+{
+    (void)state;
+    fixture f;
+    begin(&f, 0.0f);
+    f.label[7] = V;
+    assert_int_equal(f.ops->linear_cross_entropy(f.ops, nib_test_matrix(f.x, T, C), nib_test_matrix(f.head, V, C), 0.0f,
+                                                 targets_of(&f), 1.0f, f.nll, (nib_matrix){0}, NULL),
+                     NIB_ERROR_SHAPE);
+    assert_non_null(strstr(nib_error_message(), "target 7"));
+    end(&f);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(plain),
+        cmocka_unit_test(soft_capped),
+        cmocka_unit_test(rows_without_a_target_are_zero),
+        cmocka_unit_test(bf16_head_is_widened_exactly),
+        cmocka_unit_test(bad_targets_are_refused),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
