@@ -1,10 +1,14 @@
 #include "train.h"
 #include "base/log.h"
+#include "machine.h"
+#include "report.h"
 #include "signals.h"
+#include "train_answers.h"
 #include "train_evaluate.h"
 #include "train_open.h"
 #include "train_step.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <time.h>
 
@@ -18,19 +22,6 @@ double nib_train_clock(void)
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
-/* Peak resident memory of the process in bytes (VmHWM); 0: not known. */
-static size_t peak_memory(void)
-{
-    FILE *file = fopen("/proc/self/status", "r");
-    char line[256];
-    unsigned long long kibibytes = 0;
-    if (file == NULL) return 0;
-    while (fgets(line, sizeof line, file) != NULL)
-        if (sscanf(line, "VmHWM: %llu kB", &kibibytes) == 1) break;
-    fclose(file);
-    return (size_t)kibibytes * 1024;
-}
-
 static void show_progress(nib_training *t, const nib_step_result *result)
 {
     char text[256];
@@ -39,7 +30,7 @@ static void show_progress(nib_training *t, const nib_step_result *result)
     int seconds = (int)((now - t->started) / (double)done * (double)left);
     snprintf(text, sizeof text, "step %lld/%lld  loss %.4f  %.0f tok/s  %.2f GiB  %d:%02d:%02d left",
              (long long)t->state.step, (long long)t->schedule.steps, result->loss,
-             (double)result->tokens / result->seconds, (double)peak_memory() / (1 << 30), seconds / 3600,
+             (double)result->tokens / result->seconds, (double)nib_peak_memory() / (1 << 30), seconds / 3600,
              seconds / 60 % 60, seconds % 60);
     if (nib_log_is_terminal()) {
         nib_log_live(text);
@@ -93,18 +84,25 @@ static nib_status finish(nib_training *t)
     NIB_TRY(write_last_checkpoint(t));
     nib_buffer line = {0};
     nib_buffer_format(&line, "{\"event\":\"end\",\"step\":%lld,\"best_step\":%lld,\"peak_bytes\":%zu",
-                      (long long)t->state.step, (long long)t->state.best_step, peak_memory());
+                      (long long)t->state.step, (long long)t->state.best_step, nib_peak_memory());
     nib_metrics_number(&line, "seconds", nib_train_clock() - t->started);
     nib_status status = nib_metrics_line(&t->metrics, &line);
     nib_buffer_free(&line);
     NIB_TRY(status);
+    NIB_TRY(nib_report_write(t));
     const nib_memory_class *classes;
     int count = nib_model_memory(t->model, &classes);
     for (int i = 0; i < count; i++)
         nib_log("memory: %s %.1f MiB", classes[i].name, (double)classes[i].bytes / (1 << 20));
-    nib_log("memory: peak of the process %.1f MiB", (double)peak_memory() / (1 << 20));
+    nib_log("memory: peak of the process %.1f MiB", (double)nib_peak_memory() / (1 << 20));
     printf("%s\n", t->folder.adapter);
     return NIB_OK;
+}
+
+static nib_status evaluate(nib_training *t, bool *stop)
+{
+    NIB_TRY(nib_train_evaluate(t, stop));
+    return nib_report_write(t);
 }
 
 /* One step and what is due at its end. */
@@ -120,10 +118,23 @@ static nib_status advance(nib_training *t, bool *stop)
                         "train.learning_rate, or look at those rows",
                         (long long)t->state.nonfinite_steps, t->folder.path);
     bool last = t->state.step == t->schedule.steps;
-    if (t->eval != NULL && (last || t->state.step % t->config->evaluate.every_steps == 0))
-        NIB_TRY(nib_train_evaluate(t, stop));
+    if (t->eval != NULL && (last || t->state.step % t->config->evaluate.every_steps == 0)) NIB_TRY(evaluate(t, stop));
     if (!last && !*stop && t->state.step % t->config->checkpoint.every_steps == 0) NIB_TRY(write_checkpoint(t));
     return NIB_OK;
+}
+
+static nib_status answer_before(nib_training *t)
+{
+    double exact_match;
+    NIB_TRY(nib_train_answers(t, &exact_match));
+    if (isnan(exact_match)) return NIB_OK;
+    nib_log("exact match before training: %.1f %%", 100 * exact_match);
+    nib_buffer line = {0};
+    nib_buffer_text(&line, "{\"event\":\"before\",\"step\":0");
+    nib_metrics_number(&line, "exact_match", exact_match);
+    nib_status status = nib_metrics_line(&t->metrics, &line);
+    nib_buffer_free(&line);
+    return status;
 }
 
 static nib_status run(nib_training *t)
@@ -132,6 +143,7 @@ static nib_status run(nib_training *t)
     t->started = nib_train_clock();
     t->first_step = t->state.step;
     nib_signals_install();
+    if (t->state.step == 0) NIB_TRY(answer_before(t));
     while (t->state.step < t->schedule.steps && !stop) {
         NIB_TRY(advance(t, &stop));
         if (!nib_signals_stop_requested() || stop || t->state.step == t->schedule.steps) continue;

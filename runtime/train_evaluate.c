@@ -1,6 +1,7 @@
 #include "train_evaluate.h"
 #include "base/file.h"
 #include "base/log.h"
+#include "train_answers.h"
 #include "train_step.h"
 
 #include <math.h>
@@ -59,12 +60,15 @@ nib_status nib_train_evaluate(nib_training *t, bool *stop)
     int64_t tokens = 0;
     nib_buffer line = {0};
     *stop = false;
+    double exact_match;
     NIB_TRY(score_all(t, &loss, &tokens));
+    NIB_TRY(nib_train_answers(t, &exact_match));
     bool better = isfinite(loss) && (t->state.best_step < 0 || loss < t->state.best_loss);
     nib_buffer_format(&line, "{\"event\":\"eval\",\"step\":%lld", (long long)t->state.step);
     nib_metrics_number(&line, "loss", loss);
     nib_metrics_number(&line, "perplexity", exp(loss));
     nib_buffer_format(&line, ",\"supervised_tokens\":%lld,\"best\":%s", (long long)tokens, better ? "true" : "false");
+    if (!isnan(exact_match)) nib_metrics_number(&line, "exact_match", exact_match);
     nib_metrics_number(&line, "seconds", nib_train_clock() - begun);
     nib_buffer_format(&line, ",\"time\":%lld", (long long)time(NULL));
     nib_status status = nib_metrics_line(&t->metrics, &line);
@@ -72,6 +76,7 @@ nib_status nib_train_evaluate(nib_training *t, bool *stop)
     NIB_TRY(status);
     nib_log("evaluation after %lld steps: loss %.4f, perplexity %.4g%s", (long long)t->state.step, loss, exp(loss),
             better ? ", the best so far" : "");
+    if (!isnan(exact_match)) nib_log("exact match of generated answers: %.1f %%", 100 * exact_match);
     if (!better) {
         t->state.evaluations_since_best++;
         *stop = t->config->evaluate.patience != NIB_CONFIG_UNSET &&

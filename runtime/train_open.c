@@ -2,6 +2,7 @@
 #include "base/file.h"
 #include "base/log.h"
 #include "base/sha256.h"
+#include "machine.h"
 #include "train_step.h"
 
 #include <math.h>
@@ -11,18 +12,6 @@
 #define USUAL_TOKENS       2048 /* enough rows for the matrix products to reach their speed */
 #define MAX_SLOTS          64
 #define MAX_MEMORY_CLASSES 32
-
-static size_t available_memory(void)
-{
-    FILE *file = fopen("/proc/meminfo", "r");
-    char line[256];
-    unsigned long long kibibytes = 0;
-    if (file == NULL) return 0;
-    while (fgets(line, sizeof line, file) != NULL)
-        if (sscanf(line, "MemAvailable: %llu kB", &kibibytes) == 1) break;
-    fclose(file);
-    return (size_t)kibibytes * 1024;
-}
 
 nib_status nib_train_choose(const nib_config *config, int64_t longest, size_t available, int64_t *tokens,
                             nib_recompute *recompute, size_t *planned)
@@ -123,7 +112,7 @@ static nib_status choose_sizes(nib_training *t)
     nib_config *c = t->config;
     int64_t longest = longest_row(t->train), tokens;
     int64_t longest_eval = longest_row(t->eval);
-    size_t planned, available = available_memory();
+    size_t planned, available = nib_available_memory();
     if (longest_eval > longest) longest = longest_eval;
     NIB_TRY(nib_train_choose(c, longest, available / 10 * 9, &tokens, &t->recompute, &planned));
     c->train.micro_batch_tokens = tokens;

@@ -1,0 +1,37 @@
+#include "machine.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <sys/utsname.h>
+#include <unistd.h>
+
+/* The number in KEY's line "KEY: 123 kB" of a file of /proc, in bytes; 0 if there is none. */
+static size_t kibibytes_of(const char *path, const char *key)
+{
+    FILE *file = fopen(path, "r");
+    char line[256];
+    unsigned long long value = 0;
+    size_t length = strlen(key);
+    if (file == NULL) return 0;
+    while (fgets(line, sizeof line, file) != NULL)
+        if (strncmp(line, key, length) == 0 && sscanf(line + length, ": %llu", &value) == 1) break;
+    fclose(file);
+    return (size_t)value * 1024;
+}
+
+size_t nib_peak_memory(void) { return kibibytes_of("/proc/self/status", "VmHWM"); }
+
+size_t nib_available_memory(void) { return kibibytes_of("/proc/meminfo", "MemAvailable"); }
+
+void nib_machine_describe(nib_buffer *text)
+{
+    char line[512], name[256] = "unknown processor";
+    struct utsname system;
+    FILE *file = fopen("/proc/cpuinfo", "r");
+    while (file != NULL && fgets(line, sizeof line, file) != NULL)
+        if (sscanf(line, "model name : %255[^\n]", name) == 1) break;
+    if (file != NULL) fclose(file);
+    nib_buffer_format(text, "%s, %ld threads, %.1f GiB", name, sysconf(_SC_NPROCESSORS_ONLN),
+                      (double)kibibytes_of("/proc/meminfo", "MemTotal") / (1 << 30));
+    if (uname(&system) == 0) nib_buffer_format(text, ", %s %s", system.sysname, system.release);
+}

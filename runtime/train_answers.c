@@ -1,0 +1,47 @@
+#include "train_answers.h"
+#include "base/file.h"
+#include "eval/answers.h"
+
+#include <math.h>
+#include <string.h>
+
+#define PROMPTS_AT_ONCE 16
+#define MAX_NEW_TOKENS  128
+
+static void put_text(nib_buffer *line, const char *key, const char *text)
+{
+    nib_buffer_format(line, "\"%s\":", key);
+    nib_buffer_json_string(line, text, strlen(text), false);
+    nib_buffer_char(line, ',');
+}
+
+static nib_status keep_answer(void *user, const nib_answer *answer)
+{
+    nib_buffer *lines = user;
+    nib_buffer_char(lines, '{');
+    put_text(lines, "prompt", answer->prompt);
+    put_text(lines, "output", answer->output);
+    put_text(lines, "reference", answer->reference);
+    nib_buffer_format(lines, "\"exact_match\":%s}\n", answer->exact_match ? "true" : "false");
+    return lines->failed ? NIB_FAIL(NIB_ERROR_MEMORY, "no memory for the answers of an evaluation") : NIB_OK;
+}
+
+nib_status nib_train_answers(nib_training *t, double *exact_match)
+{
+    nib_answer_summary summary;
+    nib_buffer lines = {0};
+    char *path = NULL;
+    *exact_match = NAN;
+    if (t->config->evaluate.generate == 0 || t->eval == NULL || t->text.tokenizer == NULL) return NIB_OK;
+    nib_status status = nib_evaluate_answers(t->model, t->eval, t->text.tokenizer, t->config->evaluate.generate,
+                                             PROMPTS_AT_ONCE, MAX_NEW_TOKENS, keep_answer, &lines, &summary);
+    if (status != NIB_OK || summary.answers == 0) goto done;
+    *exact_match = summary.exact_match;
+    path = nib_path_join(t->folder.path, t->state.step == 0 ? "answers-before.jsonl" : "answers.jsonl");
+    status = path == NULL ? NIB_FAIL(NIB_ERROR_MEMORY, "no memory for a path")
+                          : nib_file_replace(path, lines.data, lines.length);
+done:
+    nib_free(path);
+    nib_buffer_free(&lines);
+    return status;
+}
