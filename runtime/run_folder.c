@@ -36,8 +36,7 @@ static nib_status name_parts(const char *path, nib_run_folder *folder)
                  {&folder->log, "log.txt"},
                  {&folder->report, "report.html"},
                  {&folder->adapter, "adapter"},
-                 {&folder->checkpoints, "checkpoints"},
-                 {&folder->tensorboard, "tensorboard"}};
+                 {&folder->checkpoints, "checkpoints"}};
     for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++) {
         *parts[i].part = nib_path_join(path, parts[i].name);
         if (*parts[i].part == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "%s: no memory for its paths", path);
@@ -84,8 +83,8 @@ void nib_run_folder_close(nib_run_folder *folder)
         (void)nib_log_to_file(NULL);
         close(folder->lock);
     }
-    char *parts[] = {folder->path,   folder->config,  folder->metrics,     folder->log,
-                     folder->report, folder->adapter, folder->checkpoints, folder->tensorboard};
+    char *parts[] = {folder->path,   folder->config,  folder->metrics,    folder->log,
+                     folder->report, folder->adapter, folder->checkpoints};
     for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++) nib_free(parts[i]);
     *folder = (nib_run_folder){.lock = -1};
 }

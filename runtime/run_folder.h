@@ -9,7 +9,7 @@
 typedef struct {
     int lock;   /* descriptor of the folder, locked while the run lasts; -1: not open */
     bool fresh; /* no run was here before */
-    char *path, *config, *metrics, *log, *report, *adapter, *checkpoints, *tensorboard;
+    char *path, *config, *metrics, *log, *report, *adapter, *checkpoints;
 } nib_run_folder;
 
 /* Creates the folder, or takes one that is empty, or, with resume, one that holds a run; opens log.txt. A folder that

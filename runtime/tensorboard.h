@@ -17,7 +17,10 @@ typedef struct {
     char *path;
 } nib_tensorboard;
 
-/* Replaces FOLDER's event file by the events of the metrics file, and opens it for more. NIB_ERROR_IO. */
+/* Writes FOLDER/events.out.tfevents.TIME.HOST with the events of the metrics file in place of the event files that are
+ * there, and opens it for more. Readers of a single file and of the whole folder so find every step once; a TensorBoard
+ * that watches a run which is resumed drops what it had, since the new file begins with a session's START at step 0.
+ * NIB_ERROR_IO. */
 nib_status nib_tensorboard_open(const char *folder, const char *metrics, nib_tensorboard *board);
 void nib_tensorboard_close(nib_tensorboard *board);
 /* Appends the scalars of one line of metrics.jsonl; lines without any add nothing. */

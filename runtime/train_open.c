@@ -232,7 +232,7 @@ nib_status nib_train_open(nib_config *config, bool resume, nib_training *t)
     NIB_TRY(nib_checkpointer_create(t->folder.checkpoints, config->checkpoint.keep, &t->checkpointer));
     nib_config_log(config);
     if (t->state.finished) return NIB_OK;
-    return nib_metrics_open(t->folder.metrics, t->folder.tensorboard, t->state.step, &t->metrics);
+    return nib_metrics_open(t->folder.metrics, t->folder.path, t->state.step, &t->metrics);
 }
 
 void nib_train_close(nib_training *t)
