@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #define MAX_CONFIG_BYTES (16u << 20)
 #define MAX_EXACT        9007199254740991.0 /* 2^53 - 1: integers that every JSON reader keeps */
@@ -351,10 +352,22 @@ static nib_status check_whole(const reader *r)
     return NIB_OK;
 }
 
+/* The config file's folder, absolute, so that the resolved copy means the same from everywhere. NULL: no memory. */
+static char *absolute_folder(const char *path)
+{
+    char *folder = nib_path_folder(path), *absolute = NULL, *current = getcwd(NULL, 0);
+    if (folder != NULL && current != NULL) absolute = nib_path_join(current, strcmp(folder, ".") == 0 ? "" : folder);
+    size_t length = absolute == NULL ? 0 : strlen(absolute);
+    if (length > 1 && absolute[length - 1] == '/') absolute[length - 1] = 0;
+    nib_free(folder);
+    free(current);
+    return absolute;
+}
+
 nib_status nib_config_read(const char *path, const char *const *overrides, int count, nib_config *config)
 {
     *config = (nib_config){0};
-    reader r = {.config = config, .folder = nib_path_folder(path), .file = path};
+    reader r = {.config = config, .folder = absolute_folder(path), .file = path};
     char *text = NULL;
     size_t length;
     nib_json *root;

@@ -23,7 +23,7 @@ typedef struct {
     bool all_linear;
 } nib_target_list;
 
-/* Strings live in the config; paths are absolute, or relative to the working directory. */
+/* Strings live in the config; paths are absolute. */
 typedef struct {
     const char *model, *tokenizer, *output; /* tokenizer NULL: the model's */
     int device;                             /* nib_device */
@@ -61,9 +61,9 @@ typedef struct {
 } nib_config;
 
 /* Reads the file, then applies `count` overrides "a.b=value" (value: JSON, or else a string). Relative paths are those
- * of the config file's folder. NIB_ERROR_CONFIG names file and line: not JSON, an unknown key (and the nearest valid
- * one, or what another engine's name is called here), a duplicate, a wrong type, a value out of range, a missing
- * "model", "output" or "data.train". *config is zeroed on failure. */
+ * of the config file's folder, ~/ is the home folder. NIB_ERROR_CONFIG names file and line: not JSON, an unknown key
+ * (and the nearest valid one, or what another engine's name is called here), a duplicate, a wrong type, a value out of
+ * range, a missing "model", "output" or "data.train". *config is zeroed on failure. */
 nib_status nib_config_read(const char *path, const char *const *overrides, int count, nib_config *config);
 void nib_config_free(nib_config *config);
 

@@ -30,9 +30,9 @@ void nib_html_text(nib_buffer *out, const char *text)
 
 static const char style[] =
     ":root{color-scheme:light dark;--page:#fbfbfa;--card:#fff;--ink:#1d1f23;--soft:#5f6672;--line:#e4e5e8;"
-    "--one:#2459c9;--two:#c2571a;--good:#1c7a45;--bad:#b3372f}"
+    "--one:#2459c9;--two:#c2571a;--good:#1c7a45}"
     "@media(prefers-color-scheme:dark){:root{--page:#131417;--card:#1b1d21;--ink:#e8e9ec;--soft:#9aa1ad;--line:#2d3037;"
-    "--one:#7ea6ff;--two:#f0975a;--good:#62c48d;--bad:#f0837b}}"
+    "--one:#7ea6ff;--two:#f0975a;--good:#62c48d}}"
     "*{box-sizing:border-box}"
     "body{margin:0;background:var(--page);color:var(--ink);font:15px/1.55 system-ui,-apple-system,'Segoe UI',Roboto,"
     "sans-serif;-webkit-text-size-adjust:100%}"
@@ -40,7 +40,7 @@ static const char style[] =
     "h1{font-size:26px;line-height:1.25;margin:0;letter-spacing:-.01em;overflow-wrap:anywhere}"
     "h2{font-size:17px;margin:44px 0 14px}"
     ".sub{color:var(--soft);margin:6px 0 0;overflow-wrap:anywhere}"
-    ".tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:12px;margin-top:28px}"
+    ".tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(210px,1fr));gap:12px;margin-top:28px}"
     ".tile,figure,.sample,.table,details{background:var(--card);border:1px solid var(--line);border-radius:10px}"
     ".tile{padding:14px 16px}"
     ".tile b{display:block;font-size:22px;font-weight:600;line-height:1.3;font-variant-numeric:tabular-nums}"
@@ -58,20 +58,20 @@ static const char style[] =
     "svg text{fill:var(--soft);font-size:12px;font-variant-numeric:tabular-nums}"
     "svg .grid{stroke:var(--line)}svg .cursor{stroke:var(--soft);stroke-dasharray:3 3;visibility:hidden}"
     "svg path{fill:none;stroke-width:1.8;stroke-linejoin:round;stroke-linecap:round}"
-    "svg .s0{stroke:var(--one)}svg .s1{stroke:var(--two)}svg circle{visibility:hidden;stroke:var(--card)}"
+    "svg .s0{stroke:var(--one)}svg .s1{stroke:var(--two)}svg .now{visibility:hidden}"
     "svg circle.s0{fill:var(--one);stroke:var(--card)}svg circle.s1{fill:var(--two);stroke:var(--card)}"
     ".table{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:14px}"
     "th,td{padding:8px 14px;text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}"
     "th{font-weight:500;color:var(--soft);font-size:13px}th:first-child,td:first-child{text-align:left}"
     "tr+tr td,tbody tr td{border-top:1px solid var(--line)}"
     ".samples{display:grid;gap:12px}.sample{padding:14px 16px}"
-    ".sample pre{margin:0 0 10px;color:var(--soft);max-height:9.5em;overflow:auto}"
+    ".sample pre{margin:0 0 10px;color:var(--soft);max-height:18em;overflow:auto}"
     "pre{white-space:pre-wrap;overflow-wrap:anywhere;font:13px/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,"
     "monospace}"
     ".sample dl{display:grid;grid-template-columns:max-content minmax(0,1fr);gap:4px 14px;margin:0;padding-top:10px;"
     "border-top:1px solid var(--line)}"
     ".sample dt{color:var(--soft);font-size:13px}.sample dd{margin:0;white-space:pre-wrap;overflow-wrap:anywhere}"
-    ".yes{color:var(--good)}.no{color:var(--bad)}"
+    ".yes{color:var(--good)}.no{color:var(--soft)}"
     "details{padding:0 16px;margin-top:12px}summary{cursor:pointer;padding:11px 0;font-weight:500}"
     "details pre{margin:0 0 14px}footer{margin-top:44px;color:var(--soft);font-size:13px}"
     "@media(max-width:520px){main{padding:26px 14px 44px}h1{font-size:22px}.tiles{grid-template-columns:1fr 1fr}"
@@ -81,9 +81,9 @@ static const char style[] =
 static const char script[] =
     "for(const f of document.querySelectorAll('figure')){const v=f.querySelector('svg'),o=f.querySelector('output'),"
     "d=JSON.parse(v.dataset.points),[x0,x1,y0,y1,n]=JSON.parse(v.dataset.range),c=v.querySelector('.cursor'),"
-    "m=[...v.querySelectorAll('circle')],X=x=>52+(x-x0)/(x1-x0)*452,Y=y=>196-(y-y0)/(y1-y0)*180;"
+    "m=[...v.querySelectorAll('.now')],X=x=>64+(x-x0)/(x1-x0)*440,Y=y=>196-(y-y0)/(y1-y0)*180;"
     "v.addEventListener('pointermove',e=>{const r=v.getBoundingClientRect(),"
-    "x=x0+((e.clientX-r.left)/r.width*520-52)/452*(x1-x0);let t='',at=null;"
+    "x=x0+((e.clientX-r.left)/r.width*520-64)/440*(x1-x0);let t='',at=null;"
     "d.forEach((p,i)=>{let b=p[0];for(const q of p)if(Math.abs(q[0]-x)<Math.abs(b[0]-x))b=q;if(!b)return;"
     "if(at===null)at=b[0];m[i].setAttribute('cx',X(b[0]));m[i].setAttribute('cy',Y(b[1]));"
     "m[i].style.visibility='visible';t+=(i?', ':'')+b[1].toPrecision(n)+(i&&b[0]!==at?' at '+b[0]:'')});"
@@ -110,11 +110,12 @@ void nib_html_end(nib_buffer *out)
 }
 
 /* The plot's frame within a view of 520 x 224; the script has the same numbers. */
-#define LEFT        52.0
-#define WIDTH       452.0
+#define LEFT        64.0
+#define WIDTH       440.0
 #define BOTTOM      196.0
 #define HEIGHT      180.0
 #define MOST_POINTS 600
+#define MOST_DOTS   24 /* short series show their points */
 
 typedef struct {
     double x0, x1, y0, y1, y_step;
@@ -184,6 +185,9 @@ static void curve(nib_buffer *out, const frame *f, const nib_series *series, int
         nib_buffer_format(out, "%s%.1f %.1f", i == 0 ? "M" : "L", at_x(f, series->point[i].x),
                           at_y(f, series->point[i].y));
     nib_buffer_text(out, "\"/>");
+    for (size_t i = 0; i < series->count && series->count <= MOST_DOTS; i++)
+        nib_buffer_format(out, "<circle class=\"s%d\" cx=\"%.1f\" cy=\"%.1f\" r=\"2.5\"/>", s,
+                          at_x(f, series->point[i].x), at_y(f, series->point[i].y));
 }
 
 void nib_html_chart(nib_buffer *out, const char *title, const nib_series *series, int count, int digits)
@@ -213,6 +217,6 @@ void nib_html_chart(nib_buffer *out, const char *title, const nib_series *series
     axes(out, &f);
     nib_buffer_format(out, "<line class=\"cursor\" y1=\"%.0f\" y2=\"%.0f\"/>", BOTTOM - HEIGHT, BOTTOM);
     for (int s = 0; s < count; s++) curve(out, &f, &series[s], s);
-    for (int s = 0; s < count; s++) nib_buffer_format(out, "<circle class=\"s%d\" r=\"4\"/>", s);
+    for (int s = 0; s < count; s++) nib_buffer_format(out, "<circle class=\"now s%d\" r=\"4\"/>", s);
     nib_buffer_text(out, "</svg></figure>\n");
 }

@@ -140,10 +140,10 @@ static nib_status answer_before(nib_training *t)
 static nib_status run(nib_training *t)
 {
     bool stop = false;
-    t->started = nib_train_clock();
-    t->first_step = t->state.step;
     nib_signals_install();
     if (t->state.step == 0) NIB_TRY(answer_before(t));
+    t->started = nib_train_clock();
+    t->first_step = t->state.step;
     while (t->state.step < t->schedule.steps && !stop) {
         NIB_TRY(advance(t, &stop));
         if (!nib_signals_stop_requested() || stop || t->state.step == t->schedule.steps) continue;

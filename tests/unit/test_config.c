@@ -160,6 +160,25 @@ static void resolved_copy_reads_back_as_itself(void **state)
     unlink(path);
 }
 
+/* The resolved copy lies in another folder, so no path in it may depend on where it was read. */
+static void paths_are_absolute(void **state)
+{
+    (void)state;
+    nib_config c;
+    write_file("{\"model\": \"~/m\", \"output\": \"/o\", \"data\": {\"train\": [{\"path\": \"../a\"}]}}");
+    char current[4096];
+    assert_non_null(getcwd(current, sizeof current));
+    assert_int_equal(chdir("/tmp"), 0);
+    setenv("HOME", "/home/someone", 1);
+    assert_int_equal(nib_config_read(path + strlen("/tmp/"), NULL, 0, &c), NIB_OK);
+    assert_string_equal(c.model, "/home/someone/m");
+    assert_string_equal(c.output, "/o");
+    assert_string_equal(c.data.train.source[0].path, "/tmp/../a");
+    assert_int_equal(chdir(current), 0);
+    nib_config_free(&c);
+    unlink(path);
+}
+
 static void absent_file_is_a_bad_config(void **state)
 {
     (void)state;
@@ -171,8 +190,11 @@ static void absent_file_is_a_bad_config(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(defaults_are_those_of_the_manual), cmocka_unit_test(every_error_names_line_and_remedy),
-        cmocka_unit_test(overrides_win_and_are_checked),    cmocka_unit_test(resolved_copy_reads_back_as_itself),
+        cmocka_unit_test(defaults_are_those_of_the_manual),
+        cmocka_unit_test(every_error_names_line_and_remedy),
+        cmocka_unit_test(overrides_win_and_are_checked),
+        cmocka_unit_test(resolved_copy_reads_back_as_itself),
+        cmocka_unit_test(paths_are_absolute),
         cmocka_unit_test(absent_file_is_a_bad_config),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
