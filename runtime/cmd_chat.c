@@ -157,18 +157,24 @@ static const char help_text[] = "/reset        forgets the conversation\n"
                                 "/quit         ends, as Ctrl-D does\n"
                                 "Ctrl-C stops a running answer. Arrows up and down bring earlier lines back.\n";
 
+static void begin_anew(chat *c)
+{
+    nib_conversation_reset(&c->conversation);
+    nib_generator_forget(c->generator);
+}
+
 /* A line that begins with a slash. */
 static nib_status obey(chat *c, const char *line, bool *quit)
 {
     if (strcmp(line, "/quit") == 0 || strcmp(line, "/exit") == 0) {
         *quit = true;
     } else if (strcmp(line, "/reset") == 0) {
-        nib_conversation_reset(&c->conversation);
+        begin_anew(c);
         nib_log("the conversation begins anew");
     } else if (strncmp(line, "/system", 7) == 0 && (line[7] == ' ' || line[7] == 0)) {
         const char *content = line + 7 + strspn(line + 7, " ");
         NIB_TRY(nib_conversation_set_system(&c->conversation, content));
-        nib_conversation_reset(&c->conversation);
+        begin_anew(c);
         nib_log(*content != 0 ? "system message set; the conversation begins anew" : "no system message from here on");
     } else {
         fputs(help_text, stderr);

@@ -19,6 +19,7 @@ static const nib_command *const commands[] = {
     &nib_command_inspect,
     &nib_command_eval,
     &nib_command_chat,
+    &nib_command_export,
     NULL,
 };
 /* clang-format on */

@@ -130,6 +130,8 @@ size_t nib_generator_bytes(const nib_generator *g)
     return g->cache.arena.capacity + g->activation_arena.capacity + g->output_arena.capacity;
 }
 
+void nib_generator_forget(nib_generator *g) { g->conversation = 0; }
+
 static void exchange_activations(nib_generator *g)
 {
     nib_activations activations = g->model->activations;

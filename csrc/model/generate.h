@@ -34,6 +34,10 @@ void nib_generator_free(nib_generator *generator);
 /* Bytes of cache, activations and logits. */
 size_t nib_generator_bytes(const nib_generator *generator);
 
+/* The next conversation starts from an empty cache, so that its text is that of a new generator: keeping a common
+ * beginning changes the order of summation. */
+void nib_generator_forget(nib_generator *generator);
+
 /* Decodes all prompts (count <= max_batch) from an empty cache. NIB_ERROR_DATA if prompts and new tokens do not fit
  * the cache, an id is none of the model's, or a logit is not finite. */
 nib_status nib_generate(nib_generator *generator, const nib_prompt *prompts, int count,

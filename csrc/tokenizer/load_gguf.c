@@ -4,6 +4,7 @@
 #include "base/sha256.h"
 #include "base/utf8.h"
 #include "formats/gguf.h"
+#include "tokenizer/gguf_pretokenizer.h"
 #include "tokenizer/pipeline.h"
 
 #include <math.h>
@@ -26,11 +27,7 @@ enum { TOKEN_NORMAL = 1, TOKEN_UNKNOWN, TOKEN_CONTROL, TOKEN_USER_DEFINED, TOKEN
 #define PUNCTUATION_PATTERN "[\\p{P}\\$\\+<=>\\^~\\|`]+"
 
 /* The patterns are those of llama.cpp (src/llama-vocab.cpp), which have the names of tokenizer.ggml.pre. */
-static const struct {
-    const char *name;
-    const char *patterns[4]; /* one after another; NULL ends */
-    bool ignore_merges, add_bos, nfc;
-} pretokenizers[] = {
+static const nib_gguf_pretokenizer pretokenizers[] = {
     {"llama-bpe", {LLAMA3_PATTERN}, true, true, false},
     {"llama3", {LLAMA3_PATTERN}, true, true, false},
     {"llama-v3", {LLAMA3_PATTERN}, true, true, false},
@@ -132,25 +129,30 @@ done:
     return status;
 }
 
+const nib_gguf_pretokenizer *nib_gguf_pretokenizer_find(const char *name)
+{
+    if (name == NULL) name = "default";
+    for (size_t i = 0; i < sizeof pretokenizers / sizeof *pretokenizers; i++)
+        if (strcmp(pretokenizers[i].name, name) == 0) return &pretokenizers[i];
+    return NULL;
+}
+
 static nib_status set_pretokenizer(nib_tokenizer *t, const nib_gguf *gguf, bool *add_bos)
 {
     const char *name = nib_gguf_text(gguf, "tokenizer.ggml.pre");
-    if (name == NULL) name = "default";
-    for (size_t i = 0; i < sizeof pretokenizers / sizeof *pretokenizers; i++) {
-        if (strcmp(pretokenizers[i].name, name) != 0) continue;
-        for (int p = 0; p < 4 && pretokenizers[i].patterns[p] != NULL; p++)
-            NIB_TRY(nib_pretokenizer_add_split(t, pretokenizers[i].patterns[p], strlen(pretokenizers[i].patterns[p]),
-                                               false, NIB_SPLIT_ISOLATED, false));
-        t->bpe.ignore_merges = pretokenizers[i].ignore_merges;
-        *add_bos = pretokenizers[i].add_bos;
-        if (pretokenizers[i].nfc)
-            t->normalizer.steps[t->normalizer.count++] = (nib_normalizer_step){.kind = NIB_NORMALIZE_NFC};
-        return nib_pretokenizer_add_byte_level(t, false, false);
-    }
-    return NIB_FAIL(
-        NIB_ERROR_DATA,
-        "%s: tokenizer.ggml.pre is \"%.100s\", a pre-tokenizer that is not known; use the model's tokenizer.json",
-        t->path, name);
+    const nib_gguf_pretokenizer *found = nib_gguf_pretokenizer_find(name);
+    if (found == NULL)
+        return NIB_FAIL(
+            NIB_ERROR_DATA,
+            "%s: tokenizer.ggml.pre is \"%.100s\", a pre-tokenizer that is not known; use the model's tokenizer.json",
+            t->path, name);
+    for (int p = 0; p < 4 && found->patterns[p] != NULL; p++)
+        NIB_TRY(nib_pretokenizer_add_split(t, found->patterns[p], strlen(found->patterns[p]), false, NIB_SPLIT_ISOLATED,
+                                           false));
+    t->bpe.ignore_merges = found->ignore_merges;
+    *add_bos = found->add_bos;
+    if (found->nfc) t->normalizer.steps[t->normalizer.count++] = (nib_normalizer_step){.kind = NIB_NORMALIZE_NFC};
+    return nib_pretokenizer_add_byte_level(t, false, false);
 }
 
 /* An id of the metadata; -1 if absent. */

@@ -1,0 +1,21 @@
+/* An adapter merged into the weights it was trained on: W + scale B A, into the original 16-bit weights and never into
+ * 4-bit ones, whose rounding would swallow the adapter. */
+#ifndef NIB_EXPORT_MERGE_H
+#define NIB_EXPORT_MERGE_H
+
+#include "model/config.h"
+
+typedef struct {
+    long long tensors, adapted; /* written; of which changed by the adapter */
+    int shards;
+    nib_model_config config; /* of what was written */
+} nib_merge_summary;
+
+/* Writes FOLDER/model.safetensors, or shards of about 4 GiB with model.safetensors.index.json, in bf16 with Hugging
+ * Face's names, one piece of a tensor in memory at a time. The sum is made in fp32 and rounded once. adapter may be
+ * NULL: the weights alone. Every file is written durably and compared by hash; the index comes last.
+ * NIB_ERROR_DATA if the base is quantised (GGUF blocks are dequantised, as training does; NF4 is refused), or the
+ * adapter does not fit the model. */
+nib_status nib_export_merged(const char *model, const char *adapter, const char *folder, nib_merge_summary *summary);
+
+#endif
