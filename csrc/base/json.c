@@ -28,6 +28,9 @@ static nib_status fail(const parser *p, const char *what)
 
 static nib_status no_memory(const parser *p)
 {
+    if (p->pool->limited)
+        return NIB_FAIL(NIB_ERROR_DATA, "%s:%u: the JSON needs more than %zu MiB of memory, the limit for such a text",
+                        p->name, p->line, p->pool->limit >> 20);
     return NIB_FAIL(NIB_ERROR_MEMORY, "%s:%u: no memory to read the JSON", p->name, p->line);
 }
 

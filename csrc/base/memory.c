@@ -62,7 +62,10 @@ void *nib_pool_alloc(nib_pool *pool, size_t size)
     if (chunk == NULL || size > chunk->size - chunk->used) {
         size_t capacity = size > CHUNK_BYTES / 4 ? size : CHUNK_BYTES;
         size_t bytes = sizeof *chunk + capacity;
-        if (pool->limit != 0 && (bytes > pool->limit || pool->total > pool->limit - bytes)) return NULL;
+        if (pool->limit != 0 && (bytes > pool->limit || pool->total > pool->limit - bytes)) {
+            pool->limited = true;
+            return NULL;
+        }
         chunk = calloc(1, bytes);
         if (chunk == NULL) return NULL;
         chunk->size = capacity;

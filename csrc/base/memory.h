@@ -25,6 +25,7 @@ typedef struct {
     nib_pool_chunk *chunks;
     size_t total; /* bytes taken from the system */
     size_t limit; /* 0: none. Beyond it allocations fail, which bounds what a hostile file can take. */
+    bool limited; /* an allocation failed for the limit */
 } nib_pool;
 void *nib_pool_alloc(nib_pool *pool, size_t size);                    /* zeroed, 16-byte aligned; NULL: no memory */
 char *nib_pool_copy(nib_pool *pool, const char *text, size_t length); /* NUL added */
