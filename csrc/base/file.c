@@ -135,8 +135,20 @@ nib_status nib_file_sync_folder(const char *path)
     return status;
 }
 
+static nib_status write_in_place(const char *path, const void *bytes, size_t length)
+{
+    int fd = open(path, O_WRONLY | O_CLOEXEC);
+    if (fd < 0) return NIB_FAIL(NIB_ERROR_IO, "%s: cannot be opened for writing: %s", path, strerror(errno));
+    nib_status status = nib_file_write_all(fd, bytes, length, path);
+    close(fd);
+    return status;
+}
+
 nib_status nib_file_replace(const char *path, const void *bytes, size_t length)
 {
+    struct stat info;
+    /* a rename would take a device or a pipe out of its folder */
+    if (stat(path, &info) == 0 && !S_ISREG(info.st_mode)) return write_in_place(path, bytes, length);
     nib_status status = NIB_OK;
     nib_buffer temporary = {0};
     char *folder = nib_path_folder(path);

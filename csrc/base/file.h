@@ -24,7 +24,7 @@ void nib_file_release(const nib_file *file, uint64_t offset, uint64_t length);
 nib_status nib_file_read(const char *path, size_t max, char **text, size_t *length);
 
 /* Durable replacement: writes PATH.tmp-PID, fsyncs, renames over PATH, fsyncs the folder. On failure PATH is as
- * before and the temporary is removed. NIB_ERROR_IO with errno's text. */
+ * before and the temporary is removed. A device or a pipe is written to in place. NIB_ERROR_IO with errno's text. */
 nib_status nib_file_replace(const char *path, const void *bytes, size_t length);
 /* Full write loop on a descriptor (EINTR, short writes). path is for the message. */
 nib_status nib_file_write_all(int fd, const void *bytes, size_t length, const char *path);
