@@ -55,6 +55,12 @@ static nib_status load_nf4(nib_model *model, const char *name, const nib_nf4 *to
     nib_ops *ops = model->ops;
     nib_bnb_nf4 from;
     NIB_TRY(nib_bnb_nf4_find(model->source.set, name, &from));
+    if (memcmp(from.map->data, nib_nf4_values, sizeof nib_nf4_values) != 0)
+        return NIB_FAIL(
+            NIB_ERROR_DATA,
+            "%s: quant_map of tensor \"%s\" differs from the 16 values of NF4; the checkpoint is damaged, or "
+            "quantised to another type",
+            model->source.path, name);
     NIB_TRY(ops->upload(ops, (void *)to->codes, from.codes->data, from.codes->bytes));
     NIB_TRY(check_finite(model, name, from.absmax));
     if (from.nested_absmax == NULL) return ops->upload(ops, (void *)to->absmax, from.absmax->data, from.absmax->bytes);

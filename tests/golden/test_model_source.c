@@ -115,6 +115,35 @@ static void nf4_checkpoint_is_no_16_bit_base(void **state)
     assert_non_null(strstr(nib_error_message(), "NF4"));
 }
 
+/* Codes of other values would be read as NF4's without a word. */
+static void other_values_than_nf4s_are_refused(void **state)
+{
+    static const char path[] = NIB_TEST_DATA "/nf4/llama_bnb_nf4_double";
+    nib_tensor_set *set;
+    nib_safetensors_writer *writer;
+    nib_model *model;
+    must(nib_file_make_folders(GOLDEN));
+    copy_file(NIB_TEST_DATA "/nf4/llama_bnb_nf4_double/config.json", GOLDEN "/config.json");
+    must(nib_tensor_set_open(path, &set));
+    must(nib_safetensors_writer_begin(GOLDEN "/model.safetensors", &writer));
+    for (size_t i = 0; i < nib_tensor_set_count(set); i++) {
+        const nib_tensor_view *t = nib_tensor_set_at(set, i);
+        must(nib_safetensors_writer_declare(writer, t->name, t->dtype, t->rank, t->shape));
+    }
+    for (size_t i = 0; i < nib_tensor_set_count(set); i++) {
+        const nib_tensor_view *t = nib_tensor_set_at(set, i);
+        float map[16];
+        bool here = strcmp(t->name, "model.layers.0.mlp.up_proj.weight.quant_map") == 0;
+        if (here) must(nib_tensor_read_float(t, 0, 16, map));
+        map[3] = here ? -0.4f : 0;
+        must(nib_safetensors_writer_data(writer, here ? (const void *)map : t->data, t->bytes));
+    }
+    must(nib_safetensors_writer_finish(writer, NULL));
+    nib_tensor_set_close(set);
+    assert_int_equal(open_path(*state, GOLDEN, NIB_QUANT_NF4, &model), NIB_ERROR_DATA);
+    assert_non_null(strstr(nib_error_message(), "quant_map of tensor \"model.layers.0.mlp.up_proj.weight\""));
+}
+
 static void unknown_configurations_are_refused(void **state)
 {
     static const char *const cases[][2] = {
@@ -156,9 +185,8 @@ static int teardown(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(damaged_checkpoints_are_refused),
-        cmocka_unit_test(ready_made_nf4_is_loaded_as_it_is),
-        cmocka_unit_test(nf4_checkpoint_is_no_16_bit_base),
+        cmocka_unit_test(damaged_checkpoints_are_refused),    cmocka_unit_test(ready_made_nf4_is_loaded_as_it_is),
+        cmocka_unit_test(nf4_checkpoint_is_no_16_bit_base),   cmocka_unit_test(other_values_than_nf4s_are_refused),
         cmocka_unit_test(unknown_configurations_are_refused),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
