@@ -2,6 +2,7 @@
 
 #include "base/buffer.h"
 #include "base/memory.h"
+#include "base/utf8.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -96,15 +97,6 @@ static nib_status append_stretch(const nib_tokenizer *tokenizer, const int32_t *
     return append_text(tokenizer, ids + count - SHOWN_TOKENS, SHOWN_TOKENS, text);
 }
 
-/* Data must not steer the terminal. */
-static void print_safely(const nib_buffer *text)
-{
-    for (size_t i = 0; i < text->length; i++) {
-        unsigned char c = (unsigned char)text->data[i];
-        putchar((c < 0x20 && c != '\n' && c != '\t') || c == 0x7f ? '?' : c);
-    }
-}
-
 static nib_status print_mask(const nib_tokenizer *tokenizer, nib_row row, bool color)
 {
     nib_buffer text = {0};
@@ -116,7 +108,7 @@ static nib_status print_mask(const nib_tokenizer *tokenizer, nib_row row, bool c
         nib_buffer_clear(&text);
         status = append_stretch(tokenizer, row.ids + begin, end - begin, &text);
         if (supervised) fputs(color ? "\x1b[32m" : "[[", stdout);
-        print_safely(&text);
+        nib_utf8_print(stdout, text.data, text.length);
         if (supervised) fputs(color ? "\x1b[0m" : "]]", stdout);
     }
     if (status == NIB_OK && text.failed) status = NIB_FAIL(NIB_ERROR_MEMORY, "no memory to show a sample");

@@ -9,7 +9,6 @@
 #include "formats/gguf.h"
 #include "formats/tensor_set.h"
 
-#include <errno.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -31,10 +30,10 @@ static void append_text(nib_buffer *out, const char *text, size_t length)
     if (shown < length) nib_buffer_format(out, " ... (%zu bytes)", length);
 }
 
-/* A name of a file's choosing, without its control characters. */
+/* A name of a file's choosing stays within its line. */
 static void append_name(nib_buffer *out, const char *name)
 {
-    for (; *name != 0; name++) nib_buffer_char(out, (unsigned char)*name < 0x20 || *name == 0x7f ? '?' : *name);
+    for (; *name != 0; name++) nib_buffer_char(out, *name == '\n' || *name == '\t' ? '?' : *name);
 }
 
 static void append_bytes(nib_buffer *out, uint64_t bytes)
@@ -310,8 +309,7 @@ static nib_status run(int argc, char **argv)
     if (argc != 1 || argv[0][0] == '-')
         return NIB_FAIL(NIB_ERROR_USAGE, "expected one file or folder; see nibble inspect --help");
     nib_status status = describe(argv[0], &out);
-    if (status == NIB_OK && (fwrite(out.data, 1, out.length, stdout) != out.length || fflush(stdout) != 0))
-        status = NIB_FAIL(NIB_ERROR_IO, "standard output: %s", strerror(errno));
+    if (status == NIB_OK) nib_utf8_print(stdout, out.data, out.length);
     nib_buffer_free(&out);
     return status;
 }

@@ -2,7 +2,6 @@
 #include "command.h"
 #include "open.h"
 
-#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -81,8 +80,7 @@ static nib_status run(int argc, char **argv)
     if (a.overrides == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "no memory for the arguments");
     NIB_TRY_GOTO(read_arguments(argc, argv, &a), done);
     NIB_TRY_GOTO(nib_config_read(a.config, a.overrides, a.override_count, &config), done);
-    NIB_TRY_GOTO(plan(&config, a.memory), done);
-    if (fflush(stdout) != 0) status = NIB_FAIL(NIB_ERROR_IO, "standard output: %s", strerror(errno));
+    status = plan(&config, a.memory);
 done:
     nib_config_free(&config);
     nib_free(a.overrides);

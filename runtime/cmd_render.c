@@ -127,8 +127,7 @@ static nib_status run(int argc, char **argv)
     inputs.eos_token = options.eos_token != NULL ? options.eos_token : "";
     inputs.add_generation_prompt = options.generation_prompt;
     NIB_TRY_GOTO(nib_chat_template_render(chat_template, &inputs, &text), done);
-    if (text.length > 0 && (fwrite(text.data, 1, text.length, stdout) != text.length || fflush(stdout) != 0))
-        status = NIB_FAIL(NIB_ERROR_IO, "standard output: cannot write %zu bytes", text.length);
+    if (text.length > 0) fwrite(text.data, 1, text.length, stdout);
 done:
     nib_buffer_free(&text);
     nib_chat_template_free(chat_template);

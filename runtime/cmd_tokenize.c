@@ -107,7 +107,6 @@ static nib_status run(int argc, char **argv)
     }
     status = NIB_OK;
     if (ferror(stdin)) status = NIB_FAIL(NIB_ERROR_IO, "standard input: %s", strerror(errno));
-    if (fflush(stdout) != 0 || ferror(stdout)) status = NIB_FAIL(NIB_ERROR_IO, "standard output: %s", strerror(errno));
 done:
     free(line);
     nib_token_list_free(&ids);

@@ -4,7 +4,8 @@
 
 #include "base/status.h"
 
-/* argc, argv: what follows the command's name; argv[argc] is NULL. `--help` has been handled by main. */
+/* argc, argv: what follows the command's name; argv[argc] is NULL. `--help` has been handled by main, which also sees
+ * whether all of standard output could be written. */
 typedef nib_status (*nib_command_run)(int argc, char **argv);
 
 typedef struct {

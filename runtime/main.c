@@ -1,7 +1,10 @@
 /* nibble: the one binary. Finds the command, runs it, prints the error, exits with cli.md's code. */
 #include "command.h"
+
+#include "base/utf8.h"
 #include "cpu/backend.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -23,6 +26,22 @@ static const nib_command *const commands[] = {
     NULL,
 };
 /* clang-format on */
+
+/* Messages quote names from files and from the command line. */
+static void print_error(const char *text)
+{
+    nib_utf8_print(stderr, text, strlen(text));
+    fputc('\n', stderr);
+}
+
+/* Commands print as they go; whether all of it was written is asked once. */
+static nib_status finish_output(void)
+{
+    errno = 0;
+    if (fflush(stdout) == 0 && !ferror(stdout)) return NIB_OK;
+    return NIB_FAIL(NIB_ERROR_IO, "standard output: cannot be written: %s",
+                    errno != 0 ? strerror(errno) : "an earlier write failed");
+}
 
 static void print_help(void)
 {
@@ -52,9 +71,14 @@ int main(int argc, char **argv)
             return 0;
         }
         nib_status status = commands[i]->run(argc - 2, argv + 2);
-        if (status != NIB_OK) fprintf(stderr, "nibble %s: %s\n", argv[1], nib_error_message());
+        if (status == NIB_OK) status = finish_output();
+        if (status != NIB_OK) {
+            fprintf(stderr, "nibble %s: ", argv[1]);
+            print_error(nib_error_message());
+        }
         return nib_exit_code(status);
     }
-    fprintf(stderr, "nibble: unknown command '%s'; nibble --help lists them\n", argv[1]);
-    return nib_exit_code(NIB_ERROR_USAGE);
+    nib_status status = NIB_FAIL(NIB_ERROR_USAGE, "nibble: unknown command '%s'; nibble --help lists them", argv[1]);
+    print_error(nib_error_message());
+    return nib_exit_code(status);
 }

@@ -1,4 +1,5 @@
 #include "base/log.h"
+#include "base/utf8.h"
 
 #include <errno.h>
 #include <pthread.h>
@@ -13,6 +14,13 @@ static int live_shown;
 
 int nib_log_is_terminal(void) { return isatty(STDERR_FILENO); }
 
+static void write_line(FILE *out, const char *prefix, const char *text)
+{
+    fputs(prefix, out);
+    nib_utf8_print(out, text, strlen(text));
+    fputc('\n', out);
+}
+
 static void line(const char *prefix, const char *format, va_list arguments)
 {
     char text[8192];
@@ -20,14 +28,15 @@ static void line(const char *prefix, const char *format, va_list arguments)
     pthread_mutex_lock(&lock);
     if (live_shown) fputs("\r\033[K", stderr);
     live_shown = 0;
-    fprintf(stderr, "%s%s\n", prefix, text);
+    write_line(stderr, prefix, text);
     if (log_file != NULL) {
         char stamp[32];
         time_t now = time(NULL);
         struct tm utc;
         gmtime_r(&now, &utc);
         strftime(stamp, sizeof stamp, "%Y-%m-%dT%H:%M:%SZ", &utc);
-        fprintf(log_file, "%s %s%s\n", stamp, prefix, text);
+        fprintf(log_file, "%s ", stamp);
+        write_line(log_file, prefix, text);
         fflush(log_file);
     }
     pthread_mutex_unlock(&lock);

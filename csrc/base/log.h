@@ -4,7 +4,7 @@
 
 #include "base/status.h"
 
-/* One line; "warning: " is put before a warning. Safe from several threads. */
+/* One line, printed by nib_utf8_print; "warning: " is put before a warning. Safe from several threads. */
 void nib_log(const char *format, ...) __attribute__((format(printf, 1, 2)));
 void nib_warn(const char *format, ...) __attribute__((format(printf, 1, 2)));
 /* Also append every line, with a timestamp, to this file; NULL closes it. */

@@ -51,3 +51,25 @@ size_t nib_utf8_decode(const char *text, size_t length, uint32_t *codepoint)
         return 1;
     }
 }
+
+static bool steers(uint32_t c)
+{
+    bool control = c < 0x20 || (c >= 0x7f && c < 0xa0) || c == 0x2028 || c == 0x2029;
+    bool bidirectional =
+        c == 0x61c || c == 0x200e || c == 0x200f || (c >= 0x202a && c <= 0x202e) || (c >= 0x2066 && c <= 0x2069);
+    return (control && c != '\n' && c != '\t') || bidirectional;
+}
+
+void nib_utf8_print(FILE *out, const char *text, size_t length)
+{
+    for (size_t i = 0, n; i < length; i += n) {
+        uint32_t codepoint;
+        n = nib_utf8_decode(text + i, length - i, &codepoint);
+        if (n == 1 && codepoint >= 0x80)
+            fprintf(out, "\\x%02x", (unsigned)codepoint);
+        else if (steers(codepoint))
+            fprintf(out, "\\u{%04x}", (unsigned)codepoint);
+        else
+            fwrite(text + i, 1, n, out);
+    }
+}

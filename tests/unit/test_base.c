@@ -10,10 +10,12 @@
 #include "base/sha256.h"
 #include "base/utf8.h"
 
+#include <fcntl.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 /* FIPS 180-4 examples, and one of each length around the padding's borders hashed in pieces. */
@@ -147,6 +149,58 @@ static void json_string_writer_is_read_back(void **state)
     }
 }
 
+static void printed_text_cannot_steer_a_terminal(void **state)
+{
+    (void)state;
+    static const char text[] =
+        "a\n\tb\0 \x1b[2J \x7f \xc2\x9b \x9b \xc3 \xe2\x80\xae \xe2\x81\xa6 \xc3\xbc \xf0\x9f\x98\x80";
+    static const char expected[] =
+        "a\n\tb\\u{0000} \\u{001b}[2J \\u{007f} \\u{009b} \\x9b \\xc3 \\u{202e} \\u{2066} \xc3\xbc "
+        "\xf0\x9f\x98\x80";
+    char *printed = NULL;
+    size_t length = 0;
+    FILE *out = open_memstream(&printed, &length);
+    assert_non_null(out);
+    nib_utf8_print(out, text, sizeof text - 1);
+    assert_int_equal(fclose(out), 0);
+    assert_string_equal(printed, expected);
+    free(printed);
+}
+
+/* A text of small values takes many times its size when parsed: the pool's limit is a fault of the text. */
+static void json_stops_at_the_pool_limit(void **state)
+{
+    (void)state;
+    nib_buffer text = {0};
+    nib_pool pool = {.limit = 1 << 20};
+    nib_json *root;
+    nib_buffer_char(&text, '[');
+    for (int i = 0; i < 100000; i++) nib_buffer_text(&text, "0,");
+    nib_buffer_text(&text, "0]");
+    assert_int_equal(nib_json_parse("t", text.data, text.length, (nib_json_options){0}, &pool, &root), NIB_ERROR_DATA);
+    assert_non_null(strstr(nib_error_message(), "t:1: the JSON needs more than 1 MiB"));
+    assert_true(pool.total <= pool.limit);
+    nib_pool_free(&pool);
+    nib_buffer_free(&text);
+}
+
+/* Were the pipe replaced by a file, nothing would arrive at its other end. */
+static void a_pipe_is_written_to_in_place(void **state)
+{
+    (void)state;
+    char folder[] = "/tmp/nib_pipe_XXXXXX", path[64], got[4] = "";
+    assert_non_null(mkdtemp(folder));
+    snprintf(path, sizeof path, "%s/pipe", folder);
+    assert_int_equal(mkfifo(path, 0600), 0);
+    int fd = open(path, O_RDONLY | O_NONBLOCK);
+    assert_true(fd >= 0);
+    assert_int_equal(nib_file_replace(path, "abc", 3), NIB_OK);
+    assert_int_equal(read(fd, got, 3), 3);
+    assert_string_equal(got, "abc");
+    close(fd);
+    assert_int_equal(nib_file_remove_tree(folder), NIB_OK);
+}
+
 static void replace_leaves_the_old_file_when_it_fails(void **state)
 {
     (void)state;
@@ -179,6 +233,9 @@ int main(void)
         cmocka_unit_test(json_refuses_what_is_not_strict),
         cmocka_unit_test(json_keeps_64_bit_integers),
         cmocka_unit_test(json_string_writer_is_read_back),
+        cmocka_unit_test(printed_text_cannot_steer_a_terminal),
+        cmocka_unit_test(json_stops_at_the_pool_limit),
+        cmocka_unit_test(a_pipe_is_written_to_in_place),
         cmocka_unit_test(replace_leaves_the_old_file_when_it_fails),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
