@@ -6,7 +6,6 @@
 #include "base/memory.h"
 
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 enum { MAX_OVERRIDES = 256, MAX_STEPS = 200, LEAKS_SHOWN = 3 };
@@ -33,30 +32,17 @@ static nib_status read_arguments(int argc, char **argv, arguments *a)
     return a->config == NULL ? NIB_FAIL(NIB_ERROR_USAGE, "nibble check needs a config file") : NIB_OK;
 }
 
-static int by_value(const void *a, const void *b)
-{
-    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
-    return (x > y) - (x < y);
-}
-
-/* Samples of `eval` whose row is also in `train`, token for token. */
 static nib_status print_leaks(const nib_dataset *train, const nib_dataset *eval)
 {
-    int64_t known = nib_dataset_size(train), leaks = 0;
-    uint64_t *fingerprints = nib_calloc((size_t)known, sizeof *fingerprints);
-    if (fingerprints == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "no memory to compare %lld rows", (long long)known);
-    for (int64_t i = 0; i < known; i++) fingerprints[i] = nib_dataset_fingerprint(train, i);
-    qsort(fingerprints, (size_t)known, sizeof *fingerprints, by_value);
-    for (int64_t i = 0; i < nib_dataset_size(eval); i++) {
-        uint64_t fingerprint = nib_dataset_fingerprint(eval, i);
-        if (bsearch(&fingerprint, fingerprints, (size_t)known, sizeof fingerprint, by_value) == NULL) continue;
-        int64_t line;
-        const char *file = nib_dataset_file(eval, i, &line);
-        if (leaks++ < LEAKS_SHOWN) printf("  leak: %s:%lld is also in the training data\n", file, (long long)line);
+    int64_t *leak, count, line;
+    NIB_TRY(nib_dataset_leaks(train, eval, &leak, &count));
+    for (int64_t i = 0; i < count && i < LEAKS_SHOWN; i++) {
+        const char *file = nib_dataset_file(eval, leak[i], &line);
+        printf("  leak: %s:%lld is also in the training data\n", file, (long long)line);
     }
-    printf("leaks: %lld of %lld evaluation samples are in the training data\n", (long long)leaks,
+    printf("leaks: %lld of %lld evaluation samples are in the training data\n", (long long)count,
            (long long)nib_dataset_size(eval));
-    nib_free(fingerprints);
+    nib_free(leak);
     return NIB_OK;
 }
 
@@ -133,8 +119,7 @@ static nib_status run(int argc, char **argv)
     NIB_TRY_GOTO(nib_open_data(&config, &config.data.train, &text, model.vocabulary, &train), done);
     if (config.data.eval.count > 0)
         NIB_TRY_GOTO(nib_open_data(&config, &config.data.eval, &text, model.vocabulary, &eval), done);
-    NIB_TRY_GOTO(check_data(&config, &text, train, eval), done);
-    if (fflush(stdout) != 0) status = NIB_FAIL(NIB_ERROR_IO, "standard output: cannot write the report");
+    status = check_data(&config, &text, train, eval);
 done:
     nib_dataset_free(eval);
     nib_dataset_free(train);

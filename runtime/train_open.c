@@ -49,22 +49,6 @@ static int64_t longest_row(const nib_dataset *dataset)
     return longest;
 }
 
-static nib_status open_mixture(nib_training *t)
-{
-    nib_mixture_source sources[256];
-    const nib_source_list *list = &t->config->data.train;
-    if (list->count > 256)
-        return NIB_FAIL(NIB_ERROR_CONFIG, "\"data.train\" has %d sources, at most 256 are supported", list->count);
-    for (int i = 0; i < list->count; i++) {
-        const nib_source_report *report = nib_dataset_report(t->train, i);
-        sources[i] = (nib_mixture_source){.samples = report->samples,
-                                          .supervised_tokens = report->supervised_tokens,
-                                          .weight = list->source[i].weight};
-    }
-    return nib_mixture_build(sources, list->count, (uint64_t)t->config->train.seed, t->config->data.shuffle,
-                             &t->mixture);
-}
-
 static nib_status open_schedule(nib_training *t)
 {
     const nib_config *c = t->config;
@@ -198,6 +182,28 @@ static nib_status load_checkpoint(nib_training *t)
     return nib_model_refresh(t->model);
 }
 
+/* Such rows are legal, and usually a mistake. */
+static nib_status warn_of_repeated_rows(const nib_training *t)
+{
+    int64_t *leak, leaks, line;
+    for (int s = 0; s < nib_dataset_sources(t->train); s++) {
+        const nib_source_report *r = nib_dataset_report(t->train, s);
+        if (r->duplicates > 0)
+            nib_warn("%s: %lld of %lld rows repeat an earlier one", r->path, (long long)r->duplicates,
+                     (long long)r->rows);
+    }
+    if (t->eval == NULL) return NIB_OK;
+    NIB_TRY(nib_dataset_leaks(t->train, t->eval, &leak, &leaks));
+    if (leaks > 0) {
+        const char *file = nib_dataset_file(t->eval, leak[0], &line);
+        nib_warn("%lld of %lld evaluation samples are in the training data, first %s:%lld; the evaluation is too good "
+                 "by them",
+                 (long long)leaks, (long long)nib_dataset_size(t->eval), file, (long long)line);
+    }
+    nib_free(leak);
+    return NIB_OK;
+}
+
 static nib_status open_data(nib_training *t)
 {
     nib_config *c = t->config;
@@ -207,7 +213,8 @@ static nib_status open_data(nib_training *t)
     NIB_TRY(nib_text_open(c->model, c->tokenizer, c->data.chat_template, &t->text));
     NIB_TRY(nib_open_data(c, &c->data.train, &t->text, model.vocabulary, &t->train));
     if (c->data.eval.count > 0) NIB_TRY(nib_open_data(c, &c->data.eval, &t->text, model.vocabulary, &t->eval));
-    NIB_TRY(open_mixture(t));
+    NIB_TRY(warn_of_repeated_rows(t));
+    NIB_TRY(nib_dataset_mixture(t->train, (uint64_t)c->train.seed, c->data.shuffle, &t->mixture));
     return open_schedule(t);
 }
 

@@ -60,6 +60,20 @@ static nib_status no_memory(const loader *load)
                     load->dataset->tokens);
 }
 
+/* Its place in the table, or the empty one where it belongs. */
+static size_t place_of(const fingerprint_set *set, uint64_t fingerprint)
+{
+    size_t i = fingerprint & (set->capacity - 1);
+    while (set->place[i] != 0 && set->place[i] != fingerprint) i = (i + 1) & (set->capacity - 1);
+    return i;
+}
+
+static bool has_seen(const fingerprint_set *set, uint64_t fingerprint)
+{
+    if (fingerprint == 0) fingerprint = 1;
+    return set->capacity > 0 && set->place[place_of(set, fingerprint)] == fingerprint;
+}
+
 /* Adds a fingerprint; *known: was it there? false: no memory. */
 static bool see(fingerprint_set *set, uint64_t fingerprint, bool *known)
 {
@@ -74,8 +88,7 @@ static bool see(fingerprint_set *set, uint64_t fingerprint, bool *known)
         nib_free(set->place);
         *set = larger;
     }
-    size_t i = fingerprint & (set->capacity - 1);
-    while (set->place[i] != 0 && set->place[i] != fingerprint) i = (i + 1) & (set->capacity - 1);
+    size_t i = place_of(set, fingerprint);
     *known = set->place[i] == fingerprint;
     set->used += !*known;
     set->place[i] = fingerprint;
@@ -185,7 +198,7 @@ static nib_status take_draft(void *context, const nib_draft *draft)
 
 static bool is_blank(const char *line, size_t length)
 {
-    while (length > 0 && strchr(" \t\r", line[length - 1]) != NULL) length--;
+    while (length > 0 && (line[length - 1] == ' ' || line[length - 1] == '\t' || line[length - 1] == '\r')) length--;
     return length == 0;
 }
 
@@ -360,6 +373,23 @@ bool nib_dataset_prompt(const nib_dataset *dataset, int64_t index, const int32_t
 uint64_t nib_dataset_fingerprint(const nib_dataset *dataset, int64_t index)
 {
     return dataset->samples[index].fingerprint;
+}
+
+nib_status nib_dataset_leaks(const nib_dataset *train, const nib_dataset *eval, int64_t **indices, int64_t *count)
+{
+    fingerprint_set known = {0};
+    bool found, enough = true;
+    *count = 0;
+    *indices = nib_calloc(eval->count, sizeof **indices);
+    for (size_t i = 0; i < train->count && enough; i++) enough = see(&known, train->samples[i].fingerprint, &found);
+    for (size_t i = 0; i < eval->count && enough && *indices != NULL; i++)
+        if (has_seen(&known, eval->samples[i].fingerprint)) (*indices)[(*count)++] = (int64_t)i;
+    nib_free(known.place);
+    if (enough && *indices != NULL) return NIB_OK;
+    nib_free(*indices);
+    *indices = NULL;
+    return NIB_FAIL(NIB_ERROR_MEMORY, "no memory to compare %zu evaluation samples with %zu of training", eval->count,
+                    train->count);
 }
 
 nib_status nib_dataset_mixture(const nib_dataset *dataset, uint64_t seed, bool shuffle, nib_mixture *mixture)

@@ -61,6 +61,8 @@ bool nib_dataset_prompt(const nib_dataset *dataset, int64_t index, const int32_t
                         const char **reference);
 /* Hash of the sample's row before any cut: equal rows have equal fingerprints, others (but for chance, 2^-64) not. */
 uint64_t nib_dataset_fingerprint(const nib_dataset *dataset, int64_t index);
+/* Samples of `eval` whose row is also in `train`: *indices in eval, ascending (free with nib_free). */
+nib_status nib_dataset_leaks(const nib_dataset *train, const nib_dataset *eval, int64_t **indices, int64_t *count);
 /* The sources as nib_mixture_build wants them. mixture is owned by the caller. */
 nib_status nib_dataset_mixture(const nib_dataset *dataset, uint64_t seed, bool shuffle, nib_mixture *mixture);
 /* SHA-256 over all tokens and masks, as hex: the checkpoint's check that the data is the same. */

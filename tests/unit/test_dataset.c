@@ -470,6 +470,44 @@ static void sources_are_told_apart(void **state)
     nib_dataset_free(dataset);
 }
 
+static void leaks_are_found(void **state)
+{
+    (void)state;
+    nib_data_options options = {.max_length = 8};
+    nib_data_source train_source = {rows_path, NULL, 0}, eval_source = {eval_path, NULL, 0};
+    nib_dataset *train, *eval;
+    int64_t *leak, count;
+    write_file(rows_path, "{\"input_ids\": [1,2], \"labels\": [1,2]}\n{\"input_ids\": [1,3], \"labels\": [1,3]}\n");
+    write_file(eval_path, "{\"input_ids\": [1,4], \"labels\": [1,4]}\n{\"input_ids\": [1,3], \"labels\": [1,3]}\n"
+                          "{\"input_ids\": [2,1], \"labels\": [2,1]}\n{\"input_ids\": [1,2], \"labels\": [-100,2]}\n");
+    assert_int_equal(nib_dataset_load(&train_source, 1, &options, 10, &train), NIB_OK);
+    assert_int_equal(nib_dataset_load(&eval_source, 1, &options, 10, &eval), NIB_OK);
+    assert_int_equal(nib_dataset_leaks(train, eval, &leak, &count), NIB_OK);
+    assert_int_equal(count, 2);
+    assert_int_equal(leak[0], 1);
+    assert_int_equal(leak[1], 3);
+    nib_free(leak);
+    assert_int_equal(nib_dataset_leaks(train, train, &leak, &count), NIB_OK);
+    assert_int_equal(count, 2);
+    nib_free(leak);
+    nib_dataset_free(eval);
+    nib_dataset_free(train);
+}
+
+static void a_line_of_zero_bytes_is_no_blank_line(void **state)
+{
+    (void)state;
+    nib_data_options options = {.max_length = 8};
+    nib_data_source source = {rows_path, NULL, 0};
+    nib_dataset *dataset;
+    FILE *file = fopen(rows_path, "wb");
+    static const char text[] = "{\"input_ids\": [1,2], \"labels\": [1,2]}\n\0\0\0\n";
+    assert_int_equal(fwrite(text, 1, sizeof text - 1, file), sizeof text - 1);
+    assert_int_equal(fclose(file), 0);
+    assert_int_equal(nib_dataset_load(&source, 1, &options, 10, &dataset), NIB_ERROR_DATA);
+    assert_non_null(strstr(nib_error_message(), "rows.jsonl:2"));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -489,6 +527,8 @@ int main(void)
         cmocka_unit_test(unknown_and_ambiguous_rows),
         cmocka_unit_test(hostile_files),
         cmocka_unit_test(sources_are_told_apart),
+        cmocka_unit_test(leaks_are_found),
+        cmocka_unit_test(a_line_of_zero_bytes_is_no_blank_line),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }
