@@ -33,12 +33,6 @@ nib_status nib_parse_device(const char *text, nib_device *device)
     return NIB_FAIL(NIB_ERROR_USAGE, "--device %s: expected auto, cpu or cuda", text);
 }
 
-static bool is_gguf(const char *path)
-{
-    size_t length = strlen(path);
-    return length > 5 && strcmp(path + length - 5, ".gguf") == 0;
-}
-
 static nib_status has_tokenizer(const char *model, bool *has)
 {
     *has = true;
@@ -102,10 +96,15 @@ void nib_text_close(nib_text *text)
 
 nib_status nib_open_model_config(const char *path, nib_model_config *config)
 {
-    if (!is_gguf(path)) return nib_model_config_read(path, config);
+    if (nib_file_is_folder(path)) return nib_model_config_read(path, config);
     nib_tensor_set *set;
     NIB_TRY(nib_tensor_set_open(path, &set));
-    nib_status status = nib_model_config_from_gguf(path, nib_tensor_set_gguf(set), config);
+    const struct nib_gguf *gguf = nib_tensor_set_gguf(set);
+    nib_status status = gguf == NULL ? NIB_FAIL(NIB_ERROR_DATA,
+                                                "%s: a safetensors file alone is no model; give the folder that holds "
+                                                "it and config.json",
+                                                path)
+                                     : nib_model_config_from_gguf(path, gguf, config);
     nib_tensor_set_close(set);
     return status;
 }

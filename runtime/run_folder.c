@@ -49,7 +49,7 @@ static nib_status take(const char *path, bool resume, nib_run_folder *folder)
     bool empty = false;
     NIB_TRY(name_parts(path, folder));
     nib_status status = nib_file_make_folders(path);
-    if (status != NIB_OK) return nib_error_context(status, "output folder");
+    if (status != NIB_OK) return NIB_FAIL(status, "output folder: %s; give another \"output\"", nib_error_message());
     NIB_TRY(is_empty(path, &empty));
     bool holds_run = nib_file_exists(folder->config);
     if (!empty && !resume)
@@ -60,7 +60,8 @@ static nib_status take(const char *path, bool resume, nib_run_folder *folder)
         return NIB_FAIL(NIB_ERROR_CONFIG, "%s: --resume: the folder is not empty and holds no run (no config.json)",
                         path);
     if (access(path, W_OK) != 0)
-        return NIB_FAIL(NIB_ERROR_IO, "%s: output folder is not writable: %s", path, strerror(errno));
+        return NIB_FAIL(NIB_ERROR_IO, "%s: output folder is not writable: %s; give another \"output\"", path,
+                        strerror(errno));
     folder->fresh = empty;
     folder->lock = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (folder->lock < 0) return NIB_FAIL(NIB_ERROR_IO, "%s: cannot be opened: %s", path, strerror(errno));

@@ -247,8 +247,9 @@ static nib_status parse(nib_gguf *gguf)
     NIB_TRY(read_u64(&r, &keys, "the number of metadata keys"));
     /* A key takes at least 13 bytes and a tensor 24, which bounds what is allocated. */
     if (keys > MAX_KEYS || keys > r.file->size / 13 || tensors > MAX_TENSORS || tensors > r.file->size / 24)
-        return NIB_FAIL(NIB_ERROR_DATA, "%s: %llu metadata keys and %llu tensors do not fit a file of %llu bytes", path,
-                        (unsigned long long)keys, (unsigned long long)tensors, (unsigned long long)r.file->size);
+        return NIB_FAIL(NIB_ERROR_DATA,
+                        "%s: %llu metadata keys and %llu tensors do not fit a file of %llu bytes; is it truncated?",
+                        path, (unsigned long long)keys, (unsigned long long)tensors, (unsigned long long)r.file->size);
     gguf->entries = nib_calloc(keys, sizeof *gguf->entries);
     gguf->tensors = nib_calloc(tensors, sizeof *gguf->tensors);
     if (gguf->entries == NULL || gguf->tensors == NULL)

@@ -196,13 +196,20 @@ void nib_weight_source_close(nib_weight_source *source)
     source->set = NULL;
 }
 
-static nib_status check_finite(const nib_weight_source *source, const char *name, const nib_bf16 *values, int64_t n)
+static bool is_finite(nib_bf16 value) { return (value.bits & 0x7f80) != 0x7f80; }
+
+/* values: rows from `first` on of a tensor of this many columns. */
+static nib_status check_finite(const nib_weight_source *source, const char *name, const nib_bf16 *values, int64_t first,
+                               int64_t columns, int64_t n)
 {
     int bad = 0;
-    for (int64_t i = 0; i < n; i++) bad |= (values[i].bits & 0x7f80) == 0x7f80;
+    for (int64_t i = 0; i < n; i++) bad |= !is_finite(values[i]);
     if (!bad) return NIB_OK;
-    return NIB_FAIL(NIB_ERROR_DATA, "%s: tensor \"%s\" holds NaN or Inf; the checkpoint is damaged", source->path,
-                    name);
+    int64_t at = 0;
+    while (is_finite(values[at])) at++;
+    return NIB_FAIL(NIB_ERROR_DATA,
+                    "%s: tensor \"%s\" holds NaN or Inf at row %lld, column %lld; the checkpoint is damaged",
+                    source->path, name, (long long)(first + at / columns), (long long)(at % columns));
 }
 
 /* Row of a GGUF's Q or K that holds Hugging Face's row r: within a head, half j and pair i lie at 2 i + j. */
@@ -227,7 +234,7 @@ nib_status nib_weight_source_read(const nib_weight_source *source, const char *n
             NIB_TRY(nib_tensor_read_bf16(tensor, interleaved_row(first + r, source->config.head_dim) * columns, columns,
                                          out + r * columns));
     }
-    return check_finite(source, name, out, rows * columns);
+    return check_finite(source, name, out, first, columns, rows * columns);
 }
 
 void nib_weight_source_hash_table(const nib_weight_source *source, nib_sha256 *hash)
