@@ -1,5 +1,6 @@
-/* Preloaded: makes the n-th call of one function fail once. NIB_FAULT is "write:N", "fsync:N" or "rename:N", counted from
- * 1 over calls that concern the folder named by NIB_FAULT_FOLDER. The errors are those of a full or broken disk. */
+/* Preloaded: makes the n-th call of one function fail once. NIB_FAULT is "write:N", "fsync:N" or "rename:N", counted
+ * from 1 over calls that concern the folder named by NIB_FAULT_FOLDER. The errors are those of a full or broken disk.
+ */
 #include <dlfcn.h>
 #include <errno.h>
 #include <stdatomic.h>
