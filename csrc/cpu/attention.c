@@ -43,29 +43,9 @@ static tile_state state_in(float *memory, int64_t rows, int64_t columns)
     return s;
 }
 
-/* One row's step of the online softmax: scores become exponentials, sum and total are rescaled. */
-NIB_CPU_CLONES static void softmax_step(float *scores, float *largest, float *total, float *sum, int64_t columns)
+NIB_CPU_CLONES static void softmax_row(float *scores, float *largest, float *total, float *sum, int64_t columns)
 {
-    nib_v16 *s = (nib_v16 *)scores, top = nib_v16_max(nib_v16_max(s[0], s[1]), nib_v16_max(s[2], s[3]));
-    float lanes[16], now = *largest;
-    memcpy(lanes, &top, sizeof lanes);
-    for (int i = 0; i < 16; i++) now = lanes[i] > now ? lanes[i] : now;
-    if (now == -INFINITY) { /* nothing seen so far */
-        for (int i = 0; i < 4; i++) s[i] = nib_v16_set(0.0f);
-        return;
-    }
-    nib_v16 added = nib_v16_set(0.0f);
-    for (int i = 0; i < 4; i++) {
-        s[i] = nib_v16_exp(s[i] - now);
-        added += s[i];
-    }
-    if (now > *largest) {
-        float rescale = *largest == -INFINITY ? 0.0f : expf(*largest - now);
-        for (int64_t c = 0; c < columns; c += 16) *(nib_v16 *)(sum + c) *= rescale;
-        *total *= rescale;
-        *largest = now;
-    }
-    *total += nib_v16_sum(added);
+    nib_tile_softmax_step(scores, largest, total, sum, columns);
 }
 
 static void attend_tile(nib_attention_shape shape, nib_tree tree, int64_t from, int64_t count, int64_t first, int64_t n,
@@ -91,7 +71,7 @@ static void attend_tile(nib_attention_shape shape, nib_tree tree, int64_t from, 
         }
         if (shape.softcap > 0.0f) nib_tile_softcap(shape.softcap, scores);
         if (!whole) nib_tile_mask(shape, tree, from + query, first, n, scores);
-        softmax_step(scores, &s->largest[r], &s->total[r], s->sum + r * s->columns, s->columns);
+        softmax_row(scores, &s->largest[r], &s->total[r], s->sum + r * s->columns, s->columns);
     }
     nib_tile_matmul(&(nib_tile_product){.a = s->scores,
                                         .a_row = NIB_TILE_KEYS,

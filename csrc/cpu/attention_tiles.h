@@ -66,6 +66,31 @@ NIB_INLINE bool nib_tile_is_whole(nib_attention_shape shape, int64_t first, int6
     return shape.window <= 0 && n == NIB_TILE_KEYS && first + n - 1 <= from && to < least_end;
 }
 
+/* One row's step of the online softmax: scores become exponentials, sum and total are rescaled. */
+NIB_INLINE void nib_tile_softmax_step(float *scores, float *largest, float *total, float *sum, int64_t columns)
+{
+    nib_v16 *s = (nib_v16 *)scores, top = nib_v16_max(nib_v16_max(s[0], s[1]), nib_v16_max(s[2], s[3]));
+    float lanes[16], now = *largest;
+    memcpy(lanes, &top, sizeof lanes);
+    for (int i = 0; i < 16; i++) now = lanes[i] > now ? lanes[i] : now;
+    if (now == -INFINITY) { /* nothing seen so far */
+        for (int i = 0; i < 4; i++) s[i] = nib_v16_set(0.0f);
+        return;
+    }
+    nib_v16 added = nib_v16_set(0.0f);
+    for (int i = 0; i < 4; i++) {
+        s[i] = nib_v16_exp(s[i] - now);
+        added += s[i];
+    }
+    if (now > *largest) {
+        float rescale = *largest == -INFINITY ? 0.0f : expf(*largest - now);
+        for (int64_t c = 0; c < columns; c += 16) *(nib_v16 *)(sum + c) *= rescale;
+        *total *= rescale;
+        *largest = now;
+    }
+    *total += nib_v16_sum(added);
+}
+
 /* softcap * tanh(s / softcap) in place. */
 NIB_INLINE void nib_tile_softcap(float softcap, float *scores)
 {
