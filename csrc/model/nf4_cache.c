@@ -119,6 +119,13 @@ static nib_status declare_weight(void *user, const char *name, int64_t rows, int
     return declare_part(q, name, ".quant_state.bitsandbytes__nf4", NIB_DTYPE_U8, STATE_LENGTH, 0);
 }
 
+/* The weight has been read, once and for all: its pages need not stay in memory. */
+static void release(const quantizer *q, const char *name)
+{
+    const nib_tensor_view *tensor = nib_weight_source_find(q->source, name);
+    nib_file_release(tensor->file, tensor->offset, tensor->bytes);
+}
+
 static nib_status write_dense(quantizer *q, const char *name, int64_t rows, int64_t columns)
 {
     for (int64_t row = 0, step = rows_of_piece(columns); row < rows; row += step) {
@@ -126,6 +133,7 @@ static nib_status write_dense(quantizer *q, const char *name, int64_t rows, int6
         NIB_TRY(nib_weight_source_read(q->source, name, row, count, columns, q->bf16));
         NIB_TRY(nib_safetensors_writer_data(q->writer, q->bf16, (uint64_t)(count * columns) * sizeof(nib_bf16)));
     }
+    release(q, name);
     return NIB_OK;
 }
 
@@ -145,6 +153,7 @@ static nib_status write_weight(void *user, const char *name, int64_t rows, int64
                              (nib_matrix){q->wide, 1, count, count, NIB_DTYPE_F32}));
         NIB_TRY(ops->nf4_quantize(ops, q->wide, count, q->codes + first / 2, q->absmax + first / 64));
     }
+    release(q, name);
     NIB_TRY(ops->nf4_quantize_absmax(ops, q->absmax, blocks, q->nested_map, q->absmax_codes, q->nested_absmax,
                                      &nested_offset));
     NIB_TRY(write_from_device(q, q->codes, (size_t)(n + 1) / 2));
