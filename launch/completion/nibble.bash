@@ -10,6 +10,7 @@ _nibble_options() { # COMMAND: its options
         --tokenizer --chat-template --help ;;
     chat) echo --model --adapter --prompt --system --temperature --top-p --top-k --seed --max-new-tokens --context \
         --quant --compute --device --tokenizer --chat-template --help ;;
+    export) echo --model --adapter --to --out --tokenizer --chat-template --device --help ;;
     score) echo --model --adapter --quant --compute --per-token --device --data --out --help ;;
     quantize) echo --model --out --help ;;
     bench) echo --model --batch --length --rank --compute --json --adapter --prompt-tokens --new-tokens --quant \
@@ -67,7 +68,7 @@ _nibble() {
     local current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD - 1]} command=${COMP_WORDS[1]}
     COMPREPLY=()
     if ((COMP_CWORD == 1)); then
-        _nibble_words "train check plan eval chat score quantize bench tokenize render inspect --help --version" "$current"
+        _nibble_words "train check plan eval chat export score quantize bench tokenize render inspect --help --version" "$current"
         return
     fi
     # A word with an equals sign comes in up to three: KEY, =, VALUE.
@@ -83,6 +84,7 @@ _nibble() {
     --device) _nibble_words "auto cpu cuda" "$current" ;;
     --quant) _nibble_words "nf4 none" "$current" ;;
     --compute) _nibble_words "bf16 fp32" "$current" ;;
+    --to) _nibble_words "adapter merged modelfile" "$current" ;;
     --model) _nibble_files "$current" "*.gguf" ;;
     --adapter) _nibble_files "$current" "" ;;
     --tokenizer) _nibble_files "$current" "*.@(json|gguf)" ;;
