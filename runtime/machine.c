@@ -21,6 +21,8 @@ static size_t kibibytes_of(const char *path, const char *key)
 
 size_t nib_peak_memory(void) { return kibibytes_of("/proc/self/status", "VmHWM"); }
 
+size_t nib_resident_memory(void) { return kibibytes_of("/proc/self/status", "VmRSS"); }
+
 size_t nib_available_memory(void) { return kibibytes_of("/proc/meminfo", "MemAvailable"); }
 
 void nib_machine_describe(nib_buffer *text)

@@ -10,48 +10,51 @@
 
 #define MAX_TOKENIZER_BYTES ((size_t)512 << 20)
 
-static nib_status score_rows(nib_training *t, const nib_row *rows, int64_t count, double *sum, double *weight,
-                             int64_t *tokens)
+nib_status nib_train_pack_evaluation(const nib_training *t, int64_t first, int64_t *count, nib_pack *pack)
 {
-    nib_pack pack = {0};
+    int64_t left = nib_dataset_size(t->eval) - first, batch = t->config->train.batch_size;
+    *count = left < batch ? left : batch;
+    nib_row *rows = nib_calloc((size_t)*count, sizeof *rows);
+    if (rows == NULL)
+        return NIB_FAIL(NIB_ERROR_MEMORY, "no memory for the %lld rows of an evaluation", (long long)*count);
+    for (int64_t i = 0; i < *count; i++) rows[i] = nib_dataset_row(t->eval, first + i);
     nib_pack_options options = {
         .slots = 1,
         .micro_batch_tokens = t->config->train.micro_batch_tokens,
         .share_prefixes = true,
         .pack = t->config->data.pack,
     };
-    NIB_TRY(nib_pack_step(rows, count, options, &pack));
-    nib_status status = NIB_OK;
-    for (int m = 0; m < pack.micro_batches; m++) {
-        const nib_micro_batch *batch = &pack.micro_batch[m];
-        NIB_TRY_GOTO(nib_train_reserve(t, batch), done);
-        NIB_TRY_GOTO(nib_model_score_batch(t->model, batch, t->nll), done);
+    nib_status status = nib_pack_step(rows, *count, options, pack);
+    nib_free(rows);
+    return status;
+}
+
+static nib_status score_pack(nib_training *t, const nib_pack *pack, double *sum)
+{
+    for (int m = 0; m < pack->micro_batches; m++) {
+        const nib_micro_batch *batch = &pack->micro_batch[m];
+        NIB_TRY(nib_train_reserve(t, batch));
+        NIB_TRY(nib_model_score_batch(t->model, batch, t->nll));
         for (int64_t i = 0; i < batch->N; i++) *sum += (double)t->nll[i] * batch->target_weight[i];
     }
-    *weight += pack.supervised_weight;
-    *tokens += pack.supervised_tokens;
-done:
-    nib_pack_free(&pack);
-    return status;
+    return NIB_OK;
 }
 
 static nib_status score_all(nib_training *t, double *loss, int64_t *tokens)
 {
-    int64_t size = nib_dataset_size(t->eval), batch = t->config->train.batch_size;
     double sum = 0, weight = 0;
-    nib_row *rows = nib_calloc((size_t)batch, sizeof *rows);
-    if (rows == NULL)
-        return NIB_FAIL(NIB_ERROR_MEMORY, "no memory for the %lld rows of an evaluation", (long long)batch);
-    nib_status status = NIB_OK;
     *tokens = 0;
-    for (int64_t first = 0; first < size && status == NIB_OK; first += batch) {
-        int64_t count = size - first < batch ? size - first : batch;
-        for (int64_t i = 0; i < count; i++) rows[i] = nib_dataset_row(t->eval, first + i);
-        status = score_rows(t, rows, count, &sum, &weight, tokens);
+    for (int64_t first = 0, count; first < nib_dataset_size(t->eval); first += count) {
+        nib_pack pack;
+        NIB_TRY(nib_train_pack_evaluation(t, first, &count, &pack));
+        nib_status status = score_pack(t, &pack, &sum);
+        weight += pack.supervised_weight;
+        *tokens += pack.supervised_tokens;
+        nib_pack_free(&pack);
+        NIB_TRY(status);
     }
-    nib_free(rows);
     *loss = sum / weight;
-    return status;
+    return NIB_OK;
 }
 
 nib_status nib_train_evaluate(nib_training *t, bool *stop)

@@ -2,52 +2,12 @@
 #include "base/file.h"
 #include "base/log.h"
 #include "base/sha256.h"
-#include "machine.h"
+#include "plan.h"
 #include "train_step.h"
 
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
-
-#define USUAL_TOKENS       2048 /* enough rows for the matrix products to reach their speed */
-#define MAX_SLOTS          64
-#define MAX_MEMORY_CLASSES 32
-
-nib_status nib_train_choose(const nib_config *config, int64_t longest, size_t available, int64_t *tokens,
-                            nib_recompute *recompute, size_t *planned)
-{
-    nib_model_options options = nib_config_model(config, true);
-    int64_t given = config->train.micro_batch_tokens;
-    int64_t first = given != NIB_CONFIG_UNSET ? given : longest > USUAL_TOKENS ? longest : USUAL_TOKENS;
-    int64_t last = given != NIB_CONFIG_UNSET ? given : longest;
-    for (*tokens = first;; *tokens = *tokens / 2 > last ? *tokens / 2 : last) {
-        int64_t most = *tokens > longest ? *tokens : longest;
-        for (int policy = NIB_RECOMPUTE_NONE; policy <= NIB_RECOMPUTE_LAYER; policy++) {
-            nib_memory_class classes[MAX_MEMORY_CLASSES];
-            int count;
-            *recompute = (nib_recompute)policy;
-            NIB_TRY(nib_model_plan(&options, most, most, *recompute, classes, MAX_MEMORY_CLASSES, &count));
-            *planned = 0;
-            for (int i = 0; i < count; i++) *planned += classes[i].bytes;
-            if (available == 0 || *planned <= available) return NIB_OK;
-        }
-        if (*tokens <= last) break;
-    }
-    return NIB_FAIL(NIB_ERROR_MEMORY,
-                    "the run needs %.2f GiB at least (rows of up to %lld tokens), %.2f GiB are available; lower "
-                    "data.max_length or lora.r, or see `nibble plan`",
-                    (double)*planned / (1 << 30), (long long)longest, (double)available / (1 << 30));
-}
-
-static int64_t longest_row(const nib_dataset *dataset)
-{
-    int64_t longest = 1;
-    for (int64_t i = 0; dataset != NULL && i < nib_dataset_size(dataset); i++) {
-        int32_t length = nib_dataset_row(dataset, i).length;
-        if (length > longest) longest = length;
-    }
-    return longest;
-}
 
 static nib_status open_schedule(nib_training *t)
 {
@@ -93,22 +53,14 @@ static nib_status continue_config(nib_training *t)
 
 static nib_status choose_sizes(nib_training *t)
 {
-    nib_config *c = t->config;
-    int64_t longest = longest_row(t->train), tokens;
-    int64_t longest_eval = longest_row(t->eval);
-    size_t planned, available = nib_available_memory();
-    if (longest_eval > longest) longest = longest_eval;
-    NIB_TRY(nib_train_choose(c, longest, available / 10 * 9, &tokens, &t->recompute, &planned));
-    c->train.micro_batch_tokens = tokens;
-    t->reserved_tokens = t->reserved_targets = tokens > longest ? tokens : longest;
-    if (c->train.slots != NIB_CONFIG_UNSET) return NIB_OK;
-    int64_t *samples;
-    nib_pack pack = {0};
-    c->train.slots = 1;
-    NIB_TRY(nib_train_pack(t, 0, nib_train_step_rows(t), &samples, &pack));
-    c->train.slots = pack.micro_batches < MAX_SLOTS ? pack.micro_batches : MAX_SLOTS;
-    nib_pack_free(&pack);
-    nib_free(samples);
+    nib_plan plan;
+    NIB_TRY(nib_plan_choose(t, nib_plan_memory(), &plan));
+    t->recompute = plan.recompute;
+    t->reserved_tokens = plan.T;
+    t->reserved_targets = plan.N;
+    nib_log("plan: micro-batches of up to %lld tokens (%lld here), recompute %s, %.1f MiB in arenas, peak %.1f MiB",
+            (long long)t->config->train.micro_batch_tokens, (long long)plan.T, nib_recompute_name(plan.recompute),
+            (double)plan.arena_bytes / (1 << 20), (double)plan.peak / (1 << 20));
     return NIB_OK;
 }
 
@@ -204,7 +156,14 @@ static nib_status warn_of_repeated_rows(const nib_training *t)
     return NIB_OK;
 }
 
-static nib_status open_data(nib_training *t)
+void nib_train_settle(nib_config *c)
+{
+    if (!c->has_lora || c->lora.dropout <= 0 || !c->data.share_prefixes) return;
+    nib_log("lora_dropout is not 0: prefixes are not shared, since every row needs masks of its own");
+    c->data.share_prefixes = false;
+}
+
+nib_status nib_train_open_data(nib_training *t)
 {
     nib_config *c = t->config;
     nib_model_config model;
@@ -223,12 +182,9 @@ nib_status nib_train_open(nib_config *config, bool resume, nib_training *t)
     *t = (nib_training){.config = config, .folder.lock = -1, .metrics.fd = -1};
     nib_buffer text = {0};
     NIB_TRY(nib_run_folder_open(config->output, resume, &t->folder));
-    if (config->has_lora && config->lora.dropout > 0 && config->data.share_prefixes) {
-        nib_log("lora_dropout is not 0: prefixes are not shared, since every row needs masks of its own");
-        config->data.share_prefixes = false;
-    }
+    nib_train_settle(config);
     if (!t->folder.fresh) NIB_TRY(continue_config(t));
-    NIB_TRY(open_data(t));
+    NIB_TRY(nib_train_open_data(t));
     NIB_TRY(choose_sizes(t));
     NIB_TRY(open_model(t));
     nib_status status = first_state(t, &text);

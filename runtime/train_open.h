@@ -10,10 +10,10 @@
 nib_status nib_train_open(nib_config *config, bool resume, nib_training *training);
 void nib_train_close(nib_training *training);
 
-/* Tokens of a micro-batch and the recompute policy: the largest of 2048 (or the longest row) and its halves, then the
- * cheapest policy, whose planned memory fits into `available` bytes (0: not known, everything fits). The config's
- * own micro_batch_tokens is kept. */
-nib_status nib_train_choose(const nib_config *config, int64_t longest, size_t available, int64_t *tokens,
-                            nib_recompute *recompute, size_t *planned);
+/* Switches off what the rest of the config rules out: sharing of prefixes under LoRA dropout. */
+void nib_train_settle(nib_config *config);
+/* The part of opening that a plan needs too: backend, tokenizer, data, mixture, schedule; no folder, no model. The
+ * training has its config; it is closed in the same way. */
+nib_status nib_train_open_data(nib_training *training);
 
 #endif

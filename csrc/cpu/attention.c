@@ -132,7 +132,8 @@ nib_status nib_cpu_attention_forward(nib_ops *ops, nib_attention_shape shape, ni
     size_t mark = ops->scratch->used;
     float *memory;
     NIB_TRY(nib_arena_take(ops->scratch, threads * floats, sizeof *memory, &memory));
-    /* The last tiles of a long document see most keys: they go first, so that threads end together. */
+    if (ops->rehearsal) tiles = 0;
+        /* The last tiles of a long document see most keys: they go first, so that threads end together. */
 #pragma omp parallel for schedule(dynamic, 1) num_threads((int)threads)
     for (int64_t task = 0; task < shape.kv_heads * tiles; task++) {
         tile_state state = state_in(memory + nib_cpu_thread() * floats, rows, columns);

@@ -206,10 +206,11 @@ static int64_t find_trees(nib_tree tree, int32_t *start, int64_t *longest)
     int64_t count = 0;
     *longest = 0;
     for (int64_t t = 0; t < tree.T; t = tree.end[t]) {
-        start[count++] = (int32_t)t;
+        if (start != NULL) start[count] = (int32_t)t;
+        count++;
         if (tree.end[t] - t > *longest) *longest = tree.end[t] - t;
     }
-    start[count] = (int32_t)tree.T;
+    if (start != NULL) start[count] = (int32_t)tree.T;
     return count;
 }
 
@@ -226,10 +227,11 @@ nib_status nib_cpu_attention_backward(nib_ops *ops, nib_attention_shape shape, n
     float *memory, *delta;
     NIB_TRY(nib_arena_take(ops->scratch, tree.T + 1, sizeof *start, &start));
     NIB_TRY(nib_arena_take(ops->scratch, shape.heads * tree.T, sizeof *delta, &delta));
-    int64_t trees = find_trees(tree, start, &longest);
+    int64_t trees = find_trees(tree, ops->rehearsal ? NULL : start, &longest);
     longest = (longest + NIB_TILE_QUERIES - 1) / NIB_TILE_QUERIES * NIB_TILE_QUERIES;
     int64_t floats = state_floats(rows, columns, group, longest);
     NIB_TRY(nib_arena_take(ops->scratch, threads * floats, sizeof *memory, &memory));
+    if (ops->rehearsal) goto done;
     row_deltas(shape, out, dout, delta);
     backward_inputs in = {.shape = shape,
                           .tree = tree,
@@ -248,6 +250,7 @@ nib_status nib_cpu_attention_backward(nib_ops *ops, nib_attention_shape shape, n
         int64_t index = task / shape.kv_heads;
         tree_gradient(&in, task % shape.kv_heads, start[index], start[index + 1], &state);
     }
+done:
     nib_arena_reset(ops->scratch, mark);
     return NIB_OK;
 }

@@ -8,6 +8,7 @@
 #include "cpu/glu.h"
 #include "cpu/linear.h"
 #include "cpu/linear_cross_entropy.h"
+#include "cpu/matmul.h"
 #include "cpu/nf4.h"
 #include "cpu/rmsnorm.h"
 #include "cpu/rotary.h"
@@ -15,6 +16,11 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 /* Blocks come from mmap, so that pages that are never touched cost nothing and large ones may be huge pages. */
 static nib_status cpu_allocate(nib_ops *ops, const char *name, size_t bytes, void **block)
@@ -64,6 +70,20 @@ static nib_status cpu_accumulate(nib_ops *ops, float *to, const float *from, int
     return NIB_OK;
 }
 
+#if defined(__x86_64__)
+/* The kernel must have granted the process the tile registers; __builtin_cpu_supports knows them only in newer GCC.
+ * Source: Intel 64 and IA-32 Architectures Software Developer's Manual, CPUID leaf 7 (EDX bits 22 AMX-BF16, 24
+ * AMX-TILE) and XCR0 bits 17, 18; Linux Documentation/x86/xstate.rst for arch_prctl. */
+static bool has_amx_bf16(void)
+{
+    unsigned a, b, c, d, low, high;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d >> 22 & 1) == 0 || (d >> 24 & 1) == 0) return false;
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    enum { ARCH_REQ_XCOMP_PERM = 0x1023, XTILE_DATA = 18 };
+    return (low >> 17 & 3) == 3 && syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XTILE_DATA) == 0;
+}
+#endif
+
 static void detect(nib_cpu_context *context)
 {
 #if defined(__x86_64__)
@@ -72,8 +92,9 @@ static void detect(nib_cpu_context *context)
     context->avx512 = context->avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
     context->avx512_bf16 = context->avx512 && __builtin_cpu_supports("avx512bf16");
+    context->amx_bf16 = context->avx512_bf16 && has_amx_bf16();
 #endif
-    context->bf16_matmul = context->avx512_bf16;
+    context->bf16_matmul = context->avx512_bf16 || context->amx_bf16;
 }
 
 const char *nib_cpu_features(void)
@@ -81,8 +102,8 @@ const char *nib_cpu_features(void)
     static char text[64];
     nib_cpu_context context = {0};
     detect(&context);
-    snprintf(text, sizeof text, "%s%s%s", context.avx2 ? "avx2" : "none", context.avx512 ? " avx512" : "",
-             context.avx512_bf16 ? " avx512-bf16" : "");
+    snprintf(text, sizeof text, "%s%s%s%s", context.avx2 ? "avx2" : "none", context.avx512 ? " avx512" : "",
+             context.avx512_bf16 ? " avx512-bf16" : "", context.amx_bf16 ? " amx" : "");
     return text;
 }
 

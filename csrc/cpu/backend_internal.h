@@ -3,13 +3,16 @@
 #define NIB_CPU_BACKEND_INTERNAL_H
 
 #include "cpu/matmul.h"
+#include "cpu/rehearsal.h"
 #include "model/ops.h"
 
 typedef struct {
     nib_cpu_matmul_cache *matmul;
     nib_arena scratch;
     bool avx2, avx512, avx512_bf16;
+    bool amx_bf16;
     bool bf16_matmul; /* oneDNN multiplies bf16 with this CPU's own instructions */
+    nib_work work;    /* of a rehearsal */
 } nib_cpu_context;
 
 static inline nib_cpu_context *nib_cpu_context_of(nib_ops *ops) { return ops->context; }

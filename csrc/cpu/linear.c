@@ -65,14 +65,16 @@ static void set(nib_matrix m, int64_t r, int64_t c, float value)
 static nib_status scaled_b(nib_ops *ops, const nib_lora *lora, nib_matrix *b)
 {
     NIB_TRY(scratch_matrix(ops, lora->b.rows, lora->b.columns, lora->b.dtype, b));
+    if (ops->rehearsal) return NIB_OK;
     for (int64_t r = 0; r < b->rows; r++)
         for (int64_t c = 0; c < b->columns; c++) set(*b, r, c, lora->scale * get(lora->b, r, c));
     return NIB_OK;
 }
 
 /* out = mask * from / (1 - p), with the mask of one part; from and out may be the same. */
-static void apply_dropout(nib_matrix from, nib_dropout dropout, int part, nib_matrix out)
+static void apply_dropout(const nib_ops *ops, nib_matrix from, nib_dropout dropout, int part, nib_matrix out)
 {
+    if (ops->rehearsal) return;
     uint64_t key = nib_random_key(dropout.key, (uint64_t)part);
     float keep = 1.0f / (1.0f - dropout.p);
 #pragma omp parallel for schedule(static)
@@ -85,8 +87,9 @@ static void apply_dropout(nib_matrix from, nib_dropout dropout, int part, nib_ma
         }
 }
 
-static void add_bias(const nib_linear *linear, nib_matrix y)
+static void add_bias(const nib_ops *ops, const nib_linear *linear, nib_matrix y)
 {
+    if (ops->rehearsal) return;
     for (int64_t p = 0, first = 0; p < linear->parts; first += linear->part[p++].rows) {
         const nib_linear_part *part = &linear->part[p];
         if (part->bias == NULL) continue;
@@ -141,7 +144,7 @@ static nib_status lora_down(nib_ops *ops, const nib_linear *linear, nib_matrix x
     for (int p = 0, column = 0; p < linear->parts; column += (int)linear->part[p++].lora.rank) {
         const nib_lora *lora = &linear->part[p].lora;
         if (lora->rank == 0) continue;
-        apply_dropout(x, dropout, p, dropped);
+        apply_dropout(ops, x, dropout, p, dropped);
         NIB_TRY(nib_cpu_matmul(ops, dropped, false, lora->a, true, false, nib_matrix_columns(u, column, lora->rank)));
     }
     return NIB_OK;
@@ -157,7 +160,7 @@ static nib_status forward(nib_ops *ops, const nib_linear *linear, nib_matrix x, 
         NIB_TRY(base_weight(ops, linear, x.dtype, &weight));
         NIB_TRY(nib_cpu_matmul(ops, x, false, weight, true, false, y));
     }
-    add_bias(linear, y);
+    add_bias(ops, linear, y);
     if (nib_linear_ranks(linear) == 0) return NIB_OK;
     NIB_TRY(lora_down(ops, linear, x, dropout, u));
     for (int64_t p = 0, first = 0, column = 0; p < linear->parts; p++) {
@@ -200,11 +203,12 @@ static nib_status lora_part_backward(nib_ops *ops, const nib_lora *lora, nib_mat
     if (lora->db == NULL) return NIB_OK;
     NIB_TRY(scratch_matrix(ops, lora->rank, dy.columns, NIB_DTYPE_F32, &db)); /* transposed: longer rows */
     NIB_TRY(nib_cpu_matmul(ops, u, true, dy, false, false, db));
+    NIB_TRY(scratch_matrix(ops, lora->rank, x.columns, NIB_DTYPE_F32, &da));
+    NIB_TRY(nib_cpu_matmul(ops, du, true, x, false, false, da));
+    if (ops->rehearsal) return NIB_OK;
     for (int64_t n = 0; n < dy.columns; n++)
         for (int64_t r = 0; r < lora->rank; r++)
             lora->db[n * lora->rank + r] += lora->scale * ((float *)db.data)[r * db.stride + n];
-    NIB_TRY(scratch_matrix(ops, lora->rank, x.columns, NIB_DTYPE_F32, &da));
-    NIB_TRY(nib_cpu_matmul(ops, du, true, x, false, false, da));
     accumulate_scaled(lora->da, da.data, 1.0f, da.rows * da.columns);
     return NIB_OK;
 }
@@ -215,7 +219,8 @@ static nib_status add_dropped(nib_ops *ops, nib_matrix du, nib_matrix a, nib_dro
     nib_matrix through;
     NIB_TRY(scratch_matrix(ops, dx.rows, dx.columns, dx.dtype, &through));
     NIB_TRY(nib_cpu_matmul(ops, du, false, a, false, false, through));
-    apply_dropout(through, dropout, part, through);
+    apply_dropout(ops, through, dropout, part, through);
+    if (ops->rehearsal) return NIB_OK;
     for (int64_t t = 0; t < dx.rows; t++)
         for (int64_t c = 0; c < dx.columns; c++) set(dx, t, c, get(dx, t, c) + get(through, t, c));
     return NIB_OK;
@@ -232,7 +237,7 @@ static nib_status lora_backward(nib_ops *ops, const nib_linear *linear, nib_matr
         int64_t rank = part->lora.rank;
         nib_matrix du_p = nib_matrix_columns(du, column, rank);
         if (rank > 0) {
-            if (dropout.p > 0.0f) apply_dropout(x, dropout, (int)p, dropped);
+            if (dropout.p > 0.0f) apply_dropout(ops, x, dropout, (int)p, dropped);
             NIB_TRY(lora_part_backward(ops, &part->lora, dropped, nib_matrix_columns(u, column, rank),
                                        nib_matrix_columns(dy, first, part->rows), du_p));
             if (dx.data != NULL && dropout.p > 0.0f) NIB_TRY(add_dropped(ops, du_p, part->lora.a, dropout, (int)p, dx));
@@ -257,7 +262,7 @@ static nib_status weight_backward(nib_ops *ops, const nib_linear_part *part, nib
                          .dtype = NIB_DTYPE_F32};
         NIB_TRY(nib_cpu_matmul(ops, dy, true, x, false, true, dw));
     }
-    if (part->dbias != NULL)
+    if (part->dbias != NULL && !ops->rehearsal)
         for (int64_t t = 0; t < dy.rows; t++)
             for (int64_t n = 0; n < part->rows; n++) part->dbias[n] += get(dy, t, n);
     return NIB_OK;

@@ -27,6 +27,8 @@ struct nib_cpu_matmul_cache {
     dnnl_stream_t stream;
     matmul_entry *entries;
     int used;
+    void *workspace; /* what oneDNN wants beside the operands; grown to the largest product so far */
+    size_t workspace_bytes;
 };
 
 static void clear(nib_cpu_matmul_cache *cache)
@@ -63,6 +65,7 @@ void nib_cpu_matmul_cache_free(nib_cpu_matmul_cache *cache)
     if (cache->stream != NULL) dnnl_stream_destroy(cache->stream);
     if (cache->engine != NULL) dnnl_engine_destroy(cache->engine);
     nib_free(cache->entries);
+    nib_free(cache->workspace);
     nib_free(cache);
 }
 
@@ -152,11 +155,24 @@ static nib_status find(nib_cpu_matmul_cache *cache, const matmul_key *key, matmu
     }
 }
 
+static nib_status workspace_of(nib_cpu_matmul_cache *cache, size_t bytes, void **workspace)
+{
+    if (bytes > cache->workspace_bytes) {
+        nib_free(cache->workspace);
+        cache->workspace = nib_calloc(bytes, 1);
+        cache->workspace_bytes = cache->workspace == NULL ? 0 : bytes;
+        if (cache->workspace == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "matmul: no memory for %zu bytes", bytes);
+    }
+    *workspace = cache->workspace;
+    return NIB_OK;
+}
+
 /* In the operands' own types. */
 static nib_status multiply(nib_ops *ops, nib_matrix a, bool transpose_a, nib_matrix b, bool transpose_b,
                            bool accumulate, nib_matrix c)
 {
     nib_cpu_matmul_cache *cache = nib_cpu_context_of(ops)->matmul;
+    if (ops->rehearsal) return NIB_OK;
     matmul_key key = {.M = c.rows,
                       .N = c.columns,
                       .K = transpose_a ? a.rows : a.columns,
@@ -170,10 +186,9 @@ static nib_status multiply(nib_ops *ops, nib_matrix a, bool transpose_a, nib_mat
                       .c_type = (uint8_t)c.dtype,
                       .threads = nib_cpu_threads()};
     matmul_entry *entry = NULL;
-    void *workspace;
-    size_t mark = ops->scratch->used;
+    void *workspace = NULL;
     NIB_TRY(find(cache, &key, &entry));
-    NIB_TRY(nib_arena_take(ops->scratch, (int64_t)entry->workspace_bytes, 1, &workspace));
+    NIB_TRY(workspace_of(cache, entry->workspace_bytes, &workspace));
     dnnl_memory_set_data_handle_v2(entry->a, a.data, cache->stream);
     dnnl_memory_set_data_handle_v2(entry->b, b.data, cache->stream);
     dnnl_memory_set_data_handle_v2(entry->c, c.data, cache->stream);
@@ -184,7 +199,6 @@ static nib_status multiply(nib_ops *ops, nib_matrix a, bool transpose_a, nib_mat
                                    {DNNL_ARG_SCRATCHPAD, entry->workspace}};
     dnnl_status_t status = dnnl_primitive_execute(entry->primitive, cache->stream, 4, arguments);
     if (status == dnnl_success) status = dnnl_stream_wait(cache->stream);
-    nib_arena_reset(ops->scratch, mark);
     if (status != dnnl_success)
         return NIB_FAIL(NIB_ERROR_INTERNAL, "matmul: oneDNN failed with status %d", (int)status);
     return NIB_OK;
@@ -223,6 +237,7 @@ nib_status nib_cpu_matmul(nib_ops *ops, nib_matrix a, bool transpose_a, nib_matr
         return NIB_FAIL(NIB_ERROR_SHAPE, "matmul: %s x %s into %s is not supported", nib_dtype_name(a.dtype),
                         nib_dtype_name(b.dtype), nib_dtype_name(c.dtype));
     if (M == 0 || N == 0) return NIB_OK;
-    bool widen = a.dtype == NIB_DTYPE_BF16 && !nib_cpu_context_of(ops)->bf16_matmul;
-    return (widen ? multiply_widened : multiply)(ops, a, transpose_a, b, transpose_b, accumulate, c);
+    if (a.dtype == NIB_DTYPE_BF16 && !nib_cpu_context_of(ops)->bf16_matmul)
+        return multiply_widened(ops, a, transpose_a, b, transpose_b, accumulate, c);
+    return multiply(ops, a, transpose_a, b, transpose_b, accumulate, c);
 }

@@ -158,6 +158,7 @@ nib_status nib_cpu_nf4_matvec(nib_ops *ops, const nib_nf4 *weight, int64_t n, in
     size_t mark = ops->scratch->used;
     float *split;
     NIB_TRY(nib_arena_take(ops->scratch, M * K, sizeof *split, &split));
+    if (ops->rehearsal) goto done;
     for (int64_t i = 0; i < M * K; i += 32)
         for (int j = 0; j < 16; j++) {
             split[i + j] = x[i + 2 * j];
@@ -170,6 +171,7 @@ nib_status nib_cpu_nf4_matvec(nib_ops *ops, const nib_nf4 *weight, int64_t n, in
         dot(weight, row * (K / 64), K / 64, M, K, split, sums);
         for (int64_t m = 0; m < M; m++) y[m * y_stride + row] = sums[m];
     }
+done:
     nib_arena_reset(ops->scratch, mark);
     return NIB_OK;
 }

@@ -211,7 +211,6 @@ nib_status nib_model_layout(nib_model *model)
         return NIB_FAIL(NIB_ERROR_MEMORY, "no memory for %lld layers", (long long)model->config.layers);
     NIB_TRY(place_weights(model)); /* counts */
     NIB_TRY(take_parameters(model, model->parameter_elements));
-    if (model->ops == NULL) return NIB_OK;
     for (int i = 0; i < NIB_ARENA_ACTIVATIONS; i++) NIB_TRY(allocate(model, i));
     NIB_TRY(take_parameters(model, model->parameter_elements));
     return place_weights(model);

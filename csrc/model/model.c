@@ -59,11 +59,15 @@ static nib_status make_saves(nib_model *model)
 static nib_status open_model(nib_model *model)
 {
     const nib_model_options *o = &model->options;
-    if (o->quantization == NIB_QUANT_NF4 && !model->source.quantized)
+    if (o->quantization == NIB_QUANT_NF4 && !model->source.quantized && !model->ops->rehearsal)
         NIB_TRY(nib_nf4_cache_open(model->ops, o->cache_folder, &model->source));
     model->config = model->source.config;
     NIB_TRY(nib_model_layout(model));
     NIB_TRY(make_saves(model));
+    if (model->ops->rehearsal) {
+        nib_weight_source_close(&model->source);
+        return NIB_OK;
+    }
     NIB_TRY(nib_model_load(model));
     nib_weight_source_close(&model->source);
     if (model->lora != NULL) {
@@ -138,26 +142,7 @@ int nib_model_memory(const nib_model *model, const nib_memory_class **classes)
 {
     nib_memory_class *memory = ((nib_model *)model)->memory; /* a cache of the arenas' state */
     for (int i = 0; i < NIB_ARENAS; i++) memory[i] = (nib_memory_class){model->arena[i].name, model->arena[i].used};
+    memory[NIB_ARENAS] = (nib_memory_class){model->ops->scratch->name, model->ops->scratch->peak};
     *classes = memory;
-    return NIB_ARENAS;
-}
-
-nib_status nib_model_plan(const nib_model_options *options, int64_t T, int64_t N, nib_recompute recompute,
-                          nib_memory_class *classes, int max, int *count)
-{
-    nib_model *model;
-    const nib_memory_class *memory;
-    nib_status status;
-    *count = 0;
-    NIB_TRY_GOTO(begin(NULL, options, &model), done);
-    model->config = model->source.config;
-    NIB_TRY_GOTO(nib_model_layout(model), done);
-    NIB_TRY_GOTO(make_saves(model), done);
-    NIB_TRY_GOTO(nib_model_layout_activations(model, T, N, recompute, options->train), done);
-    *count = nib_model_memory(model, &memory);
-    if (*count > max) *count = max;
-    memcpy(classes, memory, (size_t)*count * sizeof *classes);
-done:
-    nib_model_close(model);
-    return status;
+    return NIB_ARENAS + 1;
 }

@@ -1,7 +1,8 @@
 /* A model in a backend's memory: base weights, LoRA adapter, activations; forward and backward.
  *
  * Usage: open (reads or builds the NF4 cache), reserve (activations for a number of tokens), then steps. Memory comes
- * from named arenas only; nib_model_plan counts the same allocations without making them.
+ * from named arenas only. With a backend in rehearsal (ops.h) nothing but headers is read: the same allocations and
+ * steps are counted without being made.
  */
 #ifndef NIB_MODEL_H
 #define NIB_MODEL_H
@@ -76,14 +77,11 @@ nib_status nib_model_logits(nib_model *model, const nib_micro_batch *batch, floa
 /* Adapter files: adapter_config.json and adapter_model.safetensors, with PEFT's names, fp32, written durably. */
 nib_status nib_model_save_adapter(const nib_model *model, const char *folder, const char *base_name);
 
-/* Memory by class, for the report and `plan`. */
+/* Memory by class: the arenas, and the most scratch that any op has taken so far. */
 typedef struct {
     const char *name;
     size_t bytes;
 } nib_memory_class;
 int nib_model_memory(const nib_model *model, const nib_memory_class **classes);
-/* The same classes from config and options alone: nothing is read but the model's header, nothing allocated. */
-nib_status nib_model_plan(const nib_model_options *options, int64_t T, int64_t N, nib_recompute recompute,
-                          nib_memory_class *classes, int max, int *count);
 
 #endif

@@ -59,7 +59,7 @@ typedef struct {
 enum { NIB_ARENA_BASE, NIB_ARENA_ADAPTER, NIB_ARENA_GRADIENTS, NIB_ARENA_OPTIMIZER, NIB_ARENA_ACTIVATIONS, NIB_ARENAS };
 
 struct nib_model {
-    nib_ops *ops; /* NULL: a plan, nothing is allocated */
+    nib_ops *ops;
     nib_model_options options;
     nib_model_config config;
     nib_weight_source source; /* open until the weights are loaded */

@@ -121,6 +121,7 @@ typedef struct nib_ops nib_ops;
 struct nib_ops {
     const char *name; /* "cpu", "cuda" */
     void *context;    /* the backend's own */
+    bool rehearsal;   /* touches no tensor, only counts (cpu/rehearsal.h): there is nothing to load */
     nib_arena *scratch;
 
     /* Memory. An arena's block comes from here (base/arena.h). */

@@ -3,6 +3,8 @@
 #define TEST_NAME "adapter"
 #include "model_case.h"
 
+#include "cpu/rehearsal.h"
+
 #include <unistd.h>
 
 #define PEFT NIB_TEST_DATA "/peft/llama3_gqa."
@@ -177,7 +179,26 @@ static void shared_prefixes_change_only_the_order_of_sums(void **state)
     nib_model_close(model[1]);
 }
 
-static void plan_is_what_is_taken(void **state)
+/* Arenas and scratch of a rehearsed step, and of the step. */
+static void step_memory(nib_ops *ops, const nib_model_options *options, nib_recompute policy, const nib_pack *pack,
+                        nib_memory_class classes[16], int *count)
+{
+    nib_model *model;
+    const nib_memory_class *taken;
+    const nib_micro_batch *batch = &pack->micro_batch[0];
+    float *nll = nib_calloc((size_t)batch->N, sizeof *nll);
+    assert_non_null(nll);
+    ops->scratch->peak = 0;
+    must(nib_model_open(ops, options, &model));
+    must(nib_model_reserve(model, batch->T, batch->N, policy, true));
+    must(nib_model_train_batch(model, batch, (nib_step_options){.gradient_scale = 1}, nll));
+    *count = nib_model_memory(model, &taken);
+    memcpy(classes, taken, (size_t)*count * sizeof *classes);
+    nib_model_close(model);
+    nib_free(nll);
+}
+
+static void rehearsal_takes_what_the_step_takes(void **state)
 {
     nib_model_options options = {.path = NIB_TEST_DATA "/models/llama_tied",
                                  .quantization = NIB_QUANT_NF4,
@@ -185,22 +206,34 @@ static void plan_is_what_is_taken(void **state)
                                  .train = true,
                                  .cache_folder = CACHE_FOLDER,
                                  .lora = {.rank = 8, .alpha = 16, .all_linear = true}};
-    for (int policy = NIB_RECOMPUTE_NONE; policy <= NIB_RECOMPUTE_LAYER; policy++) {
-        nib_model *model;
-        nib_memory_class plan[16];
-        const nib_memory_class *taken;
-        int planned;
-        must(nib_model_plan(&options, 300, 200, (nib_recompute)policy, plan, 16, &planned));
-        must(nib_model_open(*state, &options, &model));
-        must(nib_model_reserve(model, 300, 200, (nib_recompute)policy, true));
-        assert_int_equal(nib_model_memory(model, &taken), planned);
+    int32_t ids[200];
+    uint8_t supervised[200];
+    nib_ops *rehearsal;
+    nib_pack pack;
+    must(nib_cpu_rehearsal_create(&rehearsal));
+    for (int i = 0; i < 200; i++) {
+        ids[i] = i % 97;
+        supervised[i] = i % 3 == 0;
+    }
+    nib_row rows[2] = {{.ids = ids, .supervised = supervised, .length = 200, .weight = 1},
+                       {.ids = ids + 50, .supervised = supervised, .length = 130, .weight = 1}};
+    must(nib_pack_step(rows, 2, (nib_pack_options){.slots = 1, .micro_batch_tokens = 512, .pack = true}, &pack));
+    for (int variant = 0; variant < 6; variant++) {
+        nib_recompute policy = (nib_recompute)(variant % 3);
+        nib_memory_class plan[16], taken[16];
+        int planned, count;
+        options.compute = variant < 3 ? NIB_DTYPE_BF16 : NIB_DTYPE_F32;
+        step_memory(rehearsal, &options, policy, &pack, plan, &planned);
+        step_memory(*state, &options, policy, &pack, taken, &count);
+        assert_int_equal(count, planned);
         for (int i = 0; i < planned; i++) {
             assert_string_equal(plan[i].name, taken[i].name);
             assert_true(plan[i].bytes > 0);
             assert_int_equal(plan[i].bytes, taken[i].bytes);
         }
-        nib_model_close(model);
     }
+    nib_pack_free(&pack);
+    nib_cpu_backend_free(rehearsal);
 }
 
 static double cached_loss(nib_ops *ops)
@@ -256,10 +289,14 @@ static int teardown(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(variants_meet_peft),         cmocka_unit_test(what_is_not_computed_is_refused),
-        cmocka_unit_test(foreign_adapter_is_refused), cmocka_unit_test(saved_adapter_is_the_same),
-        cmocka_unit_test(initial_adapter_is_kaiming), cmocka_unit_test(shared_prefixes_change_only_the_order_of_sums),
-        cmocka_unit_test(plan_is_what_is_taken),      cmocka_unit_test(damaged_cache_is_rebuilt),
+        cmocka_unit_test(variants_meet_peft),
+        cmocka_unit_test(what_is_not_computed_is_refused),
+        cmocka_unit_test(foreign_adapter_is_refused),
+        cmocka_unit_test(saved_adapter_is_the_same),
+        cmocka_unit_test(initial_adapter_is_kaiming),
+        cmocka_unit_test(shared_prefixes_change_only_the_order_of_sums),
+        cmocka_unit_test(rehearsal_takes_what_the_step_takes),
+        cmocka_unit_test(damaged_cache_is_rebuilt),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

@@ -1,0 +1,260 @@
+#include "plan.h"
+#include "cpu/backend.h"
+#include "machine.h"
+#include "optim/gradient_tree.h"
+#include "optim/optimizer.h"
+#include "train_evaluate.h"
+#include "train_step.h"
+
+#include <string.h>
+
+#define USUAL_TOKENS    2048                /* enough rows for the matrix products to reach their speed */
+#define MEASURED_TOKENS ((int64_t)16 << 20) /* of a longer run the size of micro-batches is bounded, not measured */
+#define REHEARSED_STEPS 32                  /* whose work is counted */
+#define MAX_SLOTS       64
+/* oneDNN's code and buffers, threads' stacks, and what the allocator keeps; measured on a dual-core machine as the
+ * difference between the peak of runs and the sum of all other classes. */
+#define LIBRARY_BYTES ((size_t)40 << 20)
+
+const char *nib_recompute_name(nib_recompute recompute)
+{
+    static const char *const names[] = {"none", "gate_up", "layer"};
+    return names[recompute];
+}
+
+size_t nib_plan_memory(void)
+{
+    size_t available = nib_available_memory();
+    return available == 0 ? 0 : available / 10 * 9 + nib_resident_memory();
+}
+
+typedef struct {
+    nib_training *training;
+    nib_ops *ops; /* in rehearsal */
+    nib_model *model;
+    nib_plan *plan;
+    int64_t rows; /* most distinct rows with a target of any micro-batch */
+    float *nll;
+    int64_t nll_capacity;
+} rehearsal;
+
+static int64_t target_rows(const nib_micro_batch *batch)
+{
+    int64_t rows = 0;
+    for (int64_t n = 0; n < batch->N; n++) rows += n == 0 || batch->target_row[n] != batch->target_row[n - 1];
+    return rows;
+}
+
+static nib_status rehearse(rehearsal *r, const nib_micro_batch *batch, bool backward)
+{
+    if (batch->N > r->nll_capacity) {
+        nib_free(r->nll);
+        r->nll = nib_calloc((size_t)batch->N, sizeof *r->nll);
+        r->nll_capacity = r->nll == NULL ? 0 : batch->N;
+        if (r->nll == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "no memory for %lld losses", (long long)batch->N);
+    }
+    NIB_TRY(nib_model_reserve(r->model, batch->T, batch->N, r->plan->recompute, true));
+    if (!backward) return nib_model_score_batch(r->model, batch, r->nll);
+    return nib_model_train_batch(r->model, batch, (nib_step_options){.gradient_scale = 1, .dropout_key = 1}, r->nll);
+}
+
+/* Every micro-batch that is larger than all before in some way takes part; `always` all of them. */
+static nib_status rehearse_all(rehearsal *r, const nib_pack *pack, bool backward, bool always)
+{
+    for (int m = 0; m < pack->micro_batches; m++) {
+        const nib_micro_batch *batch = &pack->micro_batch[m];
+        nib_plan *p = r->plan;
+        int64_t rows = target_rows(batch);
+        bool larger = batch->T > p->T || batch->N > p->N || rows > r->rows;
+        p->T = batch->T > p->T ? batch->T : p->T;
+        p->N = batch->N > p->N ? batch->N : p->N;
+        r->rows = rows > r->rows ? rows : r->rows;
+        if (larger || always) NIB_TRY(rehearse(r, batch, backward));
+    }
+    return NIB_OK;
+}
+
+/* For runs too long to look at each step: one document as long as a micro-batch may be. */
+static nib_status rehearse_bound(rehearsal *r, int64_t T)
+{
+    int32_t *words = nib_calloc((size_t)(5 * T), sizeof *words);
+    float *weight = nib_calloc((size_t)T, sizeof *weight);
+    nib_status status;
+    if (words == NULL || weight == NULL) {
+        status = NIB_FAIL(NIB_ERROR_MEMORY, "no memory to plan a micro-batch of %lld tokens", (long long)T);
+    } else {
+        nib_micro_batch batch = {.T = T,
+                                 .id = words,
+                                 .position = words + T,
+                                 .end = words + 2 * T,
+                                 .N = T - 1,
+                                 .target_row = words + 3 * T,
+                                 .target_label = words + 4 * T,
+                                 .target_weight = weight};
+        for (int64_t t = 0; t < T; t++) {
+            batch.position[t] = batch.target_row[t] = (int32_t)t;
+            batch.end[t] = (int32_t)T;
+        }
+        nib_pack pack = {.micro_batches = 1, .micro_batch = &batch};
+        status = rehearse_all(r, &pack, true, false);
+    }
+    nib_free(words);
+    nib_free(weight);
+    return status;
+}
+
+static nib_status rehearse_step(rehearsal *r, int64_t cursor, int64_t count, bool counted)
+{
+    nib_plan *p = r->plan;
+    nib_work *work = nib_cpu_rehearsal_work(r->ops), before = *work;
+    int64_t *samples;
+    nib_pack pack;
+    NIB_TRY(nib_train_pack(r->training, cursor, count, &samples, &pack));
+    nib_status status = rehearse_all(r, &pack, true, counted);
+    p->tokens += counted ? pack.row_tokens : 0;
+    p->computed_tokens += counted ? pack.computed_tokens : 0;
+    p->supervised_tokens += counted ? pack.supervised_tokens : 0;
+    p->steps += counted;
+    nib_pack_free(&pack);
+    nib_free(samples);
+    if (counted && status == NIB_OK) {
+        double norm = 0;
+        bool finite;
+        nib_optimizer_options options = {.max_norm = 1};
+        NIB_TRY(nib_optimizer_zero(r->ops, r->model));
+        status = nib_optimizer_step(r->ops, r->model, &options, &norm, &finite);
+    }
+    if (!counted) *work = before;
+    return status;
+}
+
+static nib_status rehearse_training(rehearsal *r)
+{
+    const nib_training *t = r->training;
+    int64_t batch = t->config->train.batch_size, seen = 0;
+    for (int64_t cursor = 0, step = 0; cursor < t->samples; cursor += batch, step++) {
+        int64_t count = t->samples - cursor < batch ? t->samples - cursor : batch;
+        for (int64_t i = 0; i < count; i++)
+            seen += nib_dataset_row(t->train, nib_mixture_sample(&t->mixture, cursor + i)).length;
+        if (seen > MEASURED_TOKENS) {
+            nib_work *work = nib_cpu_rehearsal_work(r->ops), before = *work;
+            NIB_TRY(rehearse_bound(r, t->config->train.micro_batch_tokens));
+            *work = before;
+            return NIB_OK;
+        }
+        NIB_TRY(rehearse_step(r, cursor, count, step < REHEARSED_STEPS));
+    }
+    return NIB_OK;
+}
+
+static nib_status rehearse_evaluation(rehearsal *r)
+{
+    int64_t size = r->training->eval == NULL ? 0 : nib_dataset_size(r->training->eval);
+    for (int64_t first = 0, count; first < size; first += count) {
+        nib_pack pack;
+        NIB_TRY(nib_train_pack_evaluation(r->training, first, &count, &pack));
+        nib_status status = rehearse_all(r, &pack, false, false);
+        nib_pack_free(&pack);
+        NIB_TRY(status);
+    }
+    return NIB_OK;
+}
+
+static size_t add_class(nib_plan *plan, const char *name, size_t bytes)
+{
+    if (bytes > 0) plan->memory[plan->classes++] = (nib_memory_class){name, bytes};
+    return bytes;
+}
+
+static size_t bytes_of(const nib_plan *plan, const char *name)
+{
+    for (int i = 0; i < plan->classes; i++)
+        if (strcmp(plan->memory[i].name, name) == 0) return plan->memory[i].bytes;
+    return 0;
+}
+
+/* The classes of the model as it is reserved now, then what the process holds beside. */
+static void sum_up(const rehearsal *r)
+{
+    nib_plan *p = r->plan;
+    const nib_memory_class *arena;
+    nib_parameter *parameter;
+    int count = nib_model_memory(r->model, &arena), parameters = nib_model_parameters(r->model, &parameter);
+    int64_t elements = 0;
+    for (int i = 0; i < parameters; i++) elements += parameter[i].rows * parameter[i].columns;
+    for (int i = 0; i < count; i++) p->arena_bytes += add_class(p, arena[i].name, arena[i].bytes);
+    p->arena_bytes +=
+        add_class(p, "gradient slots", nib_gradient_tree_bytes(elements, (int)r->training->config->train.slots));
+    p->arenas = p->classes;
+    size_t rest = add_class(p, "checkpoint copy", 3 * (size_t)elements * sizeof(float));
+    size_t held = add_class(p, "program and data", nib_resident_memory());
+    rest += held + add_class(p, "libraries", LIBRARY_BYTES);
+    /* While weights are read, the mapped file is resident beside them. */
+    size_t loading = held + 2 * bytes_of(p, "base weights") + bytes_of(p, "adapter");
+    p->peak = p->arena_bytes + rest > loading ? p->arena_bytes + rest : loading;
+}
+
+nib_status nib_plan_make(nib_training *t, nib_recompute recompute, nib_plan *plan)
+{
+    nib_model_options options = nib_config_model(t->config, true);
+    rehearsal r = {.training = t, .plan = plan};
+    nib_status status;
+    *plan = (nib_plan){.recompute = recompute};
+    NIB_TRY_GOTO(nib_cpu_rehearsal_create(&r.ops), done);
+    NIB_TRY_GOTO(nib_model_open(r.ops, &options, &r.model), done);
+    *nib_cpu_rehearsal_work(r.ops) = (nib_work){0};
+    NIB_TRY_GOTO(rehearse_training(&r), done);
+    plan->work = *nib_cpu_rehearsal_work(r.ops);
+    NIB_TRY_GOTO(rehearse_evaluation(&r), done);
+    NIB_TRY_GOTO(nib_model_reserve(r.model, plan->T, plan->N, recompute, true), done);
+    sum_up(&r);
+done:
+    nib_free(r.nll);
+    nib_model_close(r.model);
+    nib_cpu_backend_free(r.ops);
+    return status;
+}
+
+static int64_t longest_row(const nib_dataset *dataset, int64_t least)
+{
+    for (int64_t i = 0; dataset != NULL && i < nib_dataset_size(dataset); i++) {
+        int32_t length = nib_dataset_row(dataset, i).length;
+        if (length > least) least = length;
+    }
+    return least;
+}
+
+/* As many slots as the first step has micro-batches. */
+static nib_status choose_slots(nib_training *t)
+{
+    int64_t *samples;
+    nib_pack pack;
+    t->config->train.slots = 1;
+    NIB_TRY(nib_train_pack(t, 0, nib_train_step_rows(t), &samples, &pack));
+    t->config->train.slots = pack.micro_batches < MAX_SLOTS ? pack.micro_batches : MAX_SLOTS;
+    nib_pack_free(&pack);
+    nib_free(samples);
+    return NIB_OK;
+}
+
+nib_status nib_plan_choose(nib_training *t, size_t memory, nib_plan *plan)
+{
+    nib_config *c = t->config;
+    bool given = c->train.micro_batch_tokens != NIB_CONFIG_UNSET, slots_given = c->train.slots != NIB_CONFIG_UNSET;
+    int64_t longest = longest_row(t->eval, longest_row(t->train, 1));
+    if (!given) c->train.micro_batch_tokens = longest > USUAL_TOKENS ? longest : USUAL_TOKENS;
+    for (;; c->train.micro_batch_tokens = c->train.micro_batch_tokens / 2 > longest ? c->train.micro_batch_tokens / 2
+                                                                                    : longest) {
+        if (!slots_given) NIB_TRY(choose_slots(t));
+        for (int policy = NIB_RECOMPUTE_NONE; policy <= NIB_RECOMPUTE_LAYER; policy++) {
+            NIB_TRY(nib_plan_make(t, (nib_recompute)policy, plan));
+            if (memory == 0 || plan->peak <= memory) return NIB_OK;
+        }
+        if (given || c->train.micro_batch_tokens <= longest) break;
+    }
+    return NIB_FAIL(NIB_ERROR_MEMORY,
+                    "the run needs %.2f GiB at least (micro-batches of %lld tokens, rows of up to %lld, everything "
+                    "recomputed), %.2f GiB are there; lower %sdata.max_length or lora.r, or take a smaller model",
+                    (double)plan->peak / (1 << 30), (long long)c->train.micro_batch_tokens, (long long)longest,
+                    (double)memory / (1 << 30), given ? "train.micro_batch_tokens, " : "");
+}
