@@ -52,7 +52,7 @@ nib_status nib_cpu_glu_forward(nib_ops *ops, nib_activation activation, nib_matr
 {
     (void)ops;
     NIB_TRY(check(activation, gate_up, h));
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (h.rows > 1)
     for (int64_t t = 0; t < h.rows; t++)
         for (int64_t c = 0; c < h.columns; c += PIECE) {
             int64_t n = h.columns - c < PIECE ? h.columns - c : PIECE;

@@ -49,7 +49,7 @@ nib_status nib_cpu_rmsnorm_forward(nib_ops *ops, nib_matrix x, const nib_matrix 
     (void)ops;
     if (y.data != NULL) NIB_TRY(check(x, y));
     if (delta != NULL) NIB_TRY(check(x, *delta));
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (x.rows > 1)
     for (int64_t t = 0; t < x.rows; t++)
         forward_row(nib_row(x, t), delta == NULL ? NULL : nib_row(*delta, t), x.dtype, x.columns, weight, epsilon,
                     y.data == NULL ? NULL : nib_row(y, t));

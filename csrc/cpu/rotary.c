@@ -10,7 +10,7 @@ nib_status nib_cpu_rotary_table(nib_ops *ops, const int32_t *position, int64_t T
                                 float scale, float *table)
 {
     (void)ops;
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (T > 1)
     for (int64_t t = 0; t < T; t++)
         for (int64_t i = 0; i < pairs; i++) {
             float angle = (float)position[t] * frequency[i]; /* fp32, as the reference computes it */
@@ -40,7 +40,7 @@ nib_status nib_cpu_rotary(nib_ops *ops, nib_matrix x, int64_t heads, int64_t hea
     if (x.columns != heads * head_dim || 2 * pairs > head_dim || head_dim > MAX_HEAD_DIM)
         return NIB_FAIL(NIB_ERROR_SHAPE, "rotary: %lld columns for %lld heads of %lld, %lld pairs",
                         (long long)x.columns, (long long)heads, (long long)head_dim, (long long)pairs);
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (x.rows > 1)
     for (int64_t t = 0; t < x.rows; t++)
         for (int64_t h = 0; h < heads; h++)
             rotate(nib_row(nib_matrix_columns(x, h * head_dim, head_dim), t), x.dtype, table + t * 2 * pairs, pairs,
