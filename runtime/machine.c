@@ -1,5 +1,9 @@
 #include "machine.h"
+#include "base/utf8.h"
 
+#ifdef _OPENMP
+#include <omp.h>
+#endif
 #include <stdio.h>
 #include <string.h>
 #include <sys/utsname.h>
@@ -25,15 +29,24 @@ size_t nib_resident_memory(void) { return kibibytes_of("/proc/self/status", "VmR
 
 size_t nib_available_memory(void) { return kibibytes_of("/proc/meminfo", "MemAvailable"); }
 
-void nib_machine_describe(nib_buffer *text)
+static void read_processor(char name[256])
 {
-    char line[512], name[256] = "unknown processor";
-    struct utsname system;
+    char line[512];
     FILE *file = fopen("/proc/cpuinfo", "r");
     while (file != NULL && fgets(line, sizeof line, file) != NULL)
         if (sscanf(line, "model name : %255[^\n]", name) == 1) break;
     if (file != NULL) fclose(file);
-    nib_buffer_format(text, "%s, %ld threads, %.1f GiB", name, sysconf(_SC_NPROCESSORS_ONLN),
-                      (double)kibibytes_of("/proc/meminfo", "MemTotal") / (1 << 30));
-    if (uname(&system) == 0) nib_buffer_format(text, ", %s %s", system.sysname, system.release);
+    if (name[0] == 0 || nib_utf8_invalid_at(name, strlen(name)) != strlen(name)) strcpy(name, "unknown");
+}
+
+void nib_machine_read(nib_machine *machine)
+{
+    struct utsname system;
+    *machine = (nib_machine){.processors = (int)sysconf(_SC_NPROCESSORS_ONLN), .threads = 1};
+    read_processor(machine->processor);
+#ifdef _OPENMP
+    machine->threads = omp_get_max_threads();
+#endif
+    machine->memory = kibibytes_of("/proc/meminfo", "MemTotal");
+    if (uname(&system) == 0) snprintf(machine->system, sizeof machine->system, "%s %s", system.sysname, system.release);
 }

@@ -2,8 +2,6 @@
 #ifndef NIB_MACHINE_H
 #define NIB_MACHINE_H
 
-#include "base/buffer.h"
-
 #include <stddef.h>
 
 /* Peak resident memory of the process in bytes (VmHWM); 0: not known. */
@@ -12,7 +10,14 @@ size_t nib_peak_memory(void);
 size_t nib_resident_memory(void);
 /* Memory that can still be taken, in bytes (MemAvailable); 0: not known. */
 size_t nib_available_memory(void);
-/* "Intel(R) Xeon(R) ..., 2 threads, 15.6 GiB, Linux 6.1.0". */
-void nib_machine_describe(nib_buffer *text);
+
+typedef struct {
+    char processor[256]; /* "AMD EPYC 9B14"; UTF-8 */
+    char system[256];    /* "Linux 6.1.0" */
+    int processors;      /* that are online */
+    int threads;         /* that the ops take */
+    size_t memory;       /* bytes; 0: not known */
+} nib_machine;
+void nib_machine_read(nib_machine *machine);
 
 #endif

@@ -3,6 +3,7 @@
 
 #include "base/utf8.h"
 #include "cpu/backend.h"
+#include "version.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -61,7 +62,7 @@ int main(int argc, char **argv)
         return 0;
     }
     if (strcmp(argv[1], "--version") == 0) {
-        printf("nibble %s (%s)\nbackends: cpu\ncpu: %s\n", NIBBLE_VERSION, NIBBLE_COMMIT, nib_cpu_features());
+        printf("nibble %s (%s)\nbackends: cpu\ncpu: %s\n", nib_version(), nib_commit(), nib_cpu_features());
         return 0;
     }
     for (int i = 0; commands[i] != NULL; i++) {

@@ -1,10 +1,12 @@
-/* report.html: the whole run on one page, in one file that asks nothing of a network. */
+/* report.html: a run on one page that needs no network. */
 #ifndef NIB_REPORT_H
 #define NIB_REPORT_H
 
-#include "train.h"
+#include "base/status.h"
 
-/* Replaces the run folder's report.html, made from metrics.jsonl, the answers and the training's own tables. */
-nib_status nib_report_write(const nib_training *training);
+/* Writes FOLDER/report.html durably, from the folder's config.json, run.json, metrics.jsonl, answers-before.jsonl and
+ * answers.jsonl (the last two may be absent) and from nothing else: a resumed run makes the report of one that was
+ * never stopped, but for its times. */
+nib_status nib_report_write(const char *folder);
 
 #endif

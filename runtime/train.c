@@ -3,12 +3,10 @@
 #include "machine.h"
 #include "report.h"
 #include "signals.h"
-#include "train_answers.h"
 #include "train_evaluate.h"
 #include "train_open.h"
 #include "train_step.h"
 
-#include <math.h>
 #include <stdio.h>
 #include <time.h>
 
@@ -52,8 +50,8 @@ static nib_status record_step(nib_training *t, const nib_step_result *result)
                       (long long)result->computed_tokens);
     nib_metrics_number(&line, "tokens_per_second", (double)result->tokens / result->seconds);
     nib_metrics_number(&line, "seconds", result->seconds);
-    nib_buffer_format(&line, ",\"applied\":%s,\"time\":%lld", result->applied ? "true" : "false",
-                      (long long)time(NULL));
+    nib_buffer_format(&line, ",\"applied\":%s,\"peak_bytes\":%zu,\"time\":%lld", result->applied ? "true" : "false",
+                      nib_peak_memory(), (long long)time(NULL));
     nib_status status = nib_metrics_line(&t->metrics, &line);
     nib_buffer_free(&line);
     return status;
@@ -89,7 +87,7 @@ static nib_status finish(nib_training *t)
     nib_status status = nib_metrics_line(&t->metrics, &line);
     nib_buffer_free(&line);
     NIB_TRY(status);
-    NIB_TRY(nib_report_write(t));
+    NIB_TRY(nib_report_write(t->folder.path));
     const nib_memory_class *classes;
     int count = nib_model_memory(t->model, &classes);
     for (int i = 0; i < count; i++)
@@ -102,7 +100,7 @@ static nib_status finish(nib_training *t)
 static nib_status evaluate(nib_training *t, bool *stop)
 {
     NIB_TRY(nib_train_evaluate(t, stop));
-    return nib_report_write(t);
+    return nib_report_write(t->folder.path);
 }
 
 /* One step and what is due at its end. */
@@ -123,31 +121,18 @@ static nib_status advance(nib_training *t, bool *stop)
     return NIB_OK;
 }
 
-static nib_status answer_before(nib_training *t)
-{
-    double exact_match;
-    NIB_TRY(nib_train_answers(t, &exact_match));
-    if (isnan(exact_match)) return NIB_OK;
-    nib_log("exact match before training: %.1f %%", 100 * exact_match);
-    nib_buffer line = {0};
-    nib_buffer_text(&line, "{\"event\":\"before\",\"step\":0");
-    nib_metrics_number(&line, "exact_match", exact_match);
-    nib_status status = nib_metrics_line(&t->metrics, &line);
-    nib_buffer_free(&line);
-    return status;
-}
-
 static nib_status run(nib_training *t)
 {
     bool stop = false;
     nib_signals_install();
-    if (t->state.step == 0) NIB_TRY(answer_before(t));
+    if (t->state.step == 0 && t->eval != NULL) NIB_TRY(nib_train_evaluate_before(t));
     t->started = nib_train_clock();
     t->first_step = t->state.step;
     while (t->state.step < t->schedule.steps && !stop) {
         NIB_TRY(advance(t, &stop));
         if (!nib_signals_stop_requested() || stop || t->state.step == t->schedule.steps) continue;
         NIB_TRY(write_last_checkpoint(t));
+        NIB_TRY(nib_report_write(t->folder.path));
         return NIB_FAIL(NIB_STOPPED, "stopped by signal %d after step %lld of %lld; continue with --resume",
                         nib_signals_last(), (long long)t->state.step, (long long)t->schedule.steps);
     }

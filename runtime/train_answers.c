@@ -18,7 +18,7 @@ static void put_text(nib_buffer *line, const char *key, const char *text)
 static nib_status keep_answer(void *user, const nib_answer *answer)
 {
     nib_buffer *lines = user;
-    nib_buffer_char(lines, '{');
+    nib_buffer_format(lines, "{\"sample\":%lld,", (long long)answer->sample);
     put_text(lines, "prompt", answer->prompt);
     put_text(lines, "output", answer->output);
     put_text(lines, "reference", answer->reference);
@@ -26,7 +26,7 @@ static nib_status keep_answer(void *user, const nib_answer *answer)
     return lines->failed ? NIB_FAIL(NIB_ERROR_MEMORY, "no memory for the answers of an evaluation") : NIB_OK;
 }
 
-nib_status nib_train_answers(nib_training *t, double *exact_match)
+nib_status nib_train_answers(nib_training *t, const char *name, double *exact_match)
 {
     nib_answer_summary summary;
     nib_buffer lines = {0};
@@ -37,7 +37,8 @@ nib_status nib_train_answers(nib_training *t, double *exact_match)
                                              PROMPTS_AT_ONCE, MAX_NEW_TOKENS, keep_answer, &lines, &summary);
     if (status != NIB_OK || summary.answers == 0) goto done;
     *exact_match = summary.exact_match;
-    path = nib_path_join(t->folder.path, t->state.step == 0 ? "answers-before.jsonl" : "answers.jsonl");
+    if (name == NULL) goto done;
+    path = nib_path_join(t->folder.path, name);
     status = path == NULL ? NIB_FAIL(NIB_ERROR_MEMORY, "no memory for a path")
                           : nib_file_replace(path, lines.data, lines.length);
 done:

@@ -5,6 +5,7 @@
 #include "train_step.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 #include <time.h>
 
@@ -57,29 +58,54 @@ static nib_status score_all(nib_training *t, double *loss, int64_t *tokens)
     return NIB_OK;
 }
 
-nib_status nib_train_evaluate(nib_training *t, bool *stop)
+static void put_figures(nib_buffer *line, double loss, double exact_match, double seconds)
 {
-    double loss = 0, begun = nib_train_clock();
+    nib_metrics_number(line, "loss", loss);
+    nib_metrics_number(line, "perplexity", exp(loss));
+    if (!isnan(exact_match)) nib_metrics_number(line, "exact_match", exact_match);
+    nib_metrics_number(line, "seconds", seconds);
+    nib_buffer_format(line, ",\"time\":%lld", (long long)time(NULL));
+}
+
+static void log_figures(const char *when, double loss, double exact_match, const char *verdict)
+{
+    nib_log("evaluation %s: loss %.4f, perplexity %.4g%s", when, loss, exp(loss), verdict);
+    if (!isnan(exact_match)) nib_log("exact match of generated answers: %.1f %%", 100 * exact_match);
+}
+
+nib_status nib_train_evaluate_before(nib_training *t)
+{
+    double loss = 0, exact_match, begun = nib_train_clock();
     int64_t tokens = 0;
     nib_buffer line = {0};
-    *stop = false;
-    double exact_match;
     NIB_TRY(score_all(t, &loss, &tokens));
-    NIB_TRY(nib_train_answers(t, &exact_match));
+    NIB_TRY(nib_train_answers(t, "answers-before.jsonl", &exact_match));
+    nib_buffer_text(&line, "{\"event\":\"before\",\"step\":0");
+    put_figures(&line, loss, exact_match, nib_train_clock() - begun);
+    nib_status status = nib_metrics_line(&t->metrics, &line);
+    nib_buffer_free(&line);
+    log_figures("before training", loss, exact_match, "");
+    return status;
+}
+
+nib_status nib_train_evaluate(nib_training *t, bool *stop)
+{
+    double loss = 0, exact_match, begun = nib_train_clock();
+    int64_t tokens = 0;
+    nib_buffer line = {0};
+    char when[64];
+    *stop = false;
+    NIB_TRY(score_all(t, &loss, &tokens));
     bool better = isfinite(loss) && (t->state.best_step < 0 || loss < t->state.best_loss);
-    nib_buffer_format(&line, "{\"event\":\"eval\",\"step\":%lld", (long long)t->state.step);
-    nib_metrics_number(&line, "loss", loss);
-    nib_metrics_number(&line, "perplexity", exp(loss));
-    nib_buffer_format(&line, ",\"supervised_tokens\":%lld,\"best\":%s", (long long)tokens, better ? "true" : "false");
-    if (!isnan(exact_match)) nib_metrics_number(&line, "exact_match", exact_match);
-    nib_metrics_number(&line, "seconds", nib_train_clock() - begun);
-    nib_buffer_format(&line, ",\"time\":%lld", (long long)time(NULL));
+    NIB_TRY(nib_train_answers(t, better ? "answers.jsonl" : NULL, &exact_match));
+    nib_buffer_format(&line, "{\"event\":\"eval\",\"step\":%lld,\"supervised_tokens\":%lld,\"best\":%s",
+                      (long long)t->state.step, (long long)tokens, better ? "true" : "false");
+    put_figures(&line, loss, exact_match, nib_train_clock() - begun);
     nib_status status = nib_metrics_line(&t->metrics, &line);
     nib_buffer_free(&line);
     NIB_TRY(status);
-    nib_log("evaluation after %lld steps: loss %.4f, perplexity %.4g%s", (long long)t->state.step, loss, exp(loss),
-            better ? ", the best so far" : "");
-    if (!isnan(exact_match)) nib_log("exact match of generated answers: %.1f %%", 100 * exact_match);
+    snprintf(when, sizeof when, "after %lld steps", (long long)t->state.step);
+    log_figures(when, loss, exact_match, better ? ", the best so far" : "");
     if (!better) {
         t->state.evaluations_since_best++;
         *stop = t->config->evaluate.patience != NIB_CONFIG_UNSET &&

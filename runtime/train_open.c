@@ -3,6 +3,7 @@
 #include "base/log.h"
 #include "base/sha256.h"
 #include "plan.h"
+#include "run_facts.h"
 #include "train_step.h"
 
 #include <math.h>
@@ -195,6 +196,7 @@ nib_status nib_train_open(nib_config *config, bool resume, nib_training *t)
     NIB_TRY(nib_checkpointer_create(t->folder.checkpoints, config->checkpoint.keep, &t->checkpointer));
     nib_config_log(config);
     if (t->state.finished) return NIB_OK;
+    NIB_TRY(nib_run_facts_write(t));
     return nib_metrics_open(t->folder.metrics, t->folder.path, t->state.step, &t->metrics);
 }
 

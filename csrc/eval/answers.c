@@ -32,9 +32,10 @@ static void free_exam(exam *e)
 static nib_status collect_questions(const nib_dataset *data, int64_t limit, exam *e)
 {
     int64_t size = nib_dataset_size(data);
-    for (int64_t i = 0; i < size && i < limit; i++) {
-        question q = {.sample = i};
-        if (!nib_dataset_prompt(data, i, &q.prompt.ids, &q.prompt.length, &q.reference) || q.prompt.length == 0)
+    if (limit > size) limit = size;
+    for (int64_t i = 0; i < limit; i++) {
+        question q = {.sample = (2 * i + 1) * size / (2 * limit)}; /* the middles of `limit` equal parts */
+        if (!nib_dataset_prompt(data, q.sample, &q.prompt.ids, &q.prompt.length, &q.reference) || q.prompt.length == 0)
             continue;
         if (!nib_grow(&e->questions, &e->capacity, e->count + 1, sizeof q))
             return NIB_FAIL(NIB_ERROR_MEMORY, "no memory for %zu questions", e->count);

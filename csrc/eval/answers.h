@@ -24,8 +24,8 @@ typedef struct {
 } nib_answer_summary;
 
 /* Decodes greedily, `batch` prompts at once, until a turn's terminator, an end of text or max_new_tokens. Samples
- * without a prompt (plain text, token ids) are passed over. limit: samples looked at; all if larger than the data set.
- * The model's reserved activations stay untouched. */
+ * without a prompt (plain text, token ids) are passed over. limit: samples looked at, spread evenly; all if larger than
+ * the data set. The model's reserved activations stay untouched. */
 nib_status nib_evaluate_answers(nib_model *model, const nib_dataset *data, const nib_tokenizer *tokenizer,
                                 int64_t limit, int64_t batch, int64_t max_new_tokens, nib_answer_visitor visit,
                                 void *user, nib_answer_summary *summary);

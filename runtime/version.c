@@ -1,0 +1,5 @@
+#include "version.h"
+
+const char *nib_version(void) { return NIBBLE_VERSION; }
+
+const char *nib_commit(void) { return NIBBLE_COMMIT; }
