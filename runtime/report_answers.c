@@ -40,15 +40,11 @@ static size_t common_end(const nib_report_data *d, size_t beginning)
 
 static void answer(nib_buffer *out, const char *when, const char *text, bool matched)
 {
-    nib_buffer_format(out, "<div><dt>%s<span class=\"verdict %s\">%s</span></dt>", when, matched ? "right" : "wrong",
-                      matched ? "✓ exact" : "✗");
     while (is_space(*text)) text++;
-    if (*text == 0) {
-        nib_buffer_text(out, "<dd class=\"none\">nothing</dd></div>\n");
-        return;
-    }
-    nib_buffer_text(out, "<dd dir=\"auto\">");
-    nib_html_text(out, text);
+    nib_buffer_format(out, "<div><dt>%s</dt><dd%s dir=\"auto\">", when, *text == 0 ? " class=\"none\"" : "");
+    nib_buffer_text(out, matched ? "<span class=\"verdict right\" title=\"the reference, exactly\">✓</span>"
+                                 : "<span class=\"verdict wrong\" title=\"not the reference\">×</span>");
+    nib_html_text(out, *text == 0 ? "nothing" : text);
     nib_buffer_text(out, "</dd></div>\n");
 }
 

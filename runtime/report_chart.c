@@ -25,7 +25,7 @@ void nib_nice_ticks(double *low, double *high, int count, double *step)
     *high = ceil(*high / *step - 1e-9) * *step;
 }
 
-static frame fit(const nib_series *series, int count, int64_t last_step, bool zero)
+static frame fit(const nib_series *series, int count, int64_t last_step, bool wide)
 {
     frame f = {.x0 = 0, .x1 = (double)last_step, .y0 = INFINITY, .y1 = -INFINITY};
     for (int s = 0; s < count; s++)
@@ -33,22 +33,30 @@ static frame fit(const nib_series *series, int count, int64_t last_step, bool ze
             f.y0 = fmin(f.y0, series[s].curve->point[i].y);
             f.y1 = fmax(f.y1, series[s].curve->point[i].y);
         }
-    if (zero && f.y0 >= 0 && f.y1 > 0) f.y0 = 0;
-    nib_nice_ticks(&f.y0, &f.y1, 5, &f.y_step);
+    if (f.y0 >= 0 && (!wide || f.y0 < f.y1 / 3)) f.y0 = 0;
+    nib_nice_ticks(&f.y0, &f.y1, wide ? 5 : 3, &f.y_step);
     return f;
 }
 
 static double at_x(const frame *f, double x) { return (x - f->x0) / (f->x1 - f->x0) * VIEW; }
 static double at_y(const frame *f, double y) { return (f->y1 - y) / (f->y1 - f->y0) * VIEW; }
 
-/* Lines across, and labels at shares of the plot's height and width. */
-static void axes(nib_buffer *out, const frame *f)
+static int grid_lines(const frame *f) { return (int)lround((f->y1 - f->y0) / f->y_step); }
+
+static void grid(nib_buffer *out, const frame *f)
 {
-    double x0 = f->x0, x1 = f->x1, step;
-    int lines = (int)lround((f->y1 - f->y0) / f->y_step);
+    int lines = grid_lines(f);
     nib_buffer_text(out, "<path class=\"grid\" d=\"");
     for (int i = 0; i <= lines; i++) nib_buffer_format(out, "M0 %.1fH1000", VIEW * i / lines);
-    nib_buffer_text(out, "\"/></svg>\n<div class=\"y\">");
+    nib_buffer_text(out, "\"/>");
+}
+
+/* At shares of the plot's height and width. */
+static void labels(nib_buffer *out, const frame *f, bool wide)
+{
+    double x0 = f->x0, x1 = f->x1, step;
+    int lines = grid_lines(f);
+    nib_buffer_text(out, "<div class=\"y\">");
     for (int i = 0; i <= lines; i++) {
         double value = f->y0 + i * f->y_step;
         nib_buffer_format(out, "<span style=\"bottom:%.2f%%\">", 100.0 * i / lines);
@@ -56,7 +64,7 @@ static void axes(nib_buffer *out, const frame *f)
         nib_buffer_text(out, "</span>");
     }
     nib_buffer_text(out, "</div><div class=\"x\">");
-    nib_nice_ticks(&x0, &x1, 6, &step);
+    nib_nice_ticks(&x0, &x1, wide ? 6 : 3, &step);
     if (step < 1) step = 1;
     for (double x = 0; x <= f->x1; x += step) {
         nib_buffer_format(out, "<span style=\"left:%.2f%%\">", at_x(f, x) / VIEW * 100);
@@ -101,7 +109,7 @@ static void draw(nib_buffer *out, const char *title, const nib_series *series, i
     data_attribute(out, series, count);
     nib_buffer_format(out, ">\n<figcaption><h3>%s</h3><output></output><p>", title);
     for (int s = 0; s < count; s++) {
-        nib_buffer_format(out, "<span class=\"key %s\">%s <b>", series[s].look, series[s].name);
+        nib_buffer_format(out, "<span class=\"key %s\">%s <b>", count == 1 ? "only" : series[s].look, series[s].name);
         nib_html_number(out, series[s].curve->point[series[s].curve->count - 1].y);
         nib_buffer_text(out, "</b></span> ");
     }
@@ -109,13 +117,15 @@ static void draw(nib_buffer *out, const char *title, const nib_series *series, i
                       "</p></figcaption>\n<div class=\"plot\"><svg viewBox=\"0 0 1000 1000\" "
                       "preserveAspectRatio=\"none\" role=\"img\" aria-label=\"%s over steps\">",
                       title);
+    grid(out, f);
     for (int s = 0; s < count; s++) path(out, f, &series[s]);
-    axes(out, f);
+    nib_buffer_text(out, "</svg>\n");
+    labels(out, f, wide);
     nib_buffer_text(out, "<i class=\"cursor\"></i></div>\n</figure>\n");
 }
 
 nib_status nib_html_chart(nib_buffer *out, const char *title, const nib_series *series, int count, int64_t last_step,
-                          bool zero, bool wide)
+                          bool wide)
 {
     nib_curve thin[8] = {0};
     nib_series drawn[8];
@@ -129,7 +139,7 @@ nib_status nib_html_chart(nib_buffer *out, const char *title, const nib_series *
         n++;
     }
     if (n == 0) goto done;
-    frame f = fit(drawn, n, last_step, zero);
+    frame f = fit(drawn, n, last_step, wide);
     draw(out, title, drawn, n, &f, wide);
 done:
     for (int s = 0; s < 8; s++) nib_free(thin[s].point);

@@ -13,9 +13,10 @@ typedef struct {
 } nib_series;
 
 /* Draws the series that have points, in order; nothing if none has. Long curves are thinned. last_step: right end of
- * the axis. zero: the value axis begins at 0, if no value is below. wide: takes the whole row. */
+ * the axis. wide: takes the whole row of the page, and its values begin at 0 only if they come near. Others always
+ * begin there, unless a value is below. */
 nib_status nib_html_chart(nib_buffer *out, const char *title, const nib_series *series, int count, int64_t last_step,
-                          bool zero, bool wide);
+                          bool wide);
 
 /* Ticks at multiples of *step, which is 1, 2 or 5 times a power of ten: about `count` of them in [*low, *high], which
  * grows to the multiples around it. */

@@ -5,8 +5,8 @@
 #include <math.h>
 #include <string.h>
 
-/* Steps that the smoothed loss averages over, about: a fifteenth of the run, five at least. */
-static double smoothing(size_t steps) { return 1 - 1 / fmax(5, (double)steps / 15); }
+/* Steps that the smoothed loss averages over, about: a twentieth of the run, three at least. */
+static double smoothing(size_t steps) { return 1 - 1 / fmax(3, (double)steps / 20); }
 
 typedef void (*put_value)(nib_buffer *out, double value);
 
@@ -91,10 +91,10 @@ nib_status nib_report_curves(nib_buffer *out, const nib_report_data *d)
         {"training", "raw", &d->loss}, {"smoothed", "line", &smooth}, {"evaluation", "marks", &d->evaluation}};
     const nib_series rate = {"", "line", &d->rate}, norm = {"", "line", &d->norm}, speed = {"", "line", &d->speed};
     nib_buffer_text(out, "<h2>Curves</h2>\n<div class=\"charts\">\n");
-    nib_status status = nib_html_chart(out, "Loss", loss, 3, d->steps, true, true);
-    if (status == NIB_OK) status = nib_html_chart(out, "Learning rate", &rate, 1, d->steps, true, false);
-    if (status == NIB_OK) status = nib_html_chart(out, "Gradient norm", &norm, 1, d->steps, true, false);
-    if (status == NIB_OK) status = nib_html_chart(out, "Tokens per second", &speed, 1, d->steps, true, false);
+    nib_status status = nib_html_chart(out, "Loss", loss, 3, d->steps, true);
+    if (status == NIB_OK) status = nib_html_chart(out, "Learning rate", &rate, 1, d->steps, false);
+    if (status == NIB_OK) status = nib_html_chart(out, "Gradient norm", &norm, 1, d->steps, false);
+    if (status == NIB_OK) status = nib_html_chart(out, "Tokens per second", &speed, 1, d->steps, false);
     nib_buffer_text(out, "</div>\n");
     nib_free(smooth.point);
     return status;
@@ -149,7 +149,7 @@ void nib_report_memory(nib_buffer *out, const nib_report_data *d)
         nib_html_bytes(out, (double)nib_report_count(c, "bytes"));
         nib_buffer_text(out, "</dd>\n");
     }
-    nib_buffer_text(out, "<dt>All of the model</dt><dd>");
+    nib_buffer_text(out, "<dt>All of these</dt><dd>");
     nib_html_bytes(out, total);
     if (d->peak_bytes > 0) {
         nib_buffer_text(out, "</dd>\n<dt>Peak of the process</dt><dd>");
