@@ -6,15 +6,15 @@
 #include "train_evaluate.h"
 #include "train_step.h"
 
-#include <string.h>
-
 #define USUAL_TOKENS    2048                /* enough rows for the matrix products to reach their speed */
 #define MEASURED_TOKENS ((int64_t)16 << 20) /* of a longer run the size of micro-batches is bounded, not measured */
 #define REHEARSED_STEPS 32                  /* whose work is counted */
 #define MAX_SLOTS       64
-/* oneDNN's code and buffers, threads' stacks, and what the allocator keeps; measured on a dual-core machine as the
- * difference between the peak of runs and the sum of all other classes. */
-#define LIBRARY_BYTES ((size_t)40 << 20)
+/* Threads' stacks, oneDNN's own state, and what the allocator keeps; then oneDNN's code, which it makes anew for each
+ * length of a micro-batch and keeps for the last ones. Measured as the growth of resident memory over runs. */
+#define LIBRARY_BYTES       ((size_t)12 << 20)
+#define CODE_BYTES          ((size_t)1100 << 10)
+#define MOST_LENGTHS_CACHED 32
 
 const char *nib_recompute_name(nib_recompute recompute)
 {
@@ -33,7 +33,9 @@ typedef struct {
     nib_ops *ops; /* in rehearsal */
     nib_model *model;
     nib_plan *plan;
-    int64_t rows; /* most distinct rows with a target of any micro-batch */
+    int64_t rows;  /* most distinct rows with a target of any micro-batch */
+    uint8_t *seen; /* [seen_capacity] lengths of micro-batches that occurred */
+    size_t seen_capacity, lengths;
     float *nll;
     int64_t nll_capacity;
 } rehearsal;
@@ -65,6 +67,10 @@ static nib_status rehearse_all(rehearsal *r, const nib_pack *pack, bool backward
         const nib_micro_batch *batch = &pack->micro_batch[m];
         nib_plan *p = r->plan;
         int64_t rows = target_rows(batch);
+        if (!nib_grow(&r->seen, &r->seen_capacity, (size_t)batch->T + 1, 1))
+            return NIB_FAIL(NIB_ERROR_MEMORY, "no memory to plan a micro-batch of %lld tokens", (long long)batch->T);
+        r->lengths += r->seen[batch->T] == 0;
+        r->seen[batch->T] = 1;
         bool larger = batch->T > p->T || batch->N > p->N || rows > r->rows;
         p->T = batch->T > p->T ? batch->T : p->T;
         p->N = batch->N > p->N ? batch->N : p->N;
@@ -166,13 +172,6 @@ static size_t add_class(nib_plan *plan, const char *name, size_t bytes)
     return bytes;
 }
 
-static size_t bytes_of(const nib_plan *plan, const char *name)
-{
-    for (int i = 0; i < plan->classes; i++)
-        if (strcmp(plan->memory[i].name, name) == 0) return plan->memory[i].bytes;
-    return 0;
-}
-
 /* The classes of the model as it is reserved now, then what the process holds beside. */
 static void sum_up(const rehearsal *r)
 {
@@ -186,12 +185,10 @@ static void sum_up(const rehearsal *r)
     p->arena_bytes +=
         add_class(p, "gradient slots", nib_gradient_tree_bytes(elements, (int)r->training->config->train.slots));
     p->arenas = p->classes;
-    size_t rest = add_class(p, "checkpoint copy", 3 * (size_t)elements * sizeof(float));
-    size_t held = add_class(p, "program and data", nib_resident_memory());
-    rest += held + add_class(p, "libraries", LIBRARY_BYTES);
-    /* While weights are read, the mapped file is resident beside them. */
-    size_t loading = held + 2 * bytes_of(p, "base weights") + bytes_of(p, "adapter");
-    p->peak = p->arena_bytes + rest > loading ? p->arena_bytes + rest : loading;
+    p->peak = p->arena_bytes + add_class(p, "checkpoint copy", 3 * (size_t)elements * sizeof(float));
+    p->peak += add_class(p, "program and data", nib_resident_memory());
+    size_t lengths = r->lengths < MOST_LENGTHS_CACHED ? r->lengths : MOST_LENGTHS_CACHED;
+    p->peak += add_class(p, "libraries", LIBRARY_BYTES + lengths * CODE_BYTES);
 }
 
 nib_status nib_plan_make(nib_training *t, nib_recompute recompute, nib_plan *plan)
@@ -210,6 +207,7 @@ nib_status nib_plan_make(nib_training *t, nib_recompute recompute, nib_plan *pla
     sum_up(&r);
 done:
     nib_free(r.nll);
+    nib_free(r.seen);
     nib_model_close(r.model);
     nib_cpu_backend_free(r.ops);
     return status;

@@ -1,6 +1,7 @@
 #include "base/file.h"
 #include "base/buffer.h"
 #include "base/memory.h"
+#include "base/sha256.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -72,6 +73,21 @@ void nib_file_release(const nib_file *file, uint64_t offset, uint64_t length)
     uint64_t end = (offset + length) / page * page;
     if (file->data != NULL && end > first && end <= file->size)
         madvise((void *)(uintptr_t)(file->data + first), end - first, MADV_DONTNEED);
+}
+
+void nib_file_hash(const nib_file *file, char hex[65])
+{
+    enum { PIECE = 1 << 20 };
+    uint8_t digest[32];
+    nib_sha256 hash;
+    nib_sha256_begin(&hash);
+    for (uint64_t at = 0, n; at < file->size; at += n) {
+        n = file->size - at < PIECE ? file->size - at : PIECE;
+        nib_sha256_update(&hash, file->data + at, (size_t)n);
+        nib_file_release(file, at, n);
+    }
+    nib_sha256_end(&hash, digest);
+    nib_sha256_hex(digest, hex);
 }
 
 nib_status nib_file_read(const char *path, size_t max, char **text, size_t *length)

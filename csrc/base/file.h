@@ -19,6 +19,9 @@ nib_status nib_file_map(nib_file *file, const char *path);
 void nib_file_unmap(nib_file *file);
 /* Tells the kernel that the bytes are no longer needed, so that a streamed file does not stay in memory. */
 void nib_file_release(const nib_file *file, uint64_t offset, uint64_t length);
+/* SHA-256 of the mapped file, whose pages are given back as it goes, so that a large one is never resident as a whole.
+ */
+void nib_file_hash(const nib_file *file, char hex[65]);
 
 /* Whole file into *text (NUL added after *length bytes; free with nib_free). max: larger is NIB_ERROR_DATA. */
 nib_status nib_file_read(const char *path, size_t max, char **text, size_t *length);

@@ -113,7 +113,7 @@ static nib_status write_manifest(const char *folder)
         nib_file file;
         NIB_TRY_GOTO(path_of(path, "%s/%s", folder, files[i]), done);
         NIB_TRY_GOTO(nib_file_map(&file, path), done);
-        nib_sha256_of(file.data, file.size, hex);
+        nib_file_hash(&file, hex);
         nib_buffer_format(&text, "%s{\"name\": \"%s\", \"bytes\": %llu, \"sha256\": \"%s\"}", i == 0 ? "" : ", ",
                           files[i], (unsigned long long)file.size, hex);
         nib_file_unmap(&file);
@@ -227,7 +227,7 @@ static nib_status verify_file(const char *folder, const char *manifest, const ni
         return NIB_FAIL(NIB_ERROR_DATA, "%s: file \"%s\", expected \"%s\"", manifest, name, expected);
     NIB_TRY(path_of(path, "%s/%s", folder, name));
     NIB_TRY(nib_file_map(&file, path));
-    nib_sha256_of(file.data, file.size, hex);
+    nib_file_hash(&file, hex);
     nib_status status = NIB_OK;
     if ((int64_t)file.size != bytes || strcmp(hex, want) != 0)
         status = NIB_FAIL(NIB_ERROR_DATA, "%s: %llu bytes with SHA-256 %.12s..., expected %lld with %.12s...", path,

@@ -256,7 +256,7 @@ static bool is_intact(const char *folder)
                   nib_file_read(record, 256, &text, &length) == NIB_OK && length >= 64 &&
                   nib_file_map(&file, tensors) == NIB_OK;
     if (intact) {
-        nib_sha256_of(file.data, file.size, hex);
+        nib_file_hash(&file, hex);
         intact = strncmp(hex, text, 64) == 0;
     }
     nib_file_unmap(&file);
