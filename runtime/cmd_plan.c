@@ -55,7 +55,9 @@ static void print_memory(const nib_plan *plan)
     printf("memory                    MiB\n");
     for (int i = 0; i < plan->classes; i++) {
         printf("  %-18s %10.1f\n", plan->memory[i].name, (double)plan->memory[i].bytes / MIB);
-        if (i + 1 == plan->arenas) printf("  %-18s %10.1f  exactly\n", "= in arenas", (double)plan->arena_bytes / MIB);
+        if (i + 1 == plan->arenas)
+            printf("  %-18s %10.1f  exactly (%zu bytes)\n", "= in arenas", (double)plan->arena_bytes / MIB,
+                   plan->arena_bytes);
     }
     printf("  %-18s %10.1f  expected\n", "= peak", (double)plan->peak / MIB);
 }

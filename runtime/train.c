@@ -75,24 +75,35 @@ static nib_status write_last_checkpoint(nib_training *t)
     return nib_checkpointer_wait(t->checkpointer);
 }
 
+/* Logs every class of memory that `plan` states exactly; returns their sum. */
+static size_t report_memory(const nib_training *t)
+{
+    const nib_memory_class *classes;
+    int count = nib_model_memory(t->model, &classes);
+    size_t slots = nib_gradient_tree_bytes(t->tree.n, (int)t->config->train.slots), sum = slots;
+    for (int i = 0; i < count; i++) {
+        nib_log("memory: %s %.1f MiB", classes[i].name, (double)classes[i].bytes / (1 << 20));
+        sum += classes[i].bytes;
+    }
+    if (slots > 0) nib_log("memory: gradient slots %.1f MiB", (double)slots / (1 << 20));
+    nib_log("memory: peak of the process %.1f MiB", (double)nib_peak_memory() / (1 << 20));
+    return sum;
+}
+
 static nib_status finish(nib_training *t)
 {
     if (t->eval == NULL) NIB_TRY(nib_train_save_adapter(t));
     t->state.finished = true;
     NIB_TRY(write_last_checkpoint(t));
     nib_buffer line = {0};
-    nib_buffer_format(&line, "{\"event\":\"end\",\"step\":%lld,\"best_step\":%lld,\"peak_bytes\":%zu",
-                      (long long)t->state.step, (long long)t->state.best_step, nib_peak_memory());
+    nib_buffer_format(&line,
+                      "{\"event\":\"end\",\"step\":%lld,\"best_step\":%lld,\"peak_bytes\":%zu,\"arena_bytes\":%zu",
+                      (long long)t->state.step, (long long)t->state.best_step, nib_peak_memory(), report_memory(t));
     nib_metrics_number(&line, "seconds", nib_train_clock() - t->started);
     nib_status status = nib_metrics_line(&t->metrics, &line);
     nib_buffer_free(&line);
     NIB_TRY(status);
     NIB_TRY(nib_report_write(t->folder.path));
-    const nib_memory_class *classes;
-    int count = nib_model_memory(t->model, &classes);
-    for (int i = 0; i < count; i++)
-        nib_log("memory: %s %.1f MiB", classes[i].name, (double)classes[i].bytes / (1 << 20));
-    nib_log("memory: peak of the process %.1f MiB", (double)nib_peak_memory() / (1 << 20));
     printf("%s\n", t->folder.adapter);
     return NIB_OK;
 }
