@@ -13,6 +13,7 @@
 #include "cpu/rmsnorm.h"
 #include "cpu/rotary.h"
 
+#include <oneapi/dnnl/dnnl.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -84,15 +85,16 @@ static bool has_amx_bf16(void)
 }
 #endif
 
+/* oneDNN's view of the CPU is everyone's, so that its ONEDNN_MAX_CPU_ISA caps all and one machine can test every path.
+ * An instruction set is a set of bits that holds those it builds on. */
 static void detect(nib_cpu_context *context)
 {
 #if defined(__x86_64__)
-    __builtin_cpu_init();
-    context->avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    context->avx512 = context->avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    context->avx512_bf16 = context->avx512 && __builtin_cpu_supports("avx512bf16");
-    context->amx_bf16 = context->avx512_bf16 && has_amx_bf16();
+    const unsigned isa = dnnl_get_effective_cpu_isa();
+    context->avx2 = (isa & dnnl_cpu_isa_avx2) == dnnl_cpu_isa_avx2;
+    context->avx512 = (isa & dnnl_cpu_isa_avx512_core) == dnnl_cpu_isa_avx512_core;
+    context->avx512_bf16 = (isa & dnnl_cpu_isa_avx512_core_bf16) == dnnl_cpu_isa_avx512_core_bf16;
+    context->amx_bf16 = (isa & dnnl_cpu_isa_avx512_core_amx) == dnnl_cpu_isa_avx512_core_amx && has_amx_bf16();
 #endif
     context->bf16_matmul = context->avx512_bf16 || context->amx_bf16;
 }

@@ -9,14 +9,13 @@
 /* Everything that oneDNN specialises its code for. */
 typedef struct {
     int64_t M, N, K, a_stride, b_stride, c_stride;
-    uint8_t transpose_a, transpose_b, accumulate, a_type, c_type;
-    int32_t threads;
+    uint8_t transpose_a, transpose_b, accumulate, a_type, c_type, padding[3];
 } matmul_key;
 
 typedef struct {
     matmul_key key;
     dnnl_primitive_t primitive; /* NULL: free slot */
-    dnnl_memory_t a, b, c, workspace;
+    dnnl_memory_desc_t a, b, c, workspace;
     size_t workspace_bytes;
 } matmul_entry;
 
@@ -27,9 +26,23 @@ struct nib_cpu_matmul_cache {
     dnnl_stream_t stream;
     matmul_entry *entries;
     int used;
-    void *workspace; /* what oneDNN wants beside the operands; grown to the largest product so far */
+    char *workspace; /* what oneDNN wants beside the operands, for every thread; grown to the largest product so far */
     size_t workspace_bytes;
 };
+
+/* oneDNN plans and runs for the number of threads that it may use, down to splitting the sum over k between them, so
+ * that bits would follow that number: it is told "one" while a primitive is made and while it runs. The setting is the
+ * calling thread's own. Returns what it was, to be set back. */
+static int set_threads(int threads)
+{
+#ifdef _OPENMP
+    int before = omp_get_max_threads();
+    omp_set_num_threads(threads);
+    return before;
+#else
+    return threads;
+#endif
+}
 
 static void clear(nib_cpu_matmul_cache *cache)
 {
@@ -37,10 +50,6 @@ static void clear(nib_cpu_matmul_cache *cache)
         matmul_entry *entry = &cache->entries[i];
         if (entry->primitive == NULL) continue;
         dnnl_primitive_destroy(entry->primitive);
-        dnnl_memory_destroy(entry->a);
-        dnnl_memory_destroy(entry->b);
-        dnnl_memory_destroy(entry->c);
-        dnnl_memory_destroy(entry->workspace);
         *entry = (matmul_entry){0};
     }
     cache->used = 0;
@@ -81,21 +90,21 @@ static dnnl_status_t describe(dnnl_memory_desc_t *memory, int64_t rows, int64_t 
 
 static dnnl_status_t build(nib_cpu_matmul_cache *cache, const matmul_key *key, matmul_entry *entry)
 {
-    dnnl_memory_desc_t a, b, c;
     dnnl_matmul_desc_t description;
     dnnl_primitive_attr_t attributes = NULL;
     dnnl_post_ops_t post = NULL;
     dnnl_primitive_desc_t chosen = NULL;
     dnnl_status_t status;
+    const int threads = set_threads(1);
 #define TRY(call)                                                                                                      \
     do {                                                                                                               \
         status = (call);                                                                                               \
         if (status != dnnl_success) goto done;                                                                         \
     } while (0)
-    TRY(describe(&a, key->M, key->K, key->a_stride, key->transpose_a, key->a_type));
-    TRY(describe(&b, key->K, key->N, key->b_stride, key->transpose_b, key->a_type));
-    TRY(describe(&c, key->M, key->N, key->c_stride, false, key->c_type));
-    TRY(dnnl_matmul_desc_init(&description, &a, &b, NULL, &c));
+    TRY(describe(&entry->a, key->M, key->K, key->a_stride, key->transpose_a, key->a_type));
+    TRY(describe(&entry->b, key->K, key->N, key->b_stride, key->transpose_b, key->a_type));
+    TRY(describe(&entry->c, key->M, key->N, key->c_stride, false, key->c_type));
+    TRY(dnnl_matmul_desc_init(&description, &entry->a, &entry->b, NULL, &entry->c));
     TRY(dnnl_primitive_attr_create(&attributes));
     TRY(dnnl_primitive_attr_set_scratchpad_mode(attributes, dnnl_scratchpad_mode_user));
     if (key->accumulate) {
@@ -104,16 +113,13 @@ static dnnl_status_t build(nib_cpu_matmul_cache *cache, const matmul_key *key, m
         TRY(dnnl_primitive_attr_set_post_ops(attributes, post));
     }
     TRY(dnnl_primitive_desc_create(&chosen, &description, attributes, cache->engine, NULL));
-    const dnnl_memory_desc_t *workspace = dnnl_primitive_desc_query_md(chosen, dnnl_query_scratchpad_md, 0);
+    entry->workspace = *dnnl_primitive_desc_query_md(chosen, dnnl_query_scratchpad_md, 0);
+    entry->workspace_bytes = dnnl_memory_desc_get_size(&entry->workspace);
     TRY(dnnl_primitive_create(&entry->primitive, chosen));
-    entry->workspace_bytes = dnnl_memory_desc_get_size(workspace);
-    TRY(dnnl_memory_create(&entry->a, &a, cache->engine, DNNL_MEMORY_NONE));
-    TRY(dnnl_memory_create(&entry->b, &b, cache->engine, DNNL_MEMORY_NONE));
-    TRY(dnnl_memory_create(&entry->c, &c, cache->engine, DNNL_MEMORY_NONE));
-    TRY(dnnl_memory_create(&entry->workspace, workspace, cache->engine, DNNL_MEMORY_NONE));
     entry->key = *key;
 #undef TRY
 done:
+    set_threads(threads);
     if (chosen != NULL) dnnl_primitive_desc_destroy(chosen);
     if (post != NULL) dnnl_post_ops_destroy(post);
     if (attributes != NULL) dnnl_primitive_attr_destroy(attributes);
@@ -134,7 +140,6 @@ static uint64_t hash_of(const matmul_key *key)
 static nib_status find(nib_cpu_matmul_cache *cache, const matmul_key *key, matmul_entry **found)
 {
     _Static_assert(sizeof *key % 8 == 0, "the key is compared and hashed as words without padding");
-    if (cache->used > SLOTS * 3 / 4) clear(cache);
     for (uint64_t slot = hash_of(key);; slot++) {
         matmul_entry *entry = &cache->entries[slot % SLOTS];
         if (entry->primitive == NULL) {
@@ -155,71 +160,153 @@ static nib_status find(nib_cpu_matmul_cache *cache, const matmul_key *key, matmu
     }
 }
 
-static nib_status workspace_of(nib_cpu_matmul_cache *cache, size_t bytes, void **workspace)
+/* One product, and how it is cut: `rows` by `columns` elements of c to a tile, fewer at the edges. The cut depends on
+ * the shape alone. */
+typedef struct {
+    nib_matrix a, b, c;
+    bool transpose_a, transpose_b, accumulate;
+    int64_t K, rows, columns, tiles_m, tiles_n;
+} product;
+
+/* Tiles are as large as ROWS x COLUMNS, since each packs its part of b again; smaller where that makes fewer than TILES
+ * of them, so that a few threads end together, but none of less than WORK multiplications. */
+enum { TILES = 8, ROWS = 512, COLUMNS = 3072, LEAST = 64, WORK = 1 << 22 };
+
+/* The size of a tile that cuts n evenly into `parts`, in whole multiples of LEAST. */
+static int64_t even(int64_t n, int64_t parts) { return ((n + parts - 1) / parts + LEAST - 1) / LEAST * LEAST; }
+
+static void cut(product *p)
 {
-    if (bytes > cache->workspace_bytes) {
-        nib_free(cache->workspace);
-        cache->workspace = nib_calloc(bytes, 1);
-        cache->workspace_bytes = cache->workspace == NULL ? 0 : bytes;
-        if (cache->workspace == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "matmul: no memory for %zu bytes", bytes);
+    const int64_t M = p->c.rows, N = p->c.columns, most = M * N * p->K / WORK;
+    const int64_t wanted = most < TILES ? most : TILES;
+    int64_t parts_m = (M + ROWS - 1) / ROWS, parts_n = (N + COLUMNS - 1) / COLUMNS;
+    while (parts_m * parts_n < wanted && M / parts_m > 2 * LEAST) parts_m++;
+    while (parts_m * parts_n < wanted && N / parts_n > LEAST) parts_n++;
+    p->rows = even(M, parts_m);
+    p->columns = even(N, parts_n);
+    p->tiles_m = (M + p->rows - 1) / p->rows;
+    p->tiles_n = (N + p->columns - 1) / p->columns;
+}
+
+/* The product of tile (i, j): the same on views of the operands. */
+static product tile_of(const product *p, int64_t i, int64_t j)
+{
+    product t = *p;
+    int64_t m = i * p->rows, n = j * p->columns;
+    int64_t rows = p->c.rows - m < p->rows ? p->c.rows - m : p->rows;
+    int64_t columns = p->c.columns - n < p->columns ? p->c.columns - n : p->columns;
+    t.a = p->transpose_a ? nib_matrix_columns(p->a, m, rows) : nib_matrix_rows(p->a, m, rows);
+    t.b = p->transpose_b ? nib_matrix_rows(p->b, n, columns) : nib_matrix_columns(p->b, n, columns);
+    t.c = nib_matrix_columns(nib_matrix_rows(p->c, m, rows), n, columns);
+    return t;
+}
+
+static nib_status primitive_of(nib_cpu_matmul_cache *cache, const product *p, matmul_entry **entry)
+{
+    matmul_key key = {.M = p->c.rows,
+                      .N = p->c.columns,
+                      .K = p->K,
+                      .a_stride = p->a.stride,
+                      .b_stride = p->b.stride,
+                      .c_stride = p->c.stride,
+                      .transpose_a = p->transpose_a,
+                      .transpose_b = p->transpose_b,
+                      .accumulate = p->accumulate,
+                      .a_type = (uint8_t)p->a.dtype,
+                      .c_type = (uint8_t)p->c.dtype};
+    return find(cache, &key, entry);
+}
+
+/* Memory objects are made anew for each call: they hold the pointers, and threads share the primitive. */
+static dnnl_status_t execute(const nib_cpu_matmul_cache *cache, const matmul_entry *entry, const product *p,
+                             void *workspace)
+{
+    const struct {
+        int argument;
+        const dnnl_memory_desc_t *description;
+        void *data;
+    } uses[] = {{DNNL_ARG_SRC, &entry->a, p->a.data},
+                {DNNL_ARG_WEIGHTS, &entry->b, p->b.data},
+                {DNNL_ARG_DST, &entry->c, p->c.data},
+                {DNNL_ARG_SCRATCHPAD, &entry->workspace, workspace}};
+    dnnl_exec_arg_t arguments[4] = {{0}};
+    dnnl_status_t status = dnnl_success;
+    for (int i = 0; i < 4 && status == dnnl_success; i++) {
+        arguments[i].arg = uses[i].argument;
+        status = dnnl_memory_create(&arguments[i].memory, uses[i].description, cache->engine, uses[i].data);
     }
-    *workspace = cache->workspace;
+    const int threads = set_threads(1);
+    if (status == dnnl_success) status = dnnl_primitive_execute(entry->primitive, cache->stream, 4, arguments);
+    set_threads(threads);
+    for (int i = 0; i < 4; i++)
+        if (arguments[i].memory != NULL) dnnl_memory_destroy(arguments[i].memory);
+    return status;
+}
+
+/* `bytes` for each thread. */
+static nib_status grow_workspace(nib_cpu_matmul_cache *cache, size_t bytes)
+{
+    bytes *= (size_t)nib_cpu_threads();
+    if (bytes <= cache->workspace_bytes) return NIB_OK;
+    nib_free(cache->workspace);
+    cache->workspace = nib_calloc(bytes, 1);
+    cache->workspace_bytes = cache->workspace == NULL ? 0 : bytes;
+    if (cache->workspace == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "matmul: no memory for %zu bytes", bytes);
     return NIB_OK;
 }
 
-/* In the operands' own types. */
-static nib_status multiply(nib_ops *ops, nib_matrix a, bool transpose_a, nib_matrix b, bool transpose_b,
-                           bool accumulate, nib_matrix c)
+/* In the operands' own types: tiles, each by one thread. There are at most four shapes of tiles: inner ones, and those
+ * of the two edges and the corner. */
+static nib_status multiply(nib_ops *ops, product p)
 {
     nib_cpu_matmul_cache *cache = nib_cpu_context_of(ops)->matmul;
+    matmul_entry *entry[2][2]; /* by last row, last column of tiles */
+    size_t workspace_bytes = 0;
     if (ops->rehearsal) return NIB_OK;
-    matmul_key key = {.M = c.rows,
-                      .N = c.columns,
-                      .K = transpose_a ? a.rows : a.columns,
-                      .a_stride = a.stride,
-                      .b_stride = b.stride,
-                      .c_stride = c.stride,
-                      .transpose_a = transpose_a,
-                      .transpose_b = transpose_b,
-                      .accumulate = accumulate,
-                      .a_type = (uint8_t)a.dtype,
-                      .c_type = (uint8_t)c.dtype,
-                      .threads = nib_cpu_threads()};
-    matmul_entry *entry = NULL;
-    void *workspace = NULL;
-    NIB_TRY(find(cache, &key, &entry));
-    NIB_TRY(workspace_of(cache, entry->workspace_bytes, &workspace));
-    dnnl_memory_set_data_handle_v2(entry->a, a.data, cache->stream);
-    dnnl_memory_set_data_handle_v2(entry->b, b.data, cache->stream);
-    dnnl_memory_set_data_handle_v2(entry->c, c.data, cache->stream);
-    dnnl_memory_set_data_handle_v2(entry->workspace, workspace, cache->stream);
-    dnnl_exec_arg_t arguments[] = {{DNNL_ARG_SRC, entry->a},
-                                   {DNNL_ARG_WEIGHTS, entry->b},
-                                   {DNNL_ARG_DST, entry->c},
-                                   {DNNL_ARG_SCRATCHPAD, entry->workspace}};
-    dnnl_status_t status = dnnl_primitive_execute(entry->primitive, cache->stream, 4, arguments);
-    if (status == dnnl_success) status = dnnl_stream_wait(cache->stream);
-    if (status != dnnl_success)
-        return NIB_FAIL(NIB_ERROR_INTERNAL, "matmul: oneDNN failed with status %d", (int)status);
+    if (cache->used > SLOTS * 3 / 4) clear(cache);
+    cut(&p);
+    for (int i = p.tiles_m == 1; i < 2; i++) {
+        for (int j = p.tiles_n == 1; j < 2; j++) {
+            const product tile = tile_of(&p, i * (p.tiles_m - 1), j * (p.tiles_n - 1));
+            NIB_TRY(primitive_of(cache, &tile, &entry[i][j]));
+            if (entry[i][j]->workspace_bytes > workspace_bytes) workspace_bytes = entry[i][j]->workspace_bytes;
+        }
+    }
+    workspace_bytes = (workspace_bytes + 4095) / 4096 * 4096;
+    NIB_TRY(grow_workspace(cache, workspace_bytes));
+    dnnl_status_t failure = dnnl_success;
+#pragma omp parallel for schedule(dynamic) if (p.tiles_m * p.tiles_n > 1)
+    for (int64_t index = 0; index < p.tiles_m * p.tiles_n; index++) {
+        const int64_t i = index % p.tiles_m, j = index / p.tiles_m;
+        const product tile = tile_of(&p, i, j);
+        dnnl_status_t status = execute(cache, entry[i == p.tiles_m - 1][j == p.tiles_n - 1], &tile,
+                                       cache->workspace + (size_t)nib_cpu_thread() * workspace_bytes);
+        if (status != dnnl_success) {
+#pragma omp atomic write
+            failure = status;
+        }
+    }
+    if (failure != dnnl_success)
+        return NIB_FAIL(NIB_ERROR_INTERNAL, "matmul: oneDNN failed with status %d", (int)failure);
     return NIB_OK;
 }
 
 /* bf16 operands on a CPU without bf16 instructions: widened, multiplied in fp32, rounded once. */
-static nib_status multiply_widened(nib_ops *ops, nib_matrix a, bool transpose_a, nib_matrix b, bool transpose_b,
-                                   bool accumulate, nib_matrix c)
+static nib_status multiply_widened(nib_ops *ops, product p)
 {
     size_t mark = ops->scratch->used;
-    nib_matrix wide[3], *narrow[3] = {&a, &b, &c};
+    const nib_matrix narrow_c = p.c;
+    nib_matrix *operand[3] = {&p.a, &p.b, &p.c};
     for (int i = 0; i < 3; i++) {
-        wide[i] = *narrow[i];
-        if (narrow[i]->dtype == NIB_DTYPE_F32) continue;
-        wide[i].dtype = NIB_DTYPE_F32;
-        wide[i].stride = narrow[i]->columns;
-        NIB_TRY(nib_arena_take(ops->scratch, wide[i].rows * wide[i].stride, sizeof(float), &wide[i].data));
-        if (i < 2 || accumulate) NIB_TRY(nib_cpu_convert(ops, *narrow[i], wide[i]));
+        nib_matrix narrow = *operand[i], *wide = operand[i];
+        if (narrow.dtype == NIB_DTYPE_F32) continue;
+        wide->dtype = NIB_DTYPE_F32;
+        wide->stride = narrow.columns;
+        NIB_TRY(nib_arena_take(ops->scratch, wide->rows * wide->stride, sizeof(float), &wide->data));
+        if (i < 2 || p.accumulate) NIB_TRY(nib_cpu_convert(ops, narrow, *wide));
     }
-    NIB_TRY(multiply(ops, wide[0], transpose_a, wide[1], transpose_b, accumulate, wide[2]));
-    if (c.dtype != NIB_DTYPE_F32) NIB_TRY(nib_cpu_convert(ops, wide[2], c));
+    NIB_TRY(multiply(ops, p));
+    if (narrow_c.dtype != NIB_DTYPE_F32) NIB_TRY(nib_cpu_convert(ops, p.c, narrow_c));
     nib_arena_reset(ops->scratch, mark);
     return NIB_OK;
 }
@@ -237,7 +324,13 @@ nib_status nib_cpu_matmul(nib_ops *ops, nib_matrix a, bool transpose_a, nib_matr
         return NIB_FAIL(NIB_ERROR_SHAPE, "matmul: %s x %s into %s is not supported", nib_dtype_name(a.dtype),
                         nib_dtype_name(b.dtype), nib_dtype_name(c.dtype));
     if (M == 0 || N == 0) return NIB_OK;
-    if (a.dtype == NIB_DTYPE_BF16 && !nib_cpu_context_of(ops)->bf16_matmul)
-        return multiply_widened(ops, a, transpose_a, b, transpose_b, accumulate, c);
-    return multiply(ops, a, transpose_a, b, transpose_b, accumulate, c);
+    const product p = {.a = a,
+                       .b = b,
+                       .c = c,
+                       .transpose_a = transpose_a,
+                       .transpose_b = transpose_b,
+                       .accumulate = accumulate,
+                       .K = K};
+    bool widen = a.dtype == NIB_DTYPE_BF16 && !nib_cpu_context_of(ops)->bf16_matmul;
+    return widen ? multiply_widened(ops, p) : multiply(ops, p);
 }

@@ -1,6 +1,6 @@
 /* Dense matrix products by oneDNN.
- * Every element is one sum over k in ascending order, whatever the number of threads (test_matmul.c holds oneDNN to
- * that over the shapes in use), so results have the same bits at any thread count.
+ * The result is cut into tiles by its shape alone, and each is computed by one thread with a primitive made for one
+ * thread: oneDNN's own threads may split sums over k between them, and bits would follow their number.
  */
 #ifndef NIB_CPU_MATMUL_H
 #define NIB_CPU_MATMUL_H
