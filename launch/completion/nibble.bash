@@ -5,7 +5,7 @@ _nibble_options() { # COMMAND: its options
     case $1 in
     train) echo --set --resume --device --help ;;
     check) echo --set --help ;;
-    plan) echo --set --memory --help ;;
+    plan) echo --set --memory --gpus --help ;;
     eval) echo --model --adapter --data --generate --max-new-tokens --out --json --quant --compute --device \
         --tokenizer --chat-template --help ;;
     chat) echo --model --adapter --prompt --system --temperature --top-p --top-k --seed --max-new-tokens --context \
@@ -92,7 +92,7 @@ _nibble() {
     --messages | --tools) _nibble_files "$current" "*.json" ;;
     --template | --chat-template) _nibble_files "$current" "*.jinja" ;;
     --out) _nibble_files "$current" "*" ;;
-    --memory | --max-new-tokens | --prompt | --system | --temperature | --top-p | --top-k | --seed | --context | \
+    --memory | --gpus | --max-new-tokens | --prompt | --system | --temperature | --top-p | --top-k | --seed | --context | \
         --batch | --length | --rank | --prompt-tokens | --new-tokens | --bos-token | --eos-token | --now) ;;
     *)
         if [[ $current == -* ]]; then
