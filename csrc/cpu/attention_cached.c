@@ -1,6 +1,45 @@
 /* Attention of generated tokens over the key/value cache: each query walks its own ranges of rows. */
 #include "cpu/attention.h"
-#include "cpu/attention_tiles.h"
+#include "cpu/backend_internal.h"
+#include "cpu/vector.h"
+
+#include <math.h>
+
+#define KEYS 64 /* in a tile */
+
+/* Head dims padded with zeros to whole vectors. */
+NIB_INLINE int64_t padded_columns(int64_t head_dim) { return (head_dim + 15) / 16 * 16; }
+
+/* softcap * tanh(s / softcap) in place. */
+NIB_INLINE void cap_scores(float softcap, float *scores)
+{
+    for (int i = 0; i < KEYS; i++) scores[i] = softcap * tanhf(scores[i] / softcap);
+}
+
+/* One row's step of the online softmax: scores become exponentials, sum and total are rescaled. */
+NIB_INLINE void softmax_step(float *scores, float *largest, float *total, float *sum, int64_t columns)
+{
+    nib_v16 *s = (nib_v16 *)scores, top = nib_v16_max(nib_v16_max(s[0], s[1]), nib_v16_max(s[2], s[3]));
+    float lanes[16], now = *largest;
+    memcpy(lanes, &top, sizeof lanes);
+    for (int i = 0; i < 16; i++) now = lanes[i] > now ? lanes[i] : now;
+    if (now == -INFINITY) { /* nothing seen so far */
+        for (int i = 0; i < 4; i++) s[i] = nib_v16_set(0.0f);
+        return;
+    }
+    nib_v16 added = nib_v16_set(0.0f);
+    for (int i = 0; i < 4; i++) {
+        s[i] = nib_v16_exp(s[i] - now);
+        added += s[i];
+    }
+    if (now > *largest) {
+        float rescale = *largest == -INFINITY ? 0.0f : expf(*largest - now);
+        for (int64_t c = 0; c < columns; c += 16) *(nib_v16 *)(sum + c) *= rescale;
+        *total *= rescale;
+        *largest = now;
+    }
+    *total += nib_v16_sum(added);
+}
 
 /* Rows of the cache that query i sees, in order: row number j of them. */
 typedef struct {
@@ -42,14 +81,14 @@ NIB_INLINE void load_vectors(nib_matrix head, int64_t row, int64_t columns, floa
 }
 
 /* The heads of one key/value head for one query, a tile of keys at a time, so that each row of the cache is read once.
- * state: [group, columns] queries and sums, [group, NIB_TILE_KEYS] scores, [group] maxima and totals. */
+ * state: [group, columns] queries and sums, [group, KEYS] scores, [group] maxima and totals. */
 NIB_CPU_CLONES static void attend(nib_attention_shape shape, nib_matrix q, nib_matrix k_head, nib_matrix v_head,
                                   visible_keys keys, int64_t query, int64_t kv, float *state, nib_matrix out)
 {
-    int64_t group = shape.heads / shape.kv_heads, HD = shape.head_dim, columns = nib_tile_columns(HD);
+    int64_t group = shape.heads / shape.kv_heads, HD = shape.head_dim, columns = padded_columns(HD);
     float *queries = state, *sums = queries + group * columns, *scores = sums + group * columns;
-    float *largest = scores + group * NIB_TILE_KEYS, *total = largest + group, row[NIB_TILE_MAX_HEAD_DIM];
-    int64_t at[NIB_TILE_KEYS];
+    float *largest = scores + group * KEYS, *total = largest + group, row[NIB_ATTENTION_HEAD_DIM];
+    int64_t at[KEYS];
     key_cursor cursor = {.range = keys.range};
     for (int64_t g = 0; g < group; g++) {
         load_vectors(nib_matrix_columns(q, (kv * group + g) * HD, HD), query, columns, queries + g * columns);
@@ -58,8 +97,8 @@ NIB_CPU_CLONES static void attend(nib_attention_shape shape, nib_matrix q, nib_m
         total[g] = 0.0f;
     }
     for (int64_t i = 0; i < keys.skip; i++) next_key(&cursor);
-    for (int64_t done = keys.skip; done < keys.count; done += NIB_TILE_KEYS) {
-        int64_t n = keys.count - done < NIB_TILE_KEYS ? keys.count - done : NIB_TILE_KEYS;
+    for (int64_t done = keys.skip; done < keys.count; done += KEYS) {
+        int64_t n = keys.count - done < KEYS ? keys.count - done : KEYS;
         for (int64_t i = 0; i < n; i++) {
             at[i] = next_key(&cursor);
             load_vectors(k_head, at[i], columns, row);
@@ -67,20 +106,20 @@ NIB_CPU_CLONES static void attend(nib_attention_shape shape, nib_matrix q, nib_m
                 nib_v16 sum = {0};
                 for (int64_t c = 0; c < columns; c += 16)
                     sum += *(nib_v16 *)(queries + g * columns + c) * *(nib_v16 *)(row + c);
-                scores[g * NIB_TILE_KEYS + i] = nib_v16_sum(sum);
+                scores[g * KEYS + i] = nib_v16_sum(sum);
             }
         }
         for (int64_t g = 0; g < group; g++) {
-            float *tile = scores + g * NIB_TILE_KEYS;
-            if (shape.softcap > 0.0f) nib_tile_softcap(shape.softcap, tile);
-            for (int64_t i = n; i < NIB_TILE_KEYS; i++) tile[i] = -INFINITY;
-            nib_tile_softmax_step(tile, &largest[g], &total[g], sums + g * columns, columns);
+            float *tile = scores + g * KEYS;
+            if (shape.softcap > 0.0f) cap_scores(shape.softcap, tile);
+            for (int64_t i = n; i < KEYS; i++) tile[i] = -INFINITY;
+            softmax_step(tile, &largest[g], &total[g], sums + g * columns, columns);
         }
         for (int64_t i = 0; i < n; i++) {
             load_vectors(v_head, at[i], columns, row);
             for (int64_t g = 0; g < group; g++)
                 for (int64_t c = 0; c < columns; c += 16)
-                    *(nib_v16 *)(sums + g * columns + c) += scores[g * NIB_TILE_KEYS + i] * *(nib_v16 *)(row + c);
+                    *(nib_v16 *)(sums + g * columns + c) += scores[g * KEYS + i] * *(nib_v16 *)(row + c);
         }
     }
     for (int64_t g = 0; g < group; g++) {
@@ -100,7 +139,7 @@ nib_status nib_cpu_attention_cached(nib_ops *ops, nib_attention_shape shape, nib
                 return NIB_FAIL(NIB_ERROR_SHAPE, "attention_cached: rows %d + %d of a cache of %lld", range[r].first,
                                 range[r].count, (long long)k.rows);
     int64_t HD = shape.head_dim, group = shape.heads / shape.kv_heads, threads = nib_cpu_threads();
-    int64_t floats = group * (2 * nib_tile_columns(HD) + NIB_TILE_KEYS + 2);
+    int64_t floats = group * (2 * padded_columns(HD) + KEYS + 2);
     size_t mark = ops->scratch->used;
     float *state;
     NIB_TRY(nib_arena_take(ops->scratch, threads * floats, sizeof *state, &state));

@@ -97,6 +97,7 @@ static void detect(nib_cpu_context *context)
     context->amx_bf16 = (isa & dnnl_cpu_isa_avx512_core_amx) == dnnl_cpu_isa_avx512_core_amx && has_amx_bf16();
 #endif
     context->bf16_matmul = context->avx512_bf16 || context->amx_bf16;
+    for (int i = 0; nib_attention_kernels_at(i) != NULL; i++) context->attention = nib_attention_kernels_at(i);
 }
 
 const char *nib_cpu_features(void)

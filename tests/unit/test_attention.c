@@ -2,6 +2,8 @@
  * by token, gradients against differences, at shapes that do not fill tiles. */
 #include "numeric.h"
 
+#include "cpu/backend_internal.h"
+
 #include <string.h>
 #ifdef _OPENMP
 #include <omp.h>
@@ -152,17 +154,95 @@ static const struct {
     {{.heads = 2, .kv_heads = 2, .head_dim = 256, .scale = 0.06f, .window = 33, .softcap = 5.0f}, 200},
 };
 
+/* With the kernels of each instruction set that this CPU has. */
 static void every_shape_meets_the_dense_definition(void **state)
 {
     (void)state;
-    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        fixture f;
-        fixture_begin(&f, cases[i].shape, cases[i].T, 100 * (i + 1));
-        forward(&f);
-        check_values(&f);
-        check_gradients(&f);
-        fixture_end(&f);
+    for (int level = 0; nib_attention_kernels_at(level) != NULL; level++)
+        for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+            fixture f;
+            fixture_begin(&f, cases[i].shape, cases[i].T, 100 * (i + 1));
+            nib_cpu_context_of(f.ops)->attention = nib_attention_kernels_at(level);
+            forward(&f);
+            check_values(&f);
+            check_gradients(&f);
+            fixture_end(&f);
+        }
+}
+
+/* A copy in bf16; rows lie 8 elements apart, and the gap is not a number, so that reading it would show. */
+static nib_matrix bf16_copy(const float *from, int64_t rows, int64_t columns)
+{
+    nib_matrix m = {.rows = rows, .columns = columns, .stride = columns + 8, .dtype = NIB_DTYPE_BF16};
+    nib_bf16 *to = nib_calloc((size_t)(rows * m.stride), sizeof *to);
+    for (int64_t i = 0; i < rows * m.stride; i++) to[i].bits = 0x7fc1;
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t c = 0; c < columns; c++) to[r * m.stride + c] = nib_bf16_from_float(from[r * columns + c]);
+    m.data = to;
+    return m;
+}
+
+static void round_to_bf16(float *x, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) x[i] = nib_bf16_to_float(nib_bf16_from_float(x[i]));
+}
+
+/* Against fp32 on the same rounded inputs, |m - want| within `bound` of |want|, and the gaps between rows untouched. */
+static void check_bf16(nib_matrix m, const float *want, double bound)
+{
+    const nib_bf16 *x = m.data;
+    double error = 0, norm = 0;
+    for (int64_t r = 0; r < m.rows; r++) {
+        for (int64_t c = 0; c < m.columns; c++) {
+            double w = (double)want[r * m.columns + c], d = (double)nib_bf16_to_float(x[r * m.stride + c]) - w;
+            error += d * d;
+            norm += w * w;
+        }
+        for (int64_t c = m.columns; c < m.stride; c++) assert_int_equal(x[r * m.stride + c].bits, 0x7fc1);
     }
+    assert_true(error <= bound * bound * norm);
+}
+
+/* bf16 rounds by 2^-9 at most: out once on its way out and once in the probabilities, so 2 * 2^-9 of its norm;
+ * gradients also in dS and, through D, in out, so 4 * 2^-9. */
+static void bf16_stays_within_its_rounding(void **state)
+{
+    (void)state;
+    for (int level = 0; nib_attention_kernels_at(level) != NULL; level++)
+        for (size_t i = 2; i < sizeof cases / sizeof *cases; i++) {
+            fixture f;
+            fixture_begin(&f, cases[i].shape, cases[i].T, 100 * (i + 1));
+            nib_cpu_context_of(f.ops)->attention = nib_attention_kernels_at(level);
+            round_to_bf16(f.q, f.T * f.queries);
+            round_to_bf16(f.k, f.T * f.keys);
+            round_to_bf16(f.v, f.T * f.keys);
+            round_to_bf16(f.weights, f.T * f.queries);
+            forward(&f);
+            float *d[3] = {nib_calloc((size_t)(f.T * f.queries), 4), nib_calloc((size_t)(f.T * f.keys), 4),
+                           nib_calloc((size_t)(f.T * f.keys), 4)};
+            nib_matrix fp32[8] = {nib_test_matrix(f.q, f.T, f.queries),   nib_test_matrix(f.k, f.T, f.keys),
+                                  nib_test_matrix(f.v, f.T, f.keys),      nib_test_matrix(f.weights, f.T, f.queries),
+                                  nib_test_matrix(f.out, f.T, f.queries), nib_test_matrix(d[0], f.T, f.queries),
+                                  nib_test_matrix(d[1], f.T, f.keys),     nib_test_matrix(d[2], f.T, f.keys)};
+            assert_int_equal(f.ops->attention_backward(f.ops, f.shape, f.tree, fp32[0], fp32[1], fp32[2], fp32[4],
+                                                       f.lse, fp32[3], fp32[5], fp32[6], fp32[7]),
+                             NIB_OK);
+            nib_matrix m[8];
+            for (int j = 0; j < 8; j++) m[j] = bf16_copy(fp32[j].data, fp32[j].rows, fp32[j].columns);
+            for (int j = 4; j < 8; j++) /* results are poison until they are written */
+                for (int64_t r = 0; r < m[j].rows; r++)
+                    for (int64_t c = 0; c < m[j].columns; c++)
+                        ((nib_bf16 *)m[j].data)[r * m[j].stride + c].bits = 0x7fc1;
+            assert_int_equal(f.ops->attention_forward(f.ops, f.shape, f.tree, m[0], m[1], m[2], m[4], f.lse), NIB_OK);
+            assert_int_equal(f.ops->attention_backward(f.ops, f.shape, f.tree, m[0], m[1], m[2], m[4], f.lse, m[3],
+                                                       m[5], m[6], m[7]),
+                             NIB_OK);
+            check_bf16(m[4], f.out, 2.0 / 512);
+            for (int j = 0; j < 3; j++) check_bf16(m[5 + j], d[j], 4.0 / 512);
+            for (int j = 0; j < 8; j++) nib_free(m[j].data);
+            for (int j = 0; j < 3; j++) nib_free(d[j]);
+            fixture_end(&f);
+        }
 }
 
 /* What a query may not see must not matter, even if it is not a number. */
@@ -258,6 +338,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_shape_meets_the_dense_definition),
+        cmocka_unit_test(bf16_stays_within_its_rounding),
         cmocka_unit_test(hidden_tokens_do_not_matter),
         cmocka_unit_test(cached_equals_packed),
 #ifdef _OPENMP
