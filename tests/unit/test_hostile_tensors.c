@@ -31,6 +31,7 @@ static int remove_folder(void **state)
 
 static void write_file(const char *name, const void *bytes, size_t length)
 {
+    unlink(name); /* some file systems flush a file that is truncated and written again, never a new one */
     FILE *file = fopen(name, "wb");
     assert_non_null(file);
     assert_int_equal(fwrite(bytes, 1, length, file), length);
