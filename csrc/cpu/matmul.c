@@ -5,6 +5,7 @@
 
 #include <oneapi/dnnl/dnnl.h>
 #include <string.h>
+#include <sys/mman.h>
 
 /* Everything that oneDNN specialises its code for. */
 typedef struct {
@@ -88,6 +89,15 @@ static dnnl_status_t describe(dnnl_memory_desc_t *memory, int64_t rows, int64_t 
     return dnnl_memory_desc_init_by_strides(memory, 2, sizes, type_of(dtype), strides);
 }
 
+/* oneDNN 2.6 does not look whether it got memory for the code that it generates, some 20 times 256 KiB at worst for a
+ * first product: asked for beforehand. */
+static bool has_room_for_code(void)
+{
+    size_t bytes = (size_t)32 << 20;
+    void *room = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    return room != MAP_FAILED && munmap(room, bytes) == 0;
+}
+
 static dnnl_status_t build(nib_cpu_matmul_cache *cache, const matmul_key *key, matmul_entry *entry)
 {
     dnnl_matmul_desc_t description;
@@ -101,6 +111,7 @@ static dnnl_status_t build(nib_cpu_matmul_cache *cache, const matmul_key *key, m
         status = (call);                                                                                               \
         if (status != dnnl_success) goto done;                                                                         \
     } while (0)
+    TRY(has_room_for_code() ? dnnl_success : dnnl_out_of_memory);
     TRY(describe(&entry->a, key->M, key->K, key->a_stride, key->transpose_a, key->a_type));
     TRY(describe(&entry->b, key->K, key->N, key->b_stride, key->transpose_b, key->a_type));
     TRY(describe(&entry->c, key->M, key->N, key->c_stride, false, key->c_type));
@@ -143,8 +154,10 @@ static nib_status find(nib_cpu_matmul_cache *cache, const matmul_key *key, matmu
     for (uint64_t slot = hash_of(key);; slot++) {
         matmul_entry *entry = &cache->entries[slot % SLOTS];
         if (entry->primitive == NULL) {
-            if (build(cache, key, entry) != dnnl_success) {
+            dnnl_status_t status = build(cache, key, entry);
+            if (status != dnnl_success) {
                 *entry = (matmul_entry){0};
+                if (status == dnnl_out_of_memory) return NIB_FAIL(NIB_ERROR_MEMORY, "matmul: no memory for its code");
                 return NIB_FAIL(NIB_ERROR_INTERNAL, "matmul: oneDNN refuses [%lld, %lld] x [%lld, %lld] in %s",
                                 (long long)key->M, (long long)key->K, (long long)key->K, (long long)key->N,
                                 nib_dtype_name((nib_dtype)key->a_type));
@@ -286,6 +299,7 @@ static nib_status multiply(nib_ops *ops, product p)
             failure = status;
         }
     }
+    if (failure == dnnl_out_of_memory) return NIB_FAIL(NIB_ERROR_MEMORY, "matmul: no memory for the product");
     if (failure != dnnl_success)
         return NIB_FAIL(NIB_ERROR_INTERNAL, "matmul: oneDNN failed with status %d", (int)failure);
     return NIB_OK;
