@@ -76,6 +76,7 @@ static nib_status add_event(nib_report_data *d, const nib_json *line)
 
 static nib_status add_answer_after(nib_report_data *d, const nib_json *line)
 {
+    d->answers_asked++;
     if (d->answers == NIB_REPORT_ANSWERS) return NIB_OK;
     d->answer[d->answers++] = (nib_answer_pair){
         .sample = nib_report_count(line, "sample"),

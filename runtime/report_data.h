@@ -43,7 +43,8 @@ typedef struct {
     double seconds; /* in steps and evaluations */
     bool finished;
     nib_answer_pair answer[NIB_REPORT_ANSWERS];
-    int answers;
+    int answers;           /* in `answer` */
+    int64_t answers_asked; /* in the file */
 } nib_report_data;
 
 /* Zeroes *data first; freed by nib_report_data_free also on failure. NIB_ERROR_DATA, NIB_ERROR_IO, NIB_ERROR_MEMORY. */

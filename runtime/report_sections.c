@@ -3,6 +3,7 @@
 #include "report_html.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 /* Steps that the smoothed loss averages over, about: a twentieth of the run, three at least. */
@@ -19,6 +20,8 @@ static void put_perplexity(nib_buffer *out, double value)
 
 static void put_share(nib_buffer *out, double value) { nib_buffer_format(out, "%.0f", 100 * value); }
 
+static void put_count(nib_buffer *out, double value) { nib_buffer_format(out, "%.0f", value); }
+
 static void figure(nib_buffer *out, const char *name, put_value put, const char *unit, double before, double after)
 {
     if (!isfinite(after)) return;
@@ -31,6 +34,20 @@ static void figure(nib_buffer *out, const char *name, put_value put, const char 
     nib_buffer_text(out, "<strong>");
     put(out, after);
     nib_buffer_format(out, "</strong>%s</p></div>\n", unit);
+}
+
+/* A share of few answers would claim more than they tell: it is given as their number. */
+static void exact_match(nib_buffer *out, const nib_report_data *d)
+{
+    char unit[64];
+    double n = (double)d->answers_asked;
+    snprintf(unit, sizeof unit, "<u>of %lld</u>", (long long)d->answers_asked);
+    if (d->answers_asked > 0 && d->answers_asked <= NIB_REPORT_ANSWERS)
+        figure(out, "Answers equal to the reference", put_count, unit, n * d->before.exact_match,
+               n * d->best.exact_match);
+    else
+        figure(out, "Answers equal to the reference", put_share, "<u>%</u>", d->before.exact_match,
+               d->best.exact_match);
 }
 
 static void cost(nib_buffer *out, const nib_report_data *d)
@@ -65,10 +82,9 @@ void nib_report_headline(nib_buffer *out, const nib_report_data *d)
 {
     nib_buffer_text(out, "<section class=\"lead\">\n");
     if (d->best.step >= 0) {
-        figure(out, "Exact match of generated answers", put_share, "<u>%</u>", d->before.exact_match,
-               d->best.exact_match);
         figure(out, "Evaluation loss", put_loss, "", d->before.loss, d->best.loss);
         figure(out, "Perplexity", put_perplexity, "", d->before.perplexity, d->best.perplexity);
+        exact_match(out, d);
     } else if (d->loss.count > 0) {
         figure(out, "Training loss, first and last step", put_loss, "", d->loss.point[0].y,
                d->loss.point[d->loss.count - 1].y);

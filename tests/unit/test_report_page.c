@@ -106,6 +106,7 @@ static void hostile_text_stays_text(void **state)
     assert_non_null(strstr(page, "<dd dir=\"auto\">&lt;b&gt;a&amp;b&lt;/b&gt;</dd>"));
     assert_non_null(strstr(page, "<dd dir=\"auto\">&#39;q&#39;</dd>"));
     assert_non_null(strstr(page, "<pre>Say: <em>…</em> end</pre>"));
+    assert_non_null(strstr(page, "<span>0</span><i>→</i><strong>1</strong><u>of 2</u>"));
     assert_int_equal(count_of(page, ">✓</span>"), 1);
     assert_int_equal(count_of(page, ">×</span>"), 2);
     nib_free(page);
