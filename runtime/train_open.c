@@ -2,6 +2,7 @@
 #include "base/file.h"
 #include "base/log.h"
 #include "base/sha256.h"
+#include "cpu/backend.h"
 #include "plan.h"
 #include "run_facts.h"
 #include "train_step.h"
@@ -194,6 +195,7 @@ nib_status nib_train_open(nib_config *config, bool resume, nib_training *t)
     nib_buffer_free(&text);
     NIB_TRY(status);
     NIB_TRY(nib_checkpointer_create(t->folder.checkpoints, config->checkpoint.keep, &t->checkpointer));
+    nib_log("cpu: %s", nib_cpu_features());
     nib_config_log(config);
     if (t->state.finished) return NIB_OK;
     NIB_TRY(nib_run_facts_write(t));

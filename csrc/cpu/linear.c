@@ -17,9 +17,10 @@ static nib_status scratch_matrix(nib_ops *ops, int64_t rows, int64_t columns, ni
     return nib_arena_take(ops->scratch, rows * columns, dtype == NIB_DTYPE_F32 ? 4 : 2, &matrix->data);
 }
 
-/* W [N, K] of all parts in the activation type. */
-static nib_status base_weight(nib_ops *ops, const nib_linear *linear, nib_dtype dtype, nib_matrix *weight)
+/* W [N, K] of all parts, ready for products with activations of this type. */
+static nib_status base_weight(nib_ops *ops, const nib_linear *linear, nib_dtype activation, nib_matrix *weight)
 {
+    nib_dtype dtype = nib_cpu_operand_type(ops, activation);
     const nib_linear_part *only = &linear->part[0];
     if (linear->parts == 1 && only->nf4.codes == NULL && only->dense.dtype == dtype) {
         *weight = only->dense;

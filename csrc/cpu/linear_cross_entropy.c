@@ -149,8 +149,9 @@ nib_status nib_cpu_linear_cross_entropy(nib_ops *ops, nib_matrix x, nib_matrix h
                       .nll = nll,
                       .backward = dx.data != NULL};
     size_t mark = ops->scratch->used;
-    if (head.dtype != x.dtype) { /* the head in x's type, once for all chunks */
-        NIB_TRY(take_matrix(ops, head.rows, head.columns, x.dtype, &in.head));
+    nib_dtype operand = nib_cpu_operand_type(ops, x.dtype);
+    if (head.dtype != operand) { /* once for all chunks */
+        NIB_TRY(take_matrix(ops, head.rows, head.columns, operand, &in.head));
         NIB_TRY(nib_cpu_convert(ops, head, in.head));
     }
     if (in.backward && !ops->rehearsal)

@@ -325,6 +325,12 @@ static nib_status multiply_widened(nib_ops *ops, product p)
     return NIB_OK;
 }
 
+nib_dtype nib_cpu_operand_type(const nib_ops *ops, nib_dtype activation)
+{
+    const nib_cpu_context *context = ops->context;
+    return context->bf16_matmul ? activation : NIB_DTYPE_F32;
+}
+
 nib_status nib_cpu_matmul(nib_ops *ops, nib_matrix a, bool transpose_a, nib_matrix b, bool transpose_b, bool accumulate,
                           nib_matrix c)
 {
@@ -333,8 +339,9 @@ nib_status nib_cpu_matmul(nib_ops *ops, nib_matrix a, bool transpose_a, nib_matr
     if (M != c.rows || N != c.columns || K != b_K)
         return NIB_FAIL(NIB_ERROR_SHAPE, "matmul: [%lld, %lld] x [%lld, %lld] into [%lld, %lld]", (long long)M,
                         (long long)K, (long long)b_K, (long long)N, (long long)c.rows, (long long)c.columns);
-    if (a.dtype != b.dtype || (a.dtype != NIB_DTYPE_F32 && a.dtype != NIB_DTYPE_BF16) ||
-        (c.dtype != NIB_DTYPE_F32 && c.dtype != a.dtype))
+    bool widen = !nib_cpu_context_of(ops)->bf16_matmul && (a.dtype == NIB_DTYPE_BF16 || b.dtype == NIB_DTYPE_BF16);
+    if ((a.dtype != b.dtype && !widen) || (a.dtype != NIB_DTYPE_F32 && a.dtype != NIB_DTYPE_BF16) ||
+        (b.dtype != NIB_DTYPE_F32 && b.dtype != NIB_DTYPE_BF16) || (c.dtype != NIB_DTYPE_F32 && c.dtype != a.dtype))
         return NIB_FAIL(NIB_ERROR_SHAPE, "matmul: %s x %s into %s is not supported", nib_dtype_name(a.dtype),
                         nib_dtype_name(b.dtype), nib_dtype_name(c.dtype));
     if (M == 0 || N == 0) return NIB_OK;
@@ -345,6 +352,5 @@ nib_status nib_cpu_matmul(nib_ops *ops, nib_matrix a, bool transpose_a, nib_matr
                        .transpose_b = transpose_b,
                        .accumulate = accumulate,
                        .K = K};
-    bool widen = a.dtype == NIB_DTYPE_BF16 && !nib_cpu_context_of(ops)->bf16_matmul;
     return widen ? multiply_widened(ops, p) : multiply(ops, p);
 }
