@@ -9,6 +9,7 @@
 /* argc, argv: what follows the kind's name. */
 nib_status nib_bench_step(int argc, char **argv);
 nib_status nib_bench_generate(int argc, char **argv);
+nib_status nib_bench_ops(int argc, char **argv);
 
 /* Monotonic time in seconds. */
 double nib_bench_seconds(void);

@@ -1,0 +1,42 @@
+/* nibble bench ops: each op at the shapes of real models, against what bounds it on this machine, measured in the same
+ * run: a plain matrix product of oneDNN with as many operations, or a copy of as many bytes. One row of a table an op,
+ * one file a group of ops. */
+#ifndef NIB_BENCH_OPS_H
+#define NIB_BENCH_OPS_H
+
+#include "base/arena.h"
+#include "model/ops.h"
+
+typedef struct {
+    nib_ops *ops;
+    nib_arena memory; /* for operands; given back after each op */
+    bool json;
+    int results;             /* printed so far */
+    double bytes_per_second; /* of a copy, read and written bytes together */
+} nib_ops_bench;
+
+typedef struct {
+    const char *op;
+    nib_status (*run)(nib_ops_bench *bench);
+} nib_ops_bench_row;
+
+/* End with a row without a name. */
+extern const nib_ops_bench_row nib_bench_ops_linear[]; /* bench_ops_linear.c */
+extern const nib_ops_bench_row nib_bench_ops_layer[];  /* bench_ops_layer.c */
+
+/* What is timed: one call, which may be repeated any number of times. */
+typedef nib_status (*nib_ops_bench_call)(nib_ops_bench *bench, void *user);
+nib_status nib_ops_bench_time(nib_ops_bench *bench, nib_ops_bench_call call, void *user, double *seconds);
+
+/* Times `call` and prints it against a product [M, K] x [K, N] in `dtype` (flops = 2 M N K), or against a copy of
+ * `bytes` (read and written together). shape: a text for the reader, "T 2048, 576 -> 960, bf16". */
+nib_status nib_ops_bench_product(nib_ops_bench *bench, const char *op, const char *shape, nib_ops_bench_call call,
+                                 void *user, int64_t M, int64_t N, int64_t K, nib_dtype dtype);
+nib_status nib_ops_bench_copy(nib_ops_bench *bench, const char *op, const char *shape, nib_ops_bench_call call,
+                              void *user, double bytes);
+
+/* A dense matrix of small random values, and n random bytes, from bench->memory. */
+nib_status nib_ops_bench_matrix(nib_ops_bench *bench, int64_t rows, int64_t columns, nib_dtype dtype, nib_matrix *m);
+nib_status nib_ops_bench_bytes(nib_ops_bench *bench, int64_t n, uint8_t **bytes);
+
+#endif
