@@ -2,6 +2,7 @@
 #include "base/log.h"
 #include "machine.h"
 #include "report.h"
+#include "run_facts.h"
 #include "signals.h"
 #include "train_evaluate.h"
 #include "train_open.h"
@@ -90,6 +91,13 @@ static size_t report_memory(const nib_training *t)
     return sum;
 }
 
+/* The facts again each time: scratch memory grows with what the run meets. */
+static nib_status write_report(const nib_training *t)
+{
+    NIB_TRY(nib_run_facts_write(t));
+    return nib_report_write(t->folder.path);
+}
+
 static nib_status finish(nib_training *t)
 {
     if (t->eval == NULL) NIB_TRY(nib_train_save_adapter(t));
@@ -103,7 +111,7 @@ static nib_status finish(nib_training *t)
     nib_status status = nib_metrics_line(&t->metrics, &line);
     nib_buffer_free(&line);
     NIB_TRY(status);
-    NIB_TRY(nib_report_write(t->folder.path));
+    NIB_TRY(write_report(t));
     printf("%s\n", t->folder.adapter);
     return NIB_OK;
 }
@@ -111,7 +119,7 @@ static nib_status finish(nib_training *t)
 static nib_status evaluate(nib_training *t, bool *stop)
 {
     NIB_TRY(nib_train_evaluate(t, stop));
-    return nib_report_write(t->folder.path);
+    return write_report(t);
 }
 
 /* One step and what is due at its end. */
@@ -143,7 +151,7 @@ static nib_status run(nib_training *t)
         NIB_TRY(advance(t, &stop));
         if (!nib_signals_stop_requested() || stop || t->state.step == t->schedule.steps) continue;
         NIB_TRY(write_last_checkpoint(t));
-        NIB_TRY(nib_report_write(t->folder.path));
+        NIB_TRY(write_report(t));
         return NIB_FAIL(NIB_STOPPED, "stopped by signal %d after step %lld of %lld; continue with --resume",
                         nib_signals_last(), (long long)t->state.step, (long long)t->schedule.steps);
     }

@@ -4,7 +4,6 @@
 #include "base/sha256.h"
 #include "cpu/backend.h"
 #include "plan.h"
-#include "run_facts.h"
 #include "train_step.h"
 
 #include <math.h>
@@ -198,7 +197,6 @@ nib_status nib_train_open(nib_config *config, bool resume, nib_training *t)
     nib_log("cpu: %s", nib_cpu_features());
     nib_config_log(config);
     if (t->state.finished) return NIB_OK;
-    NIB_TRY(nib_run_facts_write(t));
     return nib_metrics_open(t->folder.metrics, t->folder.path, t->state.step, &t->metrics);
 }
 
