@@ -58,22 +58,56 @@ __attribute__((target("avx2"))) static void block_to_bf16_avx2(const uint8_t *co
         }
     }
 }
+
+/* A whole block: its 16 values are one register, and a permutation of words looks up 32 weights at once. */
+__attribute__((target("avx512f,avx512bw"))) static void block_avx512(const uint8_t *codes, float absmax,
+                                                                     nib_dtype dtype, void *out)
+{
+    __m512i bits = _mm512_castps_si512(_mm512_mul_ps(_mm512_loadu_ps(nib_nf4_values), _mm512_set1_ps(absmax)));
+    __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    bits = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd); /* to nearest even */
+    bits = _mm512_srli_epi32(bits, 16);
+    if (dtype == NIB_DTYPE_BF16) {
+        const __m512i words = _mm512_castsi256_si512(_mm512_cvtepi32_epi16(bits));
+        for (int i = 0; i < 2; i++) {
+            __m512i byte = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)codes + i));
+            __m512i pair = _mm512_or_si512(_mm512_srli_epi32(byte, 4),
+                                           _mm512_slli_epi32(_mm512_and_si512(byte, _mm512_set1_epi32(15)), 16));
+            _mm512_storeu_si512((nib_bf16 *)out + 32 * i, _mm512_permutexvar_epi16(pair, words));
+        }
+        return;
+    }
+    const __m512 values = _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16));
+    for (int i = 0; i < 4; i++) {
+        __m512i byte = _mm512_cvtepu8_epi64(_mm_loadl_epi64((const __m128i *)(codes + 8 * i)));
+        __m512i pair = _mm512_or_si512(_mm512_srli_epi64(byte, 4),
+                                       _mm512_slli_epi64(_mm512_and_si512(byte, _mm512_set1_epi64(15)), 32));
+        _mm512_storeu_ps((float *)out + 16 * i, _mm512_permutexvar_ps(pair, values));
+    }
+}
 #endif
 
 /* Values first .. first + n of one block into out, in its type. */
-static void dequantize_piece(const nib_nf4 *weight, int64_t block, int64_t skip, int64_t n, nib_dtype dtype, bool avx2,
-                             void *out)
+static void dequantize_piece(const nib_nf4 *weight, int64_t block, int64_t skip, int64_t n, nib_dtype dtype,
+                             const nib_cpu_context *cpu, void *out)
 {
     float values[16];
-    nib_cpu_nf4_block_values(nib_cpu_nf4_absmax(weight, block), values);
+    const float absmax = nib_cpu_nf4_absmax(weight, block);
     const uint8_t *codes = weight->codes + block * 32;
 #if defined(__x86_64__)
-    if (n == 64 && dtype == NIB_DTYPE_BF16 && avx2) {
+    if (n == 64 && cpu->avx512 && absmax == absmax) { /* a NaN goes the way that keeps it one */
+        block_avx512(codes, absmax, dtype, out);
+        return;
+    }
+#endif
+    nib_cpu_nf4_block_values(absmax, values);
+#if defined(__x86_64__)
+    if (n == 64 && dtype == NIB_DTYPE_BF16 && cpu->avx2) {
         block_to_bf16_avx2(codes, values, out);
         return;
     }
 #else
-    (void)avx2;
+    (void)cpu;
 #endif
     if (skip == 0 && dtype == NIB_DTYPE_F32) {
         block_to_float(codes, values, n, out);
@@ -91,17 +125,18 @@ static void dequantize_piece(const nib_nf4 *weight, int64_t block, int64_t skip,
 
 nib_status nib_cpu_nf4_dequantize(nib_ops *ops, const nib_nf4 *weight, nib_matrix out)
 {
-    bool avx2 = nib_cpu_context_of(ops)->avx2;
+    const nib_cpu_context *cpu = nib_cpu_context_of(ops);
     if (out.dtype != NIB_DTYPE_F32 && out.dtype != NIB_DTYPE_BF16)
         return NIB_FAIL(NIB_ERROR_SHAPE, "nf4_dequantize: into %s is not supported", nib_dtype_name(out.dtype));
     if (ops->rehearsal) return NIB_OK;
+    const int64_t size = out.dtype == NIB_DTYPE_F32 ? 4 : 2;
 #pragma omp parallel for schedule(static) if (out.rows * out.columns > 65536)
     for (int64_t row = 0; row < out.rows; row++) {
-        nib_matrix target = nib_matrix_rows(out, row, 1);
+        char *target = nib_matrix_rows(out, row, 1).data;
         for (int64_t at = 0, n; at < out.columns; at += n) {
             int64_t element = row * out.columns + at, skip = element % 64;
             n = 64 - skip < out.columns - at ? 64 - skip : out.columns - at;
-            dequantize_piece(weight, element / 64, skip, n, out.dtype, avx2, nib_matrix_columns(target, at, n).data);
+            dequantize_piece(weight, element / 64, skip, n, out.dtype, cpu, target + at * size);
         }
     }
     return NIB_OK;
