@@ -14,6 +14,7 @@
 #include "cpu/rotary.h"
 
 #include <oneapi/dnnl/dnnl.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -142,6 +143,35 @@ static const nib_ops table = {
     .adamw = nib_cpu_adamw,
 };
 
+static void *wait_at(void *gate)
+{
+    pthread_mutex_lock(gate);
+    pthread_mutex_unlock(gate);
+    return NULL;
+}
+
+/* GCC's OpenMP ends the process where it cannot start its threads. As many are started here first, which can fail in
+ * our own words, and then OpenMP's, which stay. */
+static nib_status start_threads(void)
+{
+    int wanted = nib_cpu_threads() - 1, started = 0;
+    pthread_mutex_t gate = PTHREAD_MUTEX_INITIALIZER;
+    pthread_t *thread = nib_calloc((size_t)wanted, sizeof *thread);
+    if (thread == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "no memory for %d threads", wanted);
+    pthread_mutex_lock(&gate);
+    while (started < wanted && pthread_create(&thread[started], NULL, wait_at, &gate) == 0) started++;
+    pthread_mutex_unlock(&gate);
+    for (int i = 0; i < started; i++) pthread_join(thread[i], NULL);
+    nib_free(thread);
+    if (started < wanted)
+        return NIB_FAIL(NIB_ERROR_MEMORY, "no memory for %d threads, %d could be started; set OMP_NUM_THREADS to fewer",
+                        wanted + 1, started + 1);
+    int running = 0; /* counted, since compilers leave out an empty region */
+#pragma omp parallel reduction(+ : running)
+    running++;
+    return running > 0 ? NIB_OK : NIB_FAIL(NIB_ERROR_INTERNAL, "OpenMP ran no thread");
+}
+
 nib_status nib_cpu_backend_create(size_t scratch_bytes, nib_ops **out)
 {
     *out = NULL;
@@ -161,6 +191,7 @@ nib_status nib_cpu_backend_create(size_t scratch_bytes, nib_ops **out)
     void *block;
     NIB_TRY_GOTO(cpu_allocate(ops, "scratch", scratch_bytes, &block), done);
     context->scratch.block = block;
+    NIB_TRY_GOTO(start_threads(), done);
     NIB_TRY_GOTO(nib_cpu_matmul_cache_create(&context->matmul), done);
     *out = ops;
 done:
