@@ -101,7 +101,7 @@ static nib_status export_merged(const arguments *a, const nib_text *text, const 
     NIB_TRY(nib_export_merged(a->model, a->adapter, a->out, &summary));
     NIB_TRY(nib_export_config(a->model, &summary.config, a->out));
     NIB_TRY(nib_export_tokenizer(a->tokenizer != NULL ? a->tokenizer : a->model, a->out));
-    NIB_TRY(nib_export_chat_files(text, &summary.config, conversation, a->out));
+    NIB_TRY(nib_export_chat_files(text, &summary.config, conversation->stop, conversation->stop_count, a->out));
     printf("%s: %lld tensors in bf16 in %d file%s, %lld of them changed by the adapter\n", a->out, summary.tensors,
            summary.shards, summary.shards == 1 ? "" : "s", summary.adapted);
     return measure_merge(a, text, &summary.config);
@@ -121,7 +121,9 @@ static nib_status export_adapter(const arguments *a, const nib_text *text, const
     NIB_TRY_GOTO(nib_model_open(ops, &options, &model), done);
     NIB_TRY_GOTO(nib_model_save_adapter(model, a->out, a->model), done);
     NIB_TRY_GOTO(nib_export_tokenizer(a->tokenizer != NULL ? a->tokenizer : a->model, a->out), done);
-    NIB_TRY_GOTO(nib_export_chat_files(text, nib_model_get_config(model), conversation, a->out), done);
+    NIB_TRY_GOTO(
+        nib_export_chat_files(text, nib_model_get_config(model), conversation->stop, conversation->stop_count, a->out),
+        done);
     printf("%s: %d tensors in PEFT's form\n", a->out, nib_model_parameters(model, &parameters));
 done:
     nib_model_close(model);

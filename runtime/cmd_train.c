@@ -48,7 +48,8 @@ const nib_command nib_command_train = {
     .usage =
         "usage: nibble train CONFIG [--set a.b=value]... [--resume] [--device auto|cpu|cuda]\n\n"
         "Trains a LoRA adapter on the rows of CONFIG and writes the run into its \"output\" folder: adapter/ (the\n"
-        "best by the evaluation data), metrics.jsonl, checkpoints/, log.txt.\n\n"
+        "best by the evaluation data), metrics.jsonl, checkpoints/, log.txt. With \"lora\": null and\n"
+        "\"quantization\": \"none\" it trains every weight, and model/ takes the place of adapter/.\n\n"
         "  --set a.b=value  overrides a value of CONFIG, for instance --set train.epochs=1; may be repeated\n"
         "  --resume         continues the run in the output folder; nothing to do if it is finished\n"
         "  --device D       where to compute\n\n"

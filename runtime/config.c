@@ -345,9 +345,6 @@ static nib_status check_whole(const reader *r)
     if (!c->has_lora && c->quantization != NIB_QUANT_NONE)
         return NIB_FAIL(NIB_ERROR_CONFIG,
                         "%s: \"lora\": null trains every weight, which needs \"quantization\": \"none\"", r->file);
-    if (!c->has_lora)
-        return NIB_FAIL(NIB_ERROR_CONFIG, "%s: \"lora\": null: a full fine-tune cannot be saved yet; give a \"lora\"",
-                        r->file);
     if (c->evaluate.patience != NIB_CONFIG_UNSET && c->data.eval.count == 0)
         return NIB_FAIL(NIB_ERROR_CONFIG, "%s: \"evaluate.early_stopping_patience\" needs \"data.eval\"", r->file);
     if (c->evaluate.generate > 0 && c->data.eval.count == 0)

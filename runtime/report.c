@@ -61,8 +61,10 @@ static void foot(nib_buffer *out, const nib_report_data *d)
         nib_buffer_text(out, ", commit ");
         nib_html_text(out, nib_report_string(d->facts, "commit"));
     }
-    nib_buffer_text(out, ". The numbers behind this page are in <code>metrics.jsonl</code>, the adapter is in "
-                         "<code>adapter/</code>.</footer>\n</main>\n<script>\n");
+    nib_buffer_format(out,
+                      ". The numbers behind this page are in <code>metrics.jsonl</code>, the %s is in "
+                      "<code>%s/</code>.</footer>\n</main>\n<script>\n",
+                      d->result, d->result);
     nib_buffer_text(out, nib_report_script);
     nib_buffer_text(out, "</script>\n</body>\n</html>\n");
 }

@@ -160,6 +160,7 @@ nib_status nib_report_data_read(const char *folder, nib_report_data *d)
     static const nib_evaluation none = {.step = -1, .loss = NAN, .perplexity = NAN, .exact_match = NAN};
     *d = (nib_report_data){.before = none, .best = none};
     NIB_TRY(read_object(folder, "config.json", d, &d->config, &d->config_text));
+    d->result = nib_json_is(nib_json_get(d->config, "lora"), NIB_JSON_NULL) ? "model" : "adapter";
     NIB_TRY(read_object(folder, "run.json", d, &d->facts, NULL));
     NIB_TRY(read_lines(folder, "metrics.jsonl", false, add_event, d));
     if (has_file(folder, "answers.jsonl")) NIB_TRY(read_lines(folder, "answers.jsonl", true, add_answer_after, d));

@@ -34,6 +34,7 @@ typedef struct {
     nib_pool pool; /* holds every string and JSON value */
     const nib_json *config, *facts;
     const char *config_text;
+    const char *result; /* what was trained, and its folder: "adapter", or "model" after a full fine-tune */
     nib_curve loss, rate, norm, speed, evaluation; /* the evaluation's begins with the base model's, at 0 */
     nib_evaluation before, best;                   /* the base model; the adapter that was kept */
     int64_t steps;                                 /* taken */

@@ -91,7 +91,7 @@ void nib_report_headline(nib_buffer *out, const nib_report_data *d)
     }
     nib_buffer_text(out, "</section>\n");
     if (d->best.step >= 0 && d->best.step < d->steps) {
-        nib_buffer_text(out, "<p class=\"note\">The adapter is the one after step ");
+        nib_buffer_format(out, "<p class=\"note\">The %s is the one after step ", d->result);
         nib_html_count(out, d->best.step);
         nib_buffer_text(out, ", whose evaluation was the best.</p>\n");
     }

@@ -25,7 +25,7 @@ static nib_status is_empty(const char *path, bool *empty)
     return NIB_OK;
 }
 
-static nib_status name_parts(const char *path, nib_run_folder *folder)
+static nib_status name_parts(const char *path, const char *result, nib_run_folder *folder)
 {
     struct {
         char **part;
@@ -35,7 +35,7 @@ static nib_status name_parts(const char *path, nib_run_folder *folder)
                  {&folder->metrics, "metrics.jsonl"},
                  {&folder->log, "log.txt"},
                  {&folder->report, "report.html"},
-                 {&folder->adapter, "adapter"},
+                 {&folder->result, result},
                  {&folder->checkpoints, "checkpoints"}};
     for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++) {
         *parts[i].part = nib_path_join(path, parts[i].name);
@@ -44,10 +44,10 @@ static nib_status name_parts(const char *path, nib_run_folder *folder)
     return NIB_OK;
 }
 
-static nib_status take(const char *path, bool resume, nib_run_folder *folder)
+static nib_status take(const char *path, const char *result, bool resume, nib_run_folder *folder)
 {
     bool empty = false;
-    NIB_TRY(name_parts(path, folder));
+    NIB_TRY(name_parts(path, result, folder));
     nib_status status = nib_file_make_folders(path);
     if (status != NIB_OK) return NIB_FAIL(status, "output folder: %s; give another \"output\"", nib_error_message());
     NIB_TRY(is_empty(path, &empty));
@@ -70,10 +70,10 @@ static nib_status take(const char *path, bool resume, nib_run_folder *folder)
     return nib_log_to_file(folder->log);
 }
 
-nib_status nib_run_folder_open(const char *path, bool resume, nib_run_folder *folder)
+nib_status nib_run_folder_open(const char *path, const char *result, bool resume, nib_run_folder *folder)
 {
     *folder = (nib_run_folder){.lock = -1};
-    nib_status status = take(path, resume, folder);
+    nib_status status = take(path, result, resume, folder);
     if (status != NIB_OK) nib_run_folder_close(folder);
     return status;
 }
@@ -84,8 +84,8 @@ void nib_run_folder_close(nib_run_folder *folder)
         (void)nib_log_to_file(NULL);
         close(folder->lock);
     }
-    char *parts[] = {folder->path,   folder->config,  folder->metrics,    folder->log,
-                     folder->report, folder->adapter, folder->checkpoints};
+    char *parts[] = {folder->path,   folder->config, folder->metrics,    folder->log,
+                     folder->report, folder->result, folder->checkpoints};
     for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++) nib_free(parts[i]);
     *folder = (nib_run_folder){.lock = -1};
 }

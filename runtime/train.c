@@ -100,7 +100,7 @@ static nib_status write_report(const nib_training *t)
 
 static nib_status finish(nib_training *t)
 {
-    if (t->eval == NULL) NIB_TRY(nib_train_save_adapter(t));
+    if (t->eval == NULL) NIB_TRY(nib_train_save(t));
     t->state.finished = true;
     NIB_TRY(write_last_checkpoint(t));
     nib_buffer line = {0};
@@ -112,7 +112,7 @@ static nib_status finish(nib_training *t)
     nib_buffer_free(&line);
     NIB_TRY(status);
     NIB_TRY(write_report(t));
-    printf("%s\n", t->folder.adapter);
+    printf("%s\n", t->folder.result);
     return NIB_OK;
 }
 

@@ -1,4 +1,4 @@
-/* A training run, from its configuration to adapter and report. */
+/* A training run, from its configuration to adapter (or model) and report. */
 #ifndef NIB_RUNTIME_TRAIN_H
 #define NIB_RUNTIME_TRAIN_H
 

@@ -1,6 +1,8 @@
 #include "train_evaluate.h"
 #include "base/file.h"
 #include "base/log.h"
+#include "export/merge.h"
+#include "export_files.h"
 #include "train_answers.h"
 #include "train_step.h"
 
@@ -8,8 +10,6 @@
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
-
-#define MAX_TOKENIZER_BYTES ((size_t)512 << 20)
 
 nib_status nib_train_pack_evaluation(const nib_training *t, int64_t first, int64_t *count, nib_pack *pack)
 {
@@ -115,75 +115,28 @@ nib_status nib_train_evaluate(nib_training *t, bool *stop)
     t->state.best_loss = loss;
     t->state.best_step = t->state.step;
     t->state.evaluations_since_best = 0;
-    return nib_train_save_adapter(t);
+    return nib_train_save(t);
 }
 
-static nib_status put(const char *folder, const char *name, const void *bytes, size_t length)
-{
-    char *path = nib_path_join(folder, name);
-    if (path == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "%s: no memory for a path", folder);
-    nib_status status = nib_file_replace(path, bytes, length);
-    nib_free(path);
-    return status;
-}
-
-/* Copies FROM/name beside the adapter; absent is fine. */
-static nib_status copy_beside(const char *from, const char *name, const char *folder)
-{
-    char *path = nib_path_join(from, name), *text = NULL;
-    size_t length;
-    if (path == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "%s: no memory for a path", from);
-    nib_status status = NIB_OK;
-    if (nib_file_exists(path)) {
-        status = nib_file_read(path, MAX_TOKENIZER_BYTES, &text, &length);
-        if (status == NIB_OK) status = put(folder, name, text, length);
-    }
-    nib_free(text);
-    nib_free(path);
-    return status;
-}
-
-static nib_status save_tokenizer(const nib_training *t)
+static nib_status save_weights(const nib_training *t)
 {
     const nib_config *c = t->config;
-    char *folder = NULL;
+    nib_merge_summary summary;
+    if (c->has_lora) return nib_model_save_adapter(t->model, t->folder.result, c->model);
+    NIB_TRY(nib_export_config(c->model, nib_model_get_config(t->model), t->folder.result));
+    return nib_export_trained(t->ops, t->model, t->folder.result, &summary);
+}
+
+nib_status nib_train_save(const nib_training *t)
+{
+    const nib_config *c = t->config;
+    const int32_t *terminators;
+    int count = nib_dataset_terminators(t->train, &terminators);
     const char *from = c->tokenizer != NULL ? c->tokenizer : c->model;
-    if (!nib_file_is_folder(from)) {
-        folder = nib_path_folder(from);
-        if (folder == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "%s: no memory for a path", from);
-        size_t length = strlen(from);
-        bool named = length >= 14 && strcmp(from + length - 14, "tokenizer.json") == 0;
-        from = named ? folder : NULL; /* a GGUF holds its own tokenizer */
-    }
-    nib_status status = NIB_OK;
-    if (from != NULL) status = copy_beside(from, "tokenizer.json", t->folder.adapter);
-    if (from != NULL && status == NIB_OK) status = copy_beside(from, "tokenizer_config.json", t->folder.adapter);
-    nib_free(folder);
-    return status;
-}
-
-static nib_status save_terminators(const nib_training *t)
-{
-    const int32_t *ids;
-    int count = nib_dataset_terminators(t->train, &ids);
-    if (count == 0) return NIB_OK;
-    nib_buffer text = {0};
-    nib_buffer_text(&text, "{\n  \"eos_token_id\": [");
-    for (int i = 0; i < count; i++) nib_buffer_format(&text, i == 0 ? "%d" : ", %d", ids[i]);
-    nib_buffer_text(&text, "]\n}\n");
-    nib_status status = text.failed ? NIB_FAIL(NIB_ERROR_MEMORY, "no memory for generation_config.json")
-                                    : put(t->folder.adapter, "generation_config.json", text.data, text.length);
-    nib_buffer_free(&text);
-    return status;
-}
-
-nib_status nib_train_save_adapter(const nib_training *t)
-{
-    NIB_TRY(nib_file_make_folders(t->folder.adapter));
-    NIB_TRY(save_tokenizer(t));
-    if (t->text.template_source != NULL)
-        NIB_TRY(
-            put(t->folder.adapter, "chat_template.jinja", t->text.template_source, strlen(t->text.template_source)));
-    NIB_TRY(save_terminators(t));
-    return nib_model_save_adapter(t->model, t->folder.adapter, t->config->model);
+    /* An adapter is used with its GGUF, which holds the tokenizer. */
+    if (t->text.tokenizer != NULL && !(c->has_lora && nib_export_is_gguf(from)))
+        NIB_TRY(nib_export_tokenizer(from, t->folder.result));
+    NIB_TRY(nib_file_make_folders(t->folder.result));
+    NIB_TRY(nib_export_chat_files(&t->text, nib_model_get_config(t->model), terminators, count, t->folder.result));
+    return save_weights(t);
 }

@@ -1,4 +1,4 @@
-/* Evaluation inside a run, and the adapter that it chooses. */
+/* Evaluation inside a run, and the weights that it chooses. */
 #ifndef NIB_TRAIN_EVALUATE_H
 #define NIB_TRAIN_EVALUATE_H
 
@@ -9,10 +9,12 @@ nib_status nib_train_pack_evaluation(const nib_training *training, int64_t first
 
 /* The model before its first step, for comparison: a "before" line of the metrics, and answers-before.jsonl. */
 nib_status nib_train_evaluate_before(nib_training *training);
-/* Loss and perplexity of the evaluation data under the current adapter, as an "eval" line of the metrics. An adapter
- * better than every one before is saved; *stop: there was none for early_stopping_patience evaluations. */
+/* Loss and perplexity of the evaluation data under the current weights, as an "eval" line of the metrics. Weights
+ * better than all before are saved; *stop: there was none for early_stopping_patience evaluations. */
 nib_status nib_train_evaluate(nib_training *training, bool *stop);
-/* The current adapter as PEFT's files, with the tokenizer, the template and the ids that end a turn beside it. */
-nib_status nib_train_save_adapter(const nib_training *training);
+/* What is trained, as it is now: the adapter as PEFT's files, or after a full fine-tune the model as a Hugging Face
+ * folder in bf16; with the tokenizer, the template and the ids that end a turn beside it. Files are replaced one by
+ * one, each whole; a run that dies between two of them writes all again when it is resumed. */
+nib_status nib_train_save(const nib_training *training);
 
 #endif

@@ -3,6 +3,8 @@
 #include "base/log.h"
 #include "base/sha256.h"
 #include "cpu/backend.h"
+#include "export/tokenizer_json.h"
+#include "export_files.h"
 #include "plan.h"
 #include "train_step.h"
 
@@ -50,6 +52,15 @@ static nib_status continue_config(nib_training *t)
     nib_buffer_free(&lines);
     nib_config_free(&was);
     return status;
+}
+
+/* A full fine-tune writes its tokenizer beside the weights: one that cannot be written is refused before the training.
+ */
+static nib_status check_tokenizer(const nib_training *t)
+{
+    const char *from = t->config->tokenizer != NULL ? t->config->tokenizer : t->config->model;
+    if (t->config->has_lora || t->text.tokenizer == NULL || !nib_export_is_gguf(from)) return NIB_OK;
+    return nib_export_tokenizer_json(from, NULL);
 }
 
 static nib_status choose_sizes(nib_training *t)
@@ -182,10 +193,11 @@ nib_status nib_train_open(nib_config *config, bool resume, nib_training *t)
 {
     *t = (nib_training){.config = config, .folder.lock = -1, .metrics.fd = -1};
     nib_buffer text = {0};
-    NIB_TRY(nib_run_folder_open(config->output, resume, &t->folder));
+    NIB_TRY(nib_run_folder_open(config->output, config->has_lora ? "adapter" : "model", resume, &t->folder));
     nib_train_settle(config);
     if (!t->folder.fresh) NIB_TRY(continue_config(t));
     NIB_TRY(nib_train_open_data(t));
+    NIB_TRY(check_tokenizer(t));
     NIB_TRY(choose_sizes(t));
     NIB_TRY(open_model(t));
     nib_status status = first_state(t, &text);

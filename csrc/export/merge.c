@@ -19,9 +19,11 @@ typedef struct {
 
 typedef struct {
     nib_weight_source source;
-    nib_lora_config *lora;   /* NULL: no adapter */
-    nib_tensor_set *adapter; /* NULL likewise */
-    size_t adapter_used;     /* tensors of it that found their place */
+    const nib_model *trained; /* not NULL: weights are its parameters, and there is no source */
+    nib_ops *ops;             /* its backend */
+    nib_lora_config *lora;    /* NULL: no adapter */
+    nib_tensor_set *adapter;  /* NULL likewise */
+    size_t adapter_used;      /* tensors of it that found their place */
     weight *weights;
     size_t count, capacity;
     int64_t shard_bytes; /* of the last shard */
@@ -123,6 +125,37 @@ static nib_status add_pair(const pair *p, int64_t first, int64_t rows, int64_t K
     return failed ? NIB_FAIL(NIB_ERROR_MEMORY, "no memory for a row of %lld sums", (long long)K) : NIB_OK;
 }
 
+static const nib_parameter *find_trained(const merge *m, const char *name)
+{
+    nib_parameter *parameters;
+    int count = nib_model_parameters(m->trained, &parameters);
+    for (int i = 0; i < count; i++)
+        if (strcmp(parameters[i].name, name) == 0) return &parameters[i];
+    return NULL;
+}
+
+/* The `count` elements of a trained weight from `first` on. */
+static nib_status read_trained(const merge *m, const char *name, int64_t first, int64_t count, nib_bf16 *values)
+{
+    const nib_parameter *parameter = find_trained(m, name);
+    if (parameter == NULL) return NIB_FAIL(NIB_ERROR_INTERNAL, "%s: is no trained weight of the model in memory", name);
+    size_t bytes = (size_t)count * sizeof(float);
+    float *host = nib_calloc(1, bytes);
+    if (host == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "%s: no memory for a piece of it", name);
+    nib_status status = m->ops->download(m->ops, host, parameter->master + first, bytes);
+    for (int64_t i = 0; i < count && status == NIB_OK; i++) values[i] = nib_bf16_from_float(host[i]);
+    nib_free(host);
+    return status;
+}
+
+/* Rows first .. first + rows, before an adapter is added. */
+static nib_status read_rows(const merge *m, const weight *w, int64_t first, int64_t rows, int64_t columns,
+                            nib_bf16 *values)
+{
+    return m->trained != NULL ? read_trained(m, w->name, first * columns, rows * columns, values)
+                              : nib_weight_source_read(&m->source, w->name, first, rows, columns, values);
+}
+
 static nib_status write_weight(merge *m, const weight *w, nib_safetensors_writer *writer)
 {
     int64_t rows = w->columns > 0 ? w->rows : 1, columns = w->columns > 0 ? w->columns : w->rows;
@@ -137,7 +170,7 @@ static nib_status write_weight(merge *m, const weight *w, nib_safetensors_writer
     NIB_TRY_GOTO(read_pair(m, w, &p), done);
     for (int64_t row = 0; row < rows; row += step) {
         int64_t n = rows - row < step ? rows - row : step;
-        NIB_TRY_GOTO(nib_weight_source_read(&m->source, w->name, row, n, columns, piece), done);
+        NIB_TRY_GOTO(read_rows(m, w, row, n, columns, piece), done);
         if (p.rank > 0) NIB_TRY_GOTO(add_pair(&p, row, n, columns, piece), done);
         NIB_TRY_GOTO(nib_safetensors_writer_data(writer, piece, (uint64_t)(n * columns) * sizeof *piece), done);
     }
@@ -220,6 +253,22 @@ static nib_status open_adapter(merge *m, const char *folder)
     return status;
 }
 
+/* Every weight of the architecture, in shards; the index comes last. */
+static nib_status write_weights(merge *m, const nib_model_config *config)
+{
+    nib_merge_summary *summary = m->summary;
+    NIB_TRY(nib_weights_visit(config, list_weight, m));
+    summary->tensors = (long long)m->count;
+    summary->config = *config;
+    NIB_TRY(nib_file_make_folders(m->folder));
+    for (int shard = 0; shard < summary->shards; shard++) NIB_TRY(write_shard(m, shard));
+    if (m->adapter != NULL && m->adapter_used != nib_tensor_set_count(m->adapter))
+        return NIB_FAIL(NIB_ERROR_DATA, "%s: %zu of its %zu tensors have a place in this model; is it another model's?",
+                        nib_tensor_set_at(m->adapter, 0)->file->path, m->adapter_used,
+                        nib_tensor_set_count(m->adapter));
+    return summary->shards > 1 ? write_index(m) : NIB_OK;
+}
+
 nib_status nib_export_merged(const char *model, const char *adapter, const char *folder, nib_merge_summary *summary)
 {
     merge m = {.folder = folder, .summary = summary};
@@ -231,22 +280,20 @@ nib_status nib_export_merged(const char *model, const char *adapter, const char 
         goto done;
     }
     if (adapter != NULL) NIB_TRY_GOTO(open_adapter(&m, adapter), done);
-    NIB_TRY_GOTO(nib_weights_visit(&m.source.config, list_weight, &m), done);
-    summary->tensors = (long long)m.count;
-    summary->config = m.source.config;
-    NIB_TRY_GOTO(nib_file_make_folders(folder), done);
-    for (int shard = 0; shard < summary->shards; shard++) NIB_TRY_GOTO(write_shard(&m, shard), done);
-    if (m.adapter != NULL && m.adapter_used != nib_tensor_set_count(m.adapter)) {
-        status =
-            NIB_FAIL(NIB_ERROR_DATA, "%s: %zu of its %zu tensors have a place in this model; is it another model's?",
-                     adapter, m.adapter_used, nib_tensor_set_count(m.adapter));
-        goto done;
-    }
-    if (summary->shards > 1) status = write_index(&m);
+    status = write_weights(&m, &m.source.config);
 done:
     nib_weight_source_close(&m.source);
     nib_lora_config_free(m.lora);
     nib_tensor_set_close(m.adapter);
+    nib_free(m.weights);
+    return status;
+}
+
+nib_status nib_export_trained(nib_ops *ops, const nib_model *model, const char *folder, nib_merge_summary *summary)
+{
+    merge m = {.trained = model, .ops = ops, .folder = folder, .summary = summary};
+    *summary = (nib_merge_summary){0};
+    nib_status status = write_weights(&m, nib_model_get_config(model));
     nib_free(m.weights);
     return status;
 }

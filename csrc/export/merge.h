@@ -1,9 +1,10 @@
-/* An adapter merged into the weights it was trained on: W + scale B A, into the original 16-bit weights and never into
- * 4-bit ones, whose rounding would swallow the adapter. */
+/* A model's weights as a Hugging Face folder holds them: an adapter merged into the weights it was trained on, W +
+ * scale B A, into the original 16-bit weights and never into 4-bit ones, whose rounding would swallow the adapter; or
+ * the weights of a full fine-tune. */
 #ifndef NIB_EXPORT_MERGE_H
 #define NIB_EXPORT_MERGE_H
 
-#include "model/config.h"
+#include "model/model.h"
 
 typedef struct {
     long long tensors, adapted; /* written; of which changed by the adapter */
@@ -17,5 +18,9 @@ typedef struct {
  * NIB_ERROR_DATA if the base is quantised (GGUF blocks are dequantised, as training does; NF4 is refused), or the
  * adapter does not fit the model. */
 nib_status nib_export_merged(const char *model, const char *adapter, const char *folder, nib_merge_summary *summary);
+
+/* The same files from a model in memory whose every weight is trained (nib_model_options.full): its fp32 masters, each
+ * rounded once to bf16, which moves a weight by 2^-8 of itself at most. */
+nib_status nib_export_trained(nib_ops *ops, const nib_model *model, const char *folder, nib_merge_summary *summary);
 
 #endif

@@ -154,8 +154,9 @@ static nib_status write_tokenizer(const char *path, const nib_gguf *gguf, const 
         return NIB_FAIL(
             NIB_ERROR_DATA,
             "%s: its vocabulary is of kind \"%s\"; a tokenizer.json is made of \"gpt2\" ones only: give the "
-            "model's tokenizer.json with --tokenizer",
+            "model's tokenizer.json with --tokenizer, or as \"tokenizer\" of a configuration",
             path, kind == NULL ? "none" : kind);
+    if (folder == NULL) return NIB_OK;
     nib_gguf_array(gguf, "tokenizer.ggml.tokens", &type, &count);
     bool add_bos = p->add_bos;
     nib_gguf_bool(gguf, "tokenizer.ggml.add_bos_token", &add_bos);

@@ -4,8 +4,8 @@
 
 #include "base/status.h"
 
-/* Writes FOLDER/tokenizer.json and tokenizer_config.json. Byte-level vocabularies ("gpt2") only; NIB_ERROR_DATA for
- * others. */
+/* Writes FOLDER/tokenizer.json and tokenizer_config.json; folder NULL: only tells whether it could. Byte-level
+ * vocabularies ("gpt2") only; NIB_ERROR_DATA for others. */
 nib_status nib_export_tokenizer_json(const char *gguf, const char *folder);
 
 #endif

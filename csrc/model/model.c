@@ -41,6 +41,7 @@ static nib_status begin(nib_ops *ops, const nib_model_options *options, nib_mode
     model->ops = ops;
     model->options = *options;
     for (int i = 0; i < NIB_ARENAS; i++) model->arena[i].name = arena_names[i];
+    if (options->full) model->arena[NIB_ARENA_ADAPTER].name = "trained weights";
     NIB_TRY(nib_weight_source_open(options->path, &model->source));
     NIB_TRY(read_lora(model));
     return check_options(model);

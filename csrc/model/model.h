@@ -40,7 +40,8 @@ typedef struct {
 
 /* One trained tensor. All pointers are the backend's memory. */
 typedef struct {
-    const char *name; /* as PEFT names it: base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight */
+    const char *name; /* as PEFT names it: base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight; or, in full
+                         fine-tuning, as Hugging Face does: model.layers.0.self_attn.q_proj.weight */
     int64_t rows, columns;
     float *master, *gradient, *first_moment, *second_moment; /* fp32 [rows * columns] */
     nib_matrix copy; /* in the activation type, refreshed by nib_model_refresh; equals master's memory in fp32 */
