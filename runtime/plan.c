@@ -252,7 +252,8 @@ nib_status nib_plan_choose(nib_training *t, size_t memory, nib_plan *plan)
     }
     return NIB_FAIL(NIB_ERROR_MEMORY,
                     "the run needs %.2f GiB at least (micro-batches of %lld tokens, rows of up to %lld, everything "
-                    "recomputed), %.2f GiB are there; lower %sdata.max_length or lora.r, or take a smaller model",
+                    "recomputed), %.2f GiB are there; lower %sdata.max_length, %s, or take a smaller model",
                     (double)plan->peak / (1 << 30), (long long)c->train.micro_batch_tokens, (long long)longest,
-                    (double)memory / (1 << 30), given ? "train.micro_batch_tokens, " : "");
+                    (double)memory / (1 << 30), given ? "train.micro_batch_tokens, " : "",
+                    c->has_lora ? "lower lora.r" : "train a \"lora\"");
 }
