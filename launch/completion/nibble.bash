@@ -14,7 +14,7 @@ _nibble_options() { # COMMAND: its options
     score) echo --model --adapter --quant --compute --per-token --device --data --out --help ;;
     quantize) echo --model --out --help ;;
     bench) echo --model --batch --length --rank --compute --json --adapter --prompt-tokens --new-tokens --quant \
-        --device --help ;;
+        --device --op --help ;;
     tokenize) echo --tokenizer --no-special --decode --skip-special --help ;;
     render) echo --template --model --messages --tools --generation-prompt --bos-token --eos-token --now --help ;;
     inspect) echo --help ;;
@@ -93,12 +93,12 @@ _nibble() {
     --template | --chat-template) _nibble_files "$current" "*.jinja" ;;
     --out) _nibble_files "$current" "*" ;;
     --memory | --gpus | --max-new-tokens | --prompt | --system | --temperature | --top-p | --top-k | --seed | --context | \
-        --batch | --length | --rank | --prompt-tokens | --new-tokens | --bos-token | --eos-token | --now) ;;
+        --batch | --length | --rank | --prompt-tokens | --new-tokens | --op | --bos-token | --eos-token | --now) ;;
     *)
         if [[ $current == -* ]]; then
             _nibble_words "$(_nibble_options "$command")" "$current"
         elif ((COMP_CWORD == 2)) && [[ $command == bench ]]; then
-            _nibble_words "step generate" "$current"
+            _nibble_words "step generate ops" "$current"
         elif [[ $command == @(train|check|plan) ]]; then
             _nibble_files "$current" "*.json"
         elif [[ $command == inspect ]]; then
