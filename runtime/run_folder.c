@@ -10,7 +10,8 @@
 #include <sys/file.h>
 #include <unistd.h>
 
-/* A start that failed before its first step leaves only log.txt, which is no run. */
+/* A start that failed, or was killed, before its config was written leaves no run: log.txt, and half a config at most.
+ */
 static nib_status is_empty(const char *path, bool *empty)
 {
     DIR *directory = opendir(path);
@@ -19,7 +20,7 @@ static nib_status is_empty(const char *path, bool *empty)
     *empty = true;
     for (const struct dirent *entry; (entry = readdir(directory)) != NULL;)
         if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0 &&
-            strcmp(entry->d_name, "log.txt") != 0)
+            strcmp(entry->d_name, "log.txt") != 0 && strncmp(entry->d_name, "config.json.tmp-", 16) != 0)
             *empty = false;
     closedir(directory);
     return NIB_OK;
