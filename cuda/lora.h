@@ -1,0 +1,46 @@
+/* The adapter's own products (Hu et al., "LoRA", 2021). All are bound by reading or writing one activation once; what
+ * they share is a rank R that is small beside T, K and n.
+ *
+ * x [T, K], u and du [T, ranks], dy [T, outputs], dx [T, K]: bf16, rows strided. The columns of u and du are those of
+ * the parts one after the other, parts of rank 0 having none. Sums are fp32 in a fixed order. Dropout's masks are those
+ * of the CPU backend, computed again wherever they are needed. A linear without any adapter is nothing to do.
+ *
+ * _plain: the same without tensor cores and asynchronous copies; it also takes ranks, widths and strides that are no
+ * multiple of 8, to which the fast form falls back by itself.
+ */
+#ifndef NIB_CUDA_LORA_H
+#define NIB_CUDA_LORA_H
+
+#include "cuda/c_headers.h"
+
+/* u = dropout(x) A^T, each part with its own mask; written, not added to. */
+nib_status nib_cuda_lora_down(nib_ops *ops, const nib_linear *linear, nib_matrix x, nib_dropout dropout, nib_matrix u);
+nib_status nib_cuda_lora_down_plain(nib_ops *ops, const nib_linear *linear, nib_matrix x, nib_dropout dropout,
+                                    nib_matrix u);
+
+/* y [T, outputs] += scale * u B^T, rounded once more (the base product may be y's content). */
+nib_status nib_cuda_lora_up(nib_ops *ops, const nib_linear *linear, nib_matrix u, nib_matrix y);
+nib_status nib_cuda_lora_up_plain(nib_ops *ops, const nib_linear *linear, nib_matrix u, nib_matrix y);
+
+/* du = scale * dy B; written, not added to. */
+nib_status nib_cuda_lora_du(nib_ops *ops, const nib_linear *linear, nib_matrix dy, nib_matrix du);
+nib_status nib_cuda_lora_du_plain(nib_ops *ops, const nib_linear *linear, nib_matrix dy, nib_matrix du);
+
+/* dx += mask (du A) / (1 - p), over all parts, rounded once more. */
+nib_status nib_cuda_lora_dx(nib_ops *ops, const nib_linear *linear, nib_matrix du, nib_dropout dropout, nib_matrix dx);
+nib_status nib_cuda_lora_dx_plain(nib_ops *ops, const nib_linear *linear, nib_matrix du, nib_dropout dropout,
+                                  nib_matrix dx);
+
+/* dB += scale * dy^T u and dA += du^T dropout(x), fp32, of every part that has them. */
+nib_status nib_cuda_lora_gradients(nib_ops *ops, const nib_linear *linear, nib_matrix x, nib_dropout dropout,
+                                   nib_matrix u, nib_matrix dy, nib_matrix du);
+nib_status nib_cuda_lora_gradients_plain(nib_ops *ops, const nib_linear *linear, nib_matrix x, nib_dropout dropout,
+                                         nib_matrix u, nib_matrix dy, nib_matrix du);
+
+/* For the adapter inside the base product, bf16, strided so that they lie beside a dequantised weight.
+ * a [ranks, K]: every part's A below the other. b [outputs, ranks]: scale * B of each part at its rows and columns,
+ * zero elsewhere. */
+nib_status nib_cuda_lora_stack_a(nib_ops *ops, const nib_linear *linear, nib_matrix a);
+nib_status nib_cuda_lora_stack_b(nib_ops *ops, const nib_linear *linear, nib_matrix b);
+
+#endif
