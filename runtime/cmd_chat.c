@@ -293,7 +293,7 @@ const nib_command nib_command_chat = {
              "  --context N           longest conversation in tokens (default 8192, or what the model allows)\n"
              "  --quant nf4|none      the base's weights (default nf4, as adapters are trained)\n"
              "  --compute bf16|fp32   arithmetic (default bf16)\n"
-             "  --device auto|cpu|cuda\n"
+             "  --device auto|cpu|cuda|emulated\n"
              "  --tokenizer T, --chat-template F   take precedence over the model's own\n",
     .run = run,
 };

@@ -221,7 +221,7 @@ const nib_command nib_command_eval = {
         "  --json                the result as one JSON object\n"
         "  --quant nf4|none      the base's weights (default nf4, as it was trained)\n"
         "  --compute bf16|fp32   arithmetic (default bf16)\n"
-        "  --device auto|cpu|cuda\n"
+        "  --device auto|cpu|cuda|emulated\n"
         "  --tokenizer T, --chat-template F   take precedence over the model's own\n"
         "\n"
         "Exact match: the same text but for white space at its ends. F1: SQuAD's, over words without case,\n"

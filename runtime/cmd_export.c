@@ -171,6 +171,6 @@ const nib_command nib_command_export = {
         "  --model M        a Hugging Face folder or a .gguf file\n"
         "  --adapter A      the folder of a PEFT adapter\n"
         "  --tokenizer T, --chat-template F   take precedence over the model's own\n"
-        "  --device auto|cpu|cuda\n",
+        "  --device auto|cpu|cuda|emulated\n",
     .run = run,
 };

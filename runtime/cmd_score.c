@@ -203,7 +203,7 @@ const nib_command nib_command_score = {
     .name = "score",
     .summary = "log-likelihood of rows",
     .usage = "usage: nibble score --model M [--adapter A] [--quant nf4|none] [--compute fp32|bf16] [--per-token]\n"
-             "                    [--device auto|cpu|cuda] --data F --out O\n\n"
+             "                    [--device auto|cpu|cuda|emulated] --data F --out O\n\n"
              "For each row of F one JSON line in O: {\"nll\": sum, \"tokens\": supervised, \"logprobs\": [...]}, with\n"
              "--per-token for the last. Standard error ends with the loss: nll over tokens of all rows.\n"
              "M is a Hugging Face folder or a .gguf file, A a folder of a PEFT adapter.\n"

@@ -46,7 +46,7 @@ const nib_command nib_command_train = {
     .name = "train",
     .summary = "fine-tunes a model as a configuration says",
     .usage =
-        "usage: nibble train CONFIG [--set a.b=value]... [--resume] [--device auto|cpu|cuda]\n\n"
+        "usage: nibble train CONFIG [--set a.b=value]... [--resume] [--device auto|cpu|cuda|emulated]\n\n"
         "Trains a LoRA adapter on the rows of CONFIG and writes the run into its \"output\" folder: adapter/ (the\n"
         "best by the evaluation data), metrics.jsonl, checkpoints/, log.txt. With \"lora\": null and\n"
         "\"quantization\": \"none\" it trains every weight, and model/ takes the place of adapter/.\n\n"

@@ -34,7 +34,7 @@ static const key_row rows[] = {
     {"model", PATH, AT(model), false, 0, 0, NULL, NULL, false},
     {"tokenizer", PATH, AT(tokenizer), true, 0, 0, "null", NULL, false},
     {"output", PATH, AT(output), false, 0, 0, NULL, NULL, true},
-    {"device", CHOICE, AT(device), false, 0, 0, "\"auto\"", "auto|cpu|cuda", true},
+    {"device", CHOICE, AT(device), false, 0, 0, "\"auto\"", NIB_DEVICE_CHOICES, true},
     {"quantization", CHOICE, AT(quantization), false, 0, 0, "\"nf4\"", "none|nf4", false},
     {"lora.r", INTEGER, AT(lora.r), false, 1, 4096, "16", NULL, false},
     {"lora.lora_alpha", REAL, AT(lora.alpha), false, TINY, 1e6, "32", NULL, false},

@@ -5,12 +5,11 @@
 
 #include "base/buffer.h"
 #include "data/dataset.h"
+#include "device.h"
 #include "model/model.h"
 #include "optim/schedule.h"
 
 #define NIB_CONFIG_UNSET (-1) /* of an integer that the file leaves null */
-
-typedef enum { NIB_DEVICE_AUTO, NIB_DEVICE_CPU, NIB_DEVICE_CUDA } nib_device;
 
 typedef struct {
     nib_data_source *source; /* [count] */

@@ -2,7 +2,7 @@
 #include "command.h"
 
 #include "base/utf8.h"
-#include "cpu/backend.h"
+#include "device.h"
 #include "version.h"
 
 #include <errno.h>
@@ -51,6 +51,24 @@ static void print_help(void)
     puts("\nnibble COMMAND --help tells more; nibble --version names commit, backends and CPU features.");
 }
 
+/* Commit, backends, and a line about each: what its device is, or why it has none. */
+static void print_version(void)
+{
+    static const struct {
+        nib_device device;
+        const char *name;
+    } backends[] = {{NIB_DEVICE_CPU, "cpu"}, {NIB_DEVICE_CUDA, "cuda"}, {NIB_DEVICE_EMULATED, "emulated"}};
+    char text[3][512];
+    printf("nibble %s (%s)\nbackends:", nib_version(), nib_commit());
+    for (int i = 0; i < 3; i++)
+        if (nib_device_describe(backends[i].device, text[i], sizeof text[i]) == NIB_OK)
+            printf(" %s", backends[i].name);
+        else
+            snprintf(text[i], sizeof text[i], "none: %s", nib_error_message());
+    putchar('\n');
+    for (int i = 0; i < 3; i++) printf("%s: %s\n", backends[i].name, text[i]);
+}
+
 int main(int argc, char **argv)
 {
     if (argc < 2) {
@@ -62,7 +80,7 @@ int main(int argc, char **argv)
         return 0;
     }
     if (strcmp(argv[1], "--version") == 0) {
-        printf("nibble %s (%s)\nbackends: cpu\ncpu: %s\n", nib_version(), nib_commit(), nib_cpu_features());
+        print_version();
         return 0;
     }
     for (int i = 0; commands[i] != NULL; i++) {

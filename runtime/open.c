@@ -1,37 +1,10 @@
 #include "open.h"
 #include "base/file.h"
-#include "cpu/backend.h"
 #include "formats/tensor_set.h"
 
 #include <string.h>
 
 #define MAX_TEMPLATE_BYTES (4u << 20)
-#define SCRATCH_BYTES      ((size_t)256 << 20) /* touched only as far as ops need it */
-
-nib_status nib_open_backend(nib_device device, nib_ops **ops)
-{
-    *ops = NULL;
-    if (device == NIB_DEVICE_CUDA)
-        return NIB_FAIL(NIB_ERROR_DEVICE, "device \"cuda\": this build has no CUDA backend; build the preset cuda, or "
-                                          "use --device cpu");
-    return nib_cpu_backend_create(SCRATCH_BYTES, ops);
-}
-
-void nib_close_backend(nib_ops *ops)
-{
-    if (ops != NULL) nib_cpu_backend_free(ops);
-}
-
-nib_status nib_parse_device(const char *text, nib_device *device)
-{
-    static const char *const names[] = {"auto", "cpu", "cuda"};
-    for (int i = 0; i < 3; i++) {
-        if (strcmp(text, names[i]) != 0) continue;
-        *device = (nib_device)i;
-        return NIB_OK;
-    }
-    return NIB_FAIL(NIB_ERROR_USAGE, "--device %s: expected auto, cpu or cuda", text);
-}
 
 static nib_status has_tokenizer(const char *model, bool *has)
 {

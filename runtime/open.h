@@ -1,14 +1,8 @@
-/* What every command opens first: the backend, the tokenizer with its chat template, the data. */
+/* What every command opens first: the tokenizer with its chat template, the data. */
 #ifndef NIB_RUNTIME_OPEN_H
 #define NIB_RUNTIME_OPEN_H
 
 #include "config.h"
-
-/* The backend of `device` (auto: the best there is). NIB_ERROR_DEVICE if this build or machine lacks it. */
-nib_status nib_open_backend(nib_device device, nib_ops **ops);
-void nib_close_backend(nib_ops *ops);
-/* "auto", "cpu", "cuda" of a command line. NIB_ERROR_USAGE. */
-nib_status nib_parse_device(const char *text, nib_device *device);
 
 /* Both NULL for a model folder without a tokenizer.json: then all rows have to be input_ids. */
 typedef struct {

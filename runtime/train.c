@@ -60,8 +60,7 @@ static nib_status record_step(nib_training *t, const nib_step_result *result)
 
 static nib_status write_checkpoint(nib_training *t)
 {
-    NIB_TRY(t->ops->synchronize(t->ops));
-    NIB_TRY(nib_checkpointer_submit(t->checkpointer, &t->state, t->tensors, t->parameter_count));
+    NIB_TRY(nib_checkpointer_submit(t->checkpointer, t->ops, &t->state, t->tensors, t->parameter_count));
     nib_buffer line = {0};
     nib_buffer_format(&line, "{\"event\":\"checkpoint\",\"step\":%lld", (long long)t->state.step);
     nib_status status = nib_metrics_line(&t->metrics, &line);

@@ -139,7 +139,7 @@ static nib_status load_checkpoint(nib_training *t)
     NIB_TRY(same_hash(t, "base model", saved.base_hash, t->state.base_hash));
     NIB_TRY(same_hash(t, "tokenizer", saved.tokenizer_hash, t->state.tokenizer_hash));
     NIB_TRY(same_hash(t, "training data", saved.data_hash, t->state.data_hash));
-    NIB_TRY(nib_checkpoint_read(t->folder.checkpoints, step, t->tensors, t->parameter_count));
+    NIB_TRY(nib_checkpoint_read(t->folder.checkpoints, step, t->ops, t->tensors, t->parameter_count));
     memcpy(saved.config_hash, t->state.config_hash, sizeof saved.config_hash);
     t->state = saved;
     nib_log("continuing after step %lld of %lld", (long long)step, (long long)t->schedule.steps);

@@ -12,17 +12,22 @@
 #include <stddef.h>
 #include <stdint.h>
 
-typedef struct {
+typedef struct nib_arena nib_arena;
+struct nib_arena {
     const char *name; /* "base weights", "activations", ... */
-    char *block;      /* NULL: this arena only counts */
+    char *block;      /* NULL: this arena only counts, or has not grown yet */
     size_t capacity;  /* bytes of block */
     size_t used, peak;
-} nib_arena;
+    /* NULL, or: finds room for a piece of `bytes` bytes from arena->used on. If nothing is in use it may replace the
+     * block by one of at least arena->peak bytes; else it leaves the block, since pieces of it are in use, and finds
+     * the room elsewhere. */
+    nib_status (*grow)(nib_arena *arena, size_t bytes, void **piece);
+};
 
 #define NIB_ARENA_ALIGNMENT 256
 
 /* count * size bytes, aligned, not cleared. *pointer is NULL from a counting arena (and must not be dereferenced).
- * Fails with NIB_ERROR_MEMORY, naming the arena, when the block is full or the product overflows. */
+ * Fails with NIB_ERROR_MEMORY, naming the arena, when the block is full and cannot grow, or the product overflows. */
 nib_status nib_arena_take(nib_arena *arena, int64_t count, size_t size, void *pointer_to_pointer);
 /* LIFO release: back to a mark taken as arena->used. */
 void nib_arena_reset(nib_arena *arena, size_t mark);

@@ -317,7 +317,8 @@ nib_status nib_checkpoint_latest(const char *folder, int64_t *step, nib_checkpoi
     return status;
 }
 
-nib_status nib_checkpoint_read(const char *folder, int64_t step, const nib_checkpoint_tensor *tensors, int count)
+nib_status nib_checkpoint_read(const char *folder, int64_t step, nib_ops *ops, const nib_checkpoint_tensor *tensors,
+                               int count)
 {
     char path[PATH_BYTES], name[512];
     nib_tensor_set *set;
@@ -338,7 +339,7 @@ nib_status nib_checkpoint_read(const char *folder, int64_t step, const nib_check
             goto done;
         }
         NIB_TRY_GOTO(nib_tensor_expect_shape(view, 2, tensor->rows, tensor->columns), done);
-        memcpy(values_of(tensor, i % 3), view->data, view->bytes);
+        NIB_TRY_GOTO(ops->upload(ops, values_of(tensor, i % 3), view->data, view->bytes), done);
     }
 done:
     nib_tensor_set_close(set);

@@ -7,7 +7,7 @@
 #ifndef NIB_CHECKPOINT_H
 #define NIB_CHECKPOINT_H
 
-#include "base/status.h"
+#include "model/ops.h"
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -28,10 +28,11 @@ typedef struct {
 typedef struct {
     const char *name; /* of the parameter */
     int64_t rows, columns;
-    float *master, *first_moment, *second_moment; /* host [rows * columns] */
+    float *master, *first_moment, *second_moment; /* [rows * columns] */
 } nib_checkpoint_tensor;
 
-/* Writes FOLDER/step-N for N = state->step, durably. On failure nothing that was there is touched. */
+/* Writes FOLDER/step-N for N = state->step, durably, from tensors in host memory. On failure nothing that was there is
+ * touched. */
 nib_status nib_checkpoint_write(const char *folder, const nib_checkpoint_state *state,
                                 const nib_checkpoint_tensor *tensors, int count);
 /* Removes all but the `keep` highest steps, and leftovers of writers that died. */
@@ -39,14 +40,16 @@ nib_status nib_checkpoint_prune(const char *folder, int64_t keep);
 
 /* The highest step whose manifest verifies; *step -1: there is none. Damaged ones are named by a warning. */
 nib_status nib_checkpoint_latest(const char *folder, int64_t *step, nib_checkpoint_state *state);
-/* Fills the tensors, whose names and shapes must be those of the checkpoint (NIB_ERROR_DATA). */
-nib_status nib_checkpoint_read(const char *folder, int64_t step, const nib_checkpoint_tensor *tensors, int count);
+/* Fills the tensors, which are the backend's memory. Their names and shapes must be those of the checkpoint
+ * (NIB_ERROR_DATA). */
+nib_status nib_checkpoint_read(const char *folder, int64_t step, nib_ops *ops, const nib_checkpoint_tensor *tensors,
+                               int count);
 
 /* Writes in a thread: submit copies everything and returns; an error surfaces at the next submit or wait. */
 typedef struct nib_checkpointer nib_checkpointer;
 nib_status nib_checkpointer_create(const char *folder, int64_t keep, nib_checkpointer **checkpointer);
-/* Waits for the write before, if it is still under way. tensors: host or, on a CPU, backend memory. */
-nib_status nib_checkpointer_submit(nib_checkpointer *checkpointer, const nib_checkpoint_state *state,
+/* Waits for the write before, if it is still under way, then for the backend. tensors: the backend's memory. */
+nib_status nib_checkpointer_submit(nib_checkpointer *checkpointer, nib_ops *ops, const nib_checkpoint_state *state,
                                    const nib_checkpoint_tensor *tensors, int count);
 nib_status nib_checkpointer_wait(nib_checkpointer *checkpointer);
 void nib_checkpointer_free(nib_checkpointer *checkpointer); /* waits */

@@ -57,15 +57,16 @@ nib_status nib_checkpointer_wait(nib_checkpointer *c)
     return c->status == NIB_OK ? NIB_OK : NIB_FAIL(c->status, "%s", c->message);
 }
 
-static float *copy_values(float **at, const float *from, int64_t n)
+/* *values, which point to the backend's memory, to the host at *at. */
+static nib_status copy_values(nib_ops *ops, float **at, float **values, int64_t n)
 {
-    float *copy = *at;
-    memcpy(copy, from, (size_t)n * sizeof *copy);
+    NIB_TRY(ops->download(ops, *at, *values, (size_t)n * sizeof **at));
+    *values = *at;
     *at += n;
-    return copy;
+    return NIB_OK;
 }
 
-nib_status nib_checkpointer_submit(nib_checkpointer *c, const nib_checkpoint_state *state,
+nib_status nib_checkpointer_submit(nib_checkpointer *c, nib_ops *ops, const nib_checkpoint_state *state,
                                    const nib_checkpoint_tensor *tensors, int count)
 {
     NIB_TRY(nib_checkpointer_wait(c));
@@ -86,9 +87,9 @@ nib_status nib_checkpointer_submit(nib_checkpointer *c, const nib_checkpoint_sta
     for (int i = 0; i < count; i++) {
         int64_t n = tensors[i].rows * tensors[i].columns;
         c->tensors[i] = tensors[i];
-        c->tensors[i].master = copy_values(&at, tensors[i].master, n);
-        c->tensors[i].first_moment = copy_values(&at, tensors[i].first_moment, n);
-        c->tensors[i].second_moment = copy_values(&at, tensors[i].second_moment, n);
+        NIB_TRY(copy_values(ops, &at, &c->tensors[i].master, n));
+        NIB_TRY(copy_values(ops, &at, &c->tensors[i].first_moment, n));
+        NIB_TRY(copy_values(ops, &at, &c->tensors[i].second_moment, n));
     }
     c->count = count;
     c->state = *state;

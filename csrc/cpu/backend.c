@@ -113,6 +113,7 @@ const char *nib_cpu_features(void)
 
 static const nib_ops table = {
     .name = "cpu",
+    .close = nib_cpu_backend_free,
     .allocate = cpu_allocate,
     .release = cpu_release,
     .upload = cpu_copy,

@@ -229,6 +229,7 @@ static nib_status adamw(nib_ops *ops, nib_adamw options, float gradient_scale, i
 
 static const nib_ops table = {
     .name = "cpu",
+    .close = nib_cpu_backend_free,
     .rehearsal = true,
     .allocate = reserve_addresses,
     .release = release_addresses,

@@ -124,11 +124,13 @@ struct nib_ops {
     bool rehearsal;   /* touches no tensor, only counts (cpu/rehearsal.h): there is nothing to load */
     nib_arena *scratch;
 
+    void (*close)(nib_ops *ops); /* gives back the backend itself; NULL is allowed */
+
     /* Memory. An arena's block comes from here (base/arena.h). */
     nib_status (*allocate)(nib_ops *ops, const char *name, size_t bytes, void **block);
     void (*release)(nib_ops *ops, void *block, size_t bytes);
-    nib_status (*upload)(nib_ops *ops, void *to, const void *host, size_t bytes);
-    nib_status (*download)(nib_ops *ops, void *host, const void *from, size_t bytes);
+    nib_status (*upload)(nib_ops *ops, void *to, const void *host, size_t bytes);     /* host may change on return */
+    nib_status (*download)(nib_ops *ops, void *host, const void *from, size_t bytes); /* waits */
     nib_status (*zero)(nib_ops *ops, void *block, size_t bytes);
     nib_status (*synchronize)(nib_ops *ops);
     /* to = from in to's type, element by element. */

@@ -30,7 +30,7 @@ _nibble_keys="model tokenizer output device quantization lora.r lora.lora_alpha 
 
 _nibble_values() { # KEY: the values that a configuration key can have, where they are few
     case $1 in
-    device) echo auto cpu cuda ;;
+    device) echo auto cpu cuda emulated ;;
     quantization) echo nf4 none ;;
     data.over_long) echo error split drop truncate ;;
     data.train_on) echo assistant all ;;
@@ -81,7 +81,7 @@ _nibble() {
     fi
     case $previous in
     --set) _nibble_set "$current" ;;
-    --device) _nibble_words "auto cpu cuda" "$current" ;;
+    --device) _nibble_words "auto cpu cuda emulated" "$current" ;;
     --quant) _nibble_words "nf4 none" "$current" ;;
     --compute) _nibble_words "bf16 fp32" "$current" ;;
     --to) _nibble_words "adapter merged modelfile" "$current" ;;

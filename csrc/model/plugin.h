@@ -1,0 +1,20 @@
+/* A backend in a shared library beside the program, so that the program starts on a machine without that backend's own
+ * libraries (CUDA's). The library takes csrc's functions from the program that loads it; it exports one object, a
+ * nib_plugin named NIB_PLUGIN_SYMBOL. */
+#ifndef NIB_PLUGIN_H
+#define NIB_PLUGIN_H
+
+#include "model/ops.h"
+
+#define NIB_PLUGIN_SYMBOL "nib_plugin_entry"
+
+typedef struct {
+    const char *build; /* version and commit: the program's own, since the table of ops changes freely */
+    /* The backend of this process's device (of `local_rank`, where a machine has several); gives itself back by
+     * ops->close. NIB_ERROR_DEVICE says why there is none. */
+    nib_status (*create)(int local_rank, nib_ops **ops);
+    /* One line: what the device of `local_rank` is. NIB_ERROR_DEVICE as create. */
+    nib_status (*describe)(int local_rank, char *text, size_t bytes);
+} nib_plugin;
+
+#endif

@@ -1,0 +1,24 @@
+/* Where a run computes: the CPU, which is part of the program, or a backend that is loaded at need (model/plugin.h).
+ *
+ * libnibble_cuda.so and libnibble_cuda_emulated.so lie beside the program, or in ../lib/nibble from it. */
+#ifndef NIB_RUNTIME_DEVICE_H
+#define NIB_RUNTIME_DEVICE_H
+
+#include "model/ops.h"
+
+/* AUTO: a GPU if there is one, else the CPU. EMULATED: the CUDA kernels' own source, compiled for the CPU; for tests.
+ */
+typedef enum { NIB_DEVICE_AUTO, NIB_DEVICE_CPU, NIB_DEVICE_CUDA, NIB_DEVICE_EMULATED } nib_device;
+#define NIB_DEVICE_CHOICES "auto|cpu|cuda|emulated"
+
+/* "auto", "cpu", "cuda" or "emulated". NIB_ERROR_USAGE. */
+nib_status nib_parse_device(const char *text, nib_device *device);
+
+/* The backend of `device`. AUTO logs why there is no GPU. NIB_ERROR_DEVICE if build or machine lack an explicit one. */
+nib_status nib_open_backend(nib_device device, nib_ops **ops);
+void nib_close_backend(nib_ops *ops);
+
+/* One line about the device: "NVIDIA H200, ...". NIB_ERROR_DEVICE says why there is none. Not for AUTO. */
+nib_status nib_device_describe(nib_device device, char *text, size_t bytes);
+
+#endif
