@@ -1,5 +1,5 @@
-/* RMSNorm, rotary, SwiGLU, embedding, AdamW and the gradient norm: values against double arithmetic, gradients against
- * differences. */
+/* RMSNorm, rotary, gated activations, embedding, AdamW and the gradient norm: values against double arithmetic,
+ * gradients against differences. */
 #include "numeric.h"
 
 #include "cpu/vector.h"
@@ -75,32 +75,45 @@ static void rmsnorm(void **state)
     end(&f);
 }
 
+typedef struct {
+    fixture f;
+    nib_activation activation;
+} glu_fixture;
+
 static double glu_scalar(void *user)
 {
-    fixture *f = user;
-    assert_int_equal(f->ops->glu_forward(f->ops, NIB_ACTIVATION_SILU, f->mx, f->my), NIB_OK);
-    return nib_test_dot(f->weights, f->y, T * C);
+    glu_fixture *g = user;
+    assert_int_equal(g->f.ops->glu_forward(g->f.ops, g->activation, g->f.mx, g->f.my), NIB_OK);
+    return nib_test_dot(g->f.weights, g->f.y, T * C);
 }
 
-static void swiglu(void **state)
+static double silu(double x) { return x / (1 + exp(-x)); }
+static double gelu(double x) { return 0.5 * x * erfc(-x / sqrt(2)); }
+static double gelu_tanh(double x) { return 0.5 * x * (1 + tanh(sqrt(2 / acos(-1)) * (x + 0.044715 * x * x * x))); }
+
+static void glu(void **state)
 {
     (void)state;
-    fixture f;
-    begin(&f, 2 * C, C);
-    for (int64_t i = 0; i < 12; i++) f.x[i] = (float)(i - 6) * 20.0f; /* the sigmoid's flat ends */
-    glu_scalar(&f);
-    for (int64_t t = 0; t < T; t++)
-        for (int64_t c = 0; c < C; c++) {
-            double g = (double)f.x[t * 2 * C + c], want = g / (1 + exp(-g)) * (double)f.x[t * 2 * C + C + c];
-            assert_true(fabs(want - (double)f.y[t * C + c]) <= 1e-6 * (1 + fabs(want)));
-        }
-    memcpy(f.spare, f.x, T * 2 * C * 4);
-    assert_int_equal(f.ops->glu_backward(f.ops, NIB_ACTIVATION_SILU, nib_test_matrix(f.weights, T, C),
-                                         nib_test_matrix(f.spare, T, 2 * C)),
-                     NIB_OK);
-    nib_test_gradient("gate_up", glu_scalar, &f, f.x, f.spare, T * 2 * C, 72);
-    assert_int_equal(f.ops->glu_forward(f.ops, NIB_ACTIVATION_GELU, f.mx, f.my), NIB_ERROR_SHAPE);
-    end(&f);
+    double (*const function[])(double) = {silu, gelu_tanh, gelu};
+    for (int a = NIB_ACTIVATION_SILU; a <= NIB_ACTIVATION_GELU; a++) {
+        glu_fixture g = {.activation = (nib_activation)a};
+        fixture *f = &g.f;
+        begin(f, 2 * C, C);
+        for (int64_t i = 0; i < 12; i++) f->x[i] = (float)(i - 6) * 20.0f; /* the flat ends */
+        glu_scalar(&g);
+        for (int64_t t = 0; t < T; t++)
+            for (int64_t c = 0; c < C; c++) {
+                double want = function[a]((double)f->x[t * 2 * C + c]) * (double)f->x[t * 2 * C + C + c];
+                assert_true(fabs(want - (double)f->y[t * C + c]) <= 1e-6 * (1 + fabs(want)));
+            }
+        memcpy(f->spare, f->x, T * 2 * C * 4);
+        assert_int_equal(f->ops->glu_backward(f->ops, g.activation, nib_test_matrix(f->weights, T, C),
+                                              nib_test_matrix(f->spare, T, 2 * C)),
+                         NIB_OK);
+        nib_test_gradient("gate_up", glu_scalar, &g, f->x, f->spare, T * 2 * C, 72);
+        assert_int_equal(f->ops->glu_forward(f->ops, (nib_activation)3, f->mx, f->my), NIB_ERROR_SHAPE);
+        end(f);
+    }
 }
 
 static void rotary(void **state)
@@ -221,8 +234,8 @@ static void exponential(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(rmsnorm),   cmocka_unit_test(swiglu), cmocka_unit_test(rotary),
-        cmocka_unit_test(embedding), cmocka_unit_test(adamw),  cmocka_unit_test(exponential),
+        cmocka_unit_test(rmsnorm),   cmocka_unit_test(glu),   cmocka_unit_test(rotary),
+        cmocka_unit_test(embedding), cmocka_unit_test(adamw), cmocka_unit_test(exponential),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
