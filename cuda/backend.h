@@ -8,7 +8,7 @@
 #ifndef NIB_CUDA_BACKEND_H
 #define NIB_CUDA_BACKEND_H
 
-#include "cuda/c_headers.h"
+#include "cuda/matmul.h"
 
 #include <cuda_runtime.h>
 
@@ -18,8 +18,6 @@ typedef struct {
     int processors;   /* multiprocessors */
     size_t shared;    /* bytes of shared memory that a block may have */
 } nib_cuda_device;
-
-typedef struct nib_cuda_matmul nib_cuda_matmul; /* cublasLt's handle and choices; cuda/matmul.h */
 
 /* The backend on device `index` of this process. NIB_ERROR_DEVICE says why not: none, in use by another process, an
  * architecture older than sm_80, a driver too old. *ops is freed by ops->close. */

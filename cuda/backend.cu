@@ -1,0 +1,238 @@
+#include "cuda/backend.h"
+#include "cuda/convert.h"
+#include "cuda/linear.h"
+#include "cuda/matmul.h"
+#include "cuda/nf4_dequantize.h"
+#include "cuda/nf4_quantize.h"
+#include "cuda/staging.h"
+#include "cuda/status.cuh"
+
+#include <stdio.h>
+#include <string.h>
+
+#ifdef NIB_CUDA_EMULATED
+#define BACKEND_NAME "emulated"
+#else
+#define BACKEND_NAME "cuda"
+#endif
+#define OLDEST_ARCHITECTURE 80 /* bf16 tensor cores, cp.async */
+#define MOST_SPILLS         16
+
+/* A piece of scratch that the block had no room for, until the block is replaced by a larger one. */
+typedef struct {
+    void *block;
+    size_t first; /* arena->used when it was taken: stale once the arena is back there */
+} spill;
+
+typedef struct {
+    nib_arena scratch; /* first, so that grow_scratch finds the rest */
+    spill spill[MOST_SPILLS];
+    int spills;
+    cudaStream_t stream;
+    nib_cuda_device device;
+    nib_cuda_staging staging;
+    nib_cuda_matmul *matmul;
+} cuda_context;
+
+static cuda_context *context_of(nib_ops *ops) { return (cuda_context *)ops->context; }
+cudaStream_t nib_cuda_stream(nib_ops *ops) { return context_of(ops)->stream; }
+const nib_cuda_device *nib_cuda_device_of(nib_ops *ops) { return &context_of(ops)->device; }
+nib_cuda_matmul *nib_cuda_matmul_of(nib_ops *ops) { return context_of(ops)->matmul; }
+
+static double gib(size_t bytes) { return (double)bytes / (1 << 30); }
+
+static nib_status device_memory(const char *name, size_t bytes, void **block)
+{
+    *block = NULL;
+    if (bytes == 0) return NIB_OK;
+    cudaError_t error = cudaMalloc(block, bytes);
+    if (error == cudaErrorMemoryAllocation) {
+        size_t left = 0, total = 0;
+        cudaGetLastError(); /* such a failure stays until it is read */
+        cudaMemGetInfo(&left, &total);
+        return NIB_FAIL(NIB_ERROR_MEMORY, "no memory on the device for %s: %.2f GiB asked for, %.2f of %.2f GiB left",
+                        name, gib(bytes), gib(left), gib(total));
+    }
+    NIB_CHECK_CUDA(error);
+    return NIB_OK;
+}
+
+static nib_status cuda_allocate(nib_ops *ops, const char *name, size_t bytes, void **block)
+{
+    (void)ops;
+    return device_memory(name, bytes, block);
+}
+
+/* cudaFree waits for the device, so nothing that runs still reads the block. */
+static void cuda_release(nib_ops *ops, void *block, size_t bytes)
+{
+    (void)ops;
+    (void)bytes;
+    if (block != NULL) cudaFree(block);
+}
+
+/* Drops spilled pieces that were taken at or behind `used`: the arena has been reset since. */
+static void drop_spills(cuda_context *context, size_t used)
+{
+    while (context->spills > 0 && context->spill[context->spills - 1].first >= used)
+        cudaFree(context->spill[--context->spills].block);
+}
+
+/* nib_arena.grow: between ops the block is replaced by one of the peak; in the middle of one the piece gets memory of
+ * its own, once. */
+static nib_status grow_scratch(nib_arena *arena, size_t bytes, void **piece)
+{
+    cuda_context *context = (cuda_context *)arena;
+    drop_spills(context, arena->used);
+    if (arena->used > 0) {
+        if (context->spills == MOST_SPILLS)
+            return NIB_FAIL(NIB_ERROR_INTERNAL, "scratch: more than %d pieces do not fit its %zu bytes", MOST_SPILLS,
+                            arena->capacity);
+        NIB_TRY(device_memory("scratch", bytes, piece));
+        context->spill[context->spills++] = {*piece, arena->used};
+        return NIB_OK;
+    }
+    cudaFree(arena->block);
+    arena->block = NULL;
+    arena->capacity = 0;
+    NIB_TRY(device_memory("scratch", arena->peak, piece));
+    arena->block = (char *)*piece;
+    arena->capacity = arena->peak;
+    return NIB_OK;
+}
+
+static nib_status cuda_upload(nib_ops *ops, void *to, const void *host, size_t bytes)
+{
+    return nib_cuda_staging_upload(&context_of(ops)->staging, to, host, bytes);
+}
+
+static nib_status cuda_download(nib_ops *ops, void *host, const void *from, size_t bytes)
+{
+    return nib_cuda_staging_download(&context_of(ops)->staging, host, from, bytes);
+}
+
+static nib_status cuda_zero(nib_ops *ops, void *block, size_t bytes)
+{
+    if (bytes > 0) NIB_CHECK_CUDA(cudaMemsetAsync(block, 0, bytes, nib_cuda_stream(ops)));
+    return NIB_OK;
+}
+
+static nib_status cuda_synchronize(nib_ops *ops)
+{
+    NIB_CHECK_CUDA(cudaStreamSynchronize(nib_cuda_stream(ops)));
+    return NIB_OK;
+}
+
+static void close_backend(nib_ops *ops)
+{
+    if (ops == NULL) return;
+    cuda_context *context = context_of(ops);
+    drop_spills(context, 0);
+    cudaFree(context->scratch.block);
+    nib_cuda_matmul_free(context->matmul);
+    nib_cuda_staging_free(&context->staging);
+    if (context->stream != NULL) cudaStreamDestroy(context->stream);
+    delete context;
+    delete ops;
+}
+
+static void fill_table(nib_ops *ops)
+{
+    ops->name = BACKEND_NAME;
+    ops->close = close_backend;
+    ops->allocate = cuda_allocate;
+    ops->release = cuda_release;
+    ops->upload = cuda_upload;
+    ops->download = cuda_download;
+    ops->zero = cuda_zero;
+    ops->synchronize = cuda_synchronize;
+    ops->convert = nib_cuda_convert;
+    ops->accumulate = nib_cuda_accumulate;
+    ops->linear_forward = nib_cuda_linear_forward;
+    ops->linear_backward = nib_cuda_linear_backward;
+    ops->nf4_quantize = nib_cuda_nf4_quantize;
+    ops->nf4_quantize_absmax = nib_cuda_nf4_quantize_absmax;
+    ops->nf4_dequantize = nib_cuda_nf4_dequantize;
+}
+
+/* The number of devices, or why there are none. */
+static nib_status count_devices(int *count)
+{
+    int driver = 0, runtime = 0;
+    cudaError_t error = cudaGetDeviceCount(count);
+    if (error == cudaSuccess && *count > 0) return NIB_OK;
+    cudaGetLastError();
+    cudaDriverGetVersion(&driver);
+    cudaRuntimeGetVersion(&runtime);
+    if (driver == 0) return NIB_FAIL(NIB_ERROR_DEVICE, "no NVIDIA driver is installed");
+    if (error == cudaErrorInsufficientDriver)
+        return NIB_FAIL(NIB_ERROR_DEVICE,
+                        "the NVIDIA driver is too old: it supports CUDA %d.%d, needed is %d.%d; update it",
+                        driver / 1000, driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10);
+    if (error == cudaErrorNoDevice || error == cudaSuccess)
+        return NIB_FAIL(NIB_ERROR_DEVICE, "the NVIDIA driver finds no GPU (is CUDA_VISIBLE_DEVICES empty?)");
+    return NIB_FAIL(NIB_ERROR_DEVICE, "the GPU cannot be used: %s", cudaGetErrorString(error));
+}
+
+static nib_status check_device(int index, cudaDeviceProp *properties)
+{
+    int count;
+    NIB_TRY(count_devices(&count));
+    if (index >= count)
+        return NIB_FAIL(NIB_ERROR_DEVICE, "rank %d of this machine has no GPU of its own: there are %d", index, count);
+    NIB_CHECK_CUDA(cudaGetDeviceProperties(properties, index));
+    int architecture = 10 * properties->major + properties->minor;
+    if (architecture < OLDEST_ARCHITECTURE)
+        return NIB_FAIL(NIB_ERROR_DEVICE, "%s is of architecture sm_%d; Nibble needs sm_%d (Ampere) or newer, for bf16",
+                        properties->name, architecture, OLDEST_ARCHITECTURE);
+    return NIB_OK;
+}
+
+nib_status nib_cuda_backend_describe(int index, char *text, size_t bytes)
+{
+    cudaDeviceProp properties;
+    int driver = 0;
+    NIB_TRY(check_device(index, &properties));
+    cudaDriverGetVersion(&driver);
+    snprintf(text, bytes, "%s, sm_%d%d, %d processors, %.1f GiB, driver for CUDA %d.%d", properties.name,
+             properties.major, properties.minor, properties.multiProcessorCount, gib(properties.totalGlobalMem),
+             driver / 1000, driver % 1000 / 10);
+    return NIB_OK;
+}
+
+/* The first call that makes a context on the device: where a device in use by another process is found out. */
+static nib_status open_stream(int index, cuda_context *context)
+{
+    NIB_CHECK_CUDA(cudaSetDevice(index));
+    cudaError_t error = cudaStreamCreateWithFlags(&context->stream, cudaStreamNonBlocking);
+    if (error == cudaErrorDevicesUnavailable || error == cudaErrorDeviceAlreadyInUse)
+        return NIB_FAIL(NIB_ERROR_DEVICE, "GPU %d is in use by another process that has it for itself", index);
+    if (error == cudaErrorMemoryAllocation)
+        return NIB_FAIL(NIB_ERROR_MEMORY, "GPU %d has no memory left for a context", index);
+    NIB_CHECK_CUDA(error);
+    return NIB_OK;
+}
+
+nib_status nib_cuda_backend_create(int index, nib_ops **out)
+{
+    cudaDeviceProp properties;
+    nib_status status;
+    *out = NULL;
+    NIB_TRY(check_device(index, &properties));
+    nib_ops *ops = new nib_ops();
+    cuda_context *context = new cuda_context();
+    fill_table(ops);
+    ops->context = context;
+    ops->scratch = &context->scratch;
+    context->scratch.name = "scratch";
+    context->scratch.grow = grow_scratch;
+    context->device = {10 * properties.major + properties.minor, properties.multiProcessorCount,
+                       properties.sharedMemPerBlockOptin};
+    NIB_TRY_GOTO(open_stream(index, context), done);
+    NIB_TRY_GOTO(nib_cuda_staging_create(context->stream, &context->staging), done);
+    NIB_TRY_GOTO(nib_cuda_matmul_create(context->stream, &context->matmul), done);
+    *out = ops;
+done:
+    if (status != NIB_OK) close_backend(ops);
+    return status;
+}

@@ -1,0 +1,207 @@
+/* c = op(a) op(b) (+ c).
+ *
+ * cublasLt counts in columns, so the product is handed over transposed: c^T [N, M] = op(b)^T op(a)^T, where a row-major
+ * matrix is the column-major one of its transpose and nothing is copied. Products of documents of all lengths are asked
+ * for; what cublasLt needs to know of a shape is prepared once and kept in a table by shape.
+ *
+ * Source of the calls: NVIDIA, "cuBLASLt API" (CUDA 13.0), cublasLtMatmul and cublasLtMatmulAlgoGetHeuristic. */
+#include "cuda/backend.h"
+#include "cuda/matmul.h"
+#include "cuda/status.cuh"
+
+#include <cublasLt.h>
+#include <string.h>
+
+#define WORKSPACE_BYTES ((size_t)32 << 20) /* what NVIDIA recommends for Hopper */
+#define BUCKETS         256
+#define WIDEST_ACCESS   16 /* bytes; pointers that are better aligned gain nothing */
+
+/* All that a choice may depend on; no padding, so that it can be compared by its bytes. */
+typedef struct {
+    int64_t M, N, K, a_stride, b_stride, c_stride;
+    int32_t transpose_a, transpose_b, wide, a_alignment, b_alignment, c_alignment;
+} shape_key;
+
+typedef struct product {
+    shape_key key;
+    cublasLtMatmulDesc_t operation;
+    cublasLtMatrixLayout_t a, b, c; /* as cublasLt names them: a is our b */
+    cublasLtMatmulAlgo_t algorithm;
+    struct product *next;
+} product;
+
+struct nib_cuda_matmul {
+    cublasLtHandle_t handle;
+    cudaStream_t stream;
+    void *workspace;
+    product *bucket[BUCKETS];
+};
+
+static nib_status check_cublas(cublasStatus_t status, const shape_key *key, const char *call)
+{
+    if (status == CUBLAS_STATUS_SUCCESS) return NIB_OK;
+    return NIB_FAIL(status == CUBLAS_STATUS_NOT_SUPPORTED ? NIB_ERROR_SHAPE : NIB_ERROR_DEVICE,
+                    "matmul [%lld, %lld] x [%lld, %lld]: %s: %s", (long long)key->M, (long long)key->K,
+                    (long long)key->K, (long long)key->N, call, cublasLtGetStatusString(status));
+}
+#define CHECK_CUBLAS(call) NIB_TRY(check_cublas((call), key, #call))
+
+static void free_product(product *p)
+{
+    if (p->operation != NULL) cublasLtMatmulDescDestroy(p->operation);
+    if (p->a != NULL) cublasLtMatrixLayoutDestroy(p->a);
+    if (p->b != NULL) cublasLtMatrixLayoutDestroy(p->b);
+    if (p->c != NULL) cublasLtMatrixLayoutDestroy(p->c);
+    delete p;
+}
+
+nib_status nib_cuda_matmul_create(cudaStream_t stream, nib_cuda_matmul **out)
+{
+    nib_cuda_matmul *matmul = new nib_cuda_matmul();
+    *out = matmul; /* freed by the caller, whatever happens */
+    matmul->stream = stream;
+    cublasStatus_t status = cublasLtCreate(&matmul->handle);
+    if (status != CUBLAS_STATUS_SUCCESS)
+        return NIB_FAIL(NIB_ERROR_DEVICE, "cublasLt cannot be started: %s", cublasLtGetStatusString(status));
+    NIB_CHECK_CUDA(cudaMalloc(&matmul->workspace, WORKSPACE_BYTES));
+    return NIB_OK;
+}
+
+void nib_cuda_matmul_free(nib_cuda_matmul *matmul)
+{
+    if (matmul == NULL) return;
+    for (int i = 0; i < BUCKETS; i++)
+        for (product *p = matmul->bucket[i], *next; p != NULL; p = next) {
+            next = p->next;
+            free_product(p);
+        }
+    if (matmul->workspace != NULL) cudaFree(matmul->workspace);
+    if (matmul->handle != NULL) cublasLtDestroy(matmul->handle);
+    delete matmul;
+}
+
+/* The largest power of two, up to WIDEST_ACCESS, that divides the address of every row. */
+static int32_t alignment_of(nib_matrix m)
+{
+    uint64_t bits =
+        (uint64_t)(uintptr_t)m.data | (uint64_t)m.stride * (m.dtype == NIB_DTYPE_F32 ? 4 : 2) | WIDEST_ACCESS;
+    return (int32_t)(bits & (~bits + 1));
+}
+
+/* FNV-1a (Fowler, Noll, Vo). */
+static unsigned bucket_of(const shape_key *key)
+{
+    uint64_t hash = 0xcbf29ce484222325u;
+    for (size_t i = 0; i < sizeof *key; i++) hash = (hash ^ ((const unsigned char *)key)[i]) * 0x100000001b3u;
+    return (unsigned)(hash % BUCKETS);
+}
+
+static nib_status describe(product *p, const shape_key *key)
+{
+    cublasOperation_t first = key->transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N;
+    cublasOperation_t second = key->transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N;
+    cudaDataType_t result = key->wide ? CUDA_R_32F : CUDA_R_16BF;
+    CHECK_CUBLAS(cublasLtMatmulDescCreate(&p->operation, CUBLAS_COMPUTE_32F, CUDA_R_32F));
+    CHECK_CUBLAS(cublasLtMatmulDescSetAttribute(p->operation, CUBLASLT_MATMUL_DESC_TRANSA, &first, sizeof first));
+    CHECK_CUBLAS(cublasLtMatmulDescSetAttribute(p->operation, CUBLASLT_MATMUL_DESC_TRANSB, &second, sizeof second));
+    uint64_t M = (uint64_t)key->M, N = (uint64_t)key->N, K = (uint64_t)key->K;
+    CHECK_CUBLAS(cublasLtMatrixLayoutCreate(&p->a, CUDA_R_16BF, key->transpose_b ? K : N, key->transpose_b ? N : K,
+                                            key->b_stride));
+    CHECK_CUBLAS(cublasLtMatrixLayoutCreate(&p->b, CUDA_R_16BF, key->transpose_a ? M : K, key->transpose_a ? K : M,
+                                            key->a_stride));
+    CHECK_CUBLAS(cublasLtMatrixLayoutCreate(&p->c, result, N, M, key->c_stride));
+    return NIB_OK;
+}
+
+static nib_status set_limits(cublasLtMatmulPreference_t preference, const shape_key *key)
+{
+    size_t workspace = WORKSPACE_BYTES;
+    uint32_t reductions = CUBLASLT_REDUCTION_SCHEME_NONE;
+    const struct {
+        cublasLtMatmulPreferenceAttributes_t attribute;
+        const void *value;
+        size_t bytes;
+    } limits[] = {
+        {CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace, sizeof workspace},
+        {CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &reductions, sizeof reductions},
+        {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, &key->b_alignment, sizeof key->b_alignment},
+        {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, &key->a_alignment, sizeof key->a_alignment},
+        {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, &key->c_alignment, sizeof key->c_alignment},
+        {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, &key->c_alignment, sizeof key->c_alignment},
+    };
+    for (const auto &limit : limits)
+        CHECK_CUBLAS(cublasLtMatmulPreferenceSetAttribute(preference, limit.attribute, limit.value, limit.bytes));
+    return NIB_OK;
+}
+
+static nib_status choose(const nib_cuda_matmul *matmul, product *p, const shape_key *key)
+{
+    cublasLtMatmulPreference_t preference = NULL;
+    cublasLtMatmulHeuristicResult_t result;
+    int found = 0;
+    CHECK_CUBLAS(cublasLtMatmulPreferenceCreate(&preference));
+    nib_status status = set_limits(preference, key);
+    if (status == NIB_OK)
+        status = check_cublas(cublasLtMatmulAlgoGetHeuristic(matmul->handle, p->operation, p->a, p->b, p->c, p->c,
+                                                             preference, 1, &result, &found),
+                              key, "cublasLtMatmulAlgoGetHeuristic");
+    cublasLtMatmulPreferenceDestroy(preference);
+    NIB_TRY(status);
+    if (found == 0) return check_cublas(CUBLAS_STATUS_NOT_SUPPORTED, key, "cublasLtMatmulAlgoGetHeuristic");
+    p->algorithm = result.algo;
+    return NIB_OK;
+}
+
+/* The prepared product of a shape, made when the shape is first met. */
+static nib_status find(nib_cuda_matmul *matmul, const shape_key *key, product **out)
+{
+    product **bucket = &matmul->bucket[bucket_of(key)];
+    for (product *p = *bucket; p != NULL; p = p->next)
+        if (memcmp(&p->key, key, sizeof *key) == 0) {
+            *out = p;
+            return NIB_OK;
+        }
+    product *p = new product();
+    p->key = *key;
+    nib_status status = describe(p, key);
+    if (status == NIB_OK) status = choose(matmul, p, key);
+    if (status != NIB_OK) {
+        free_product(p);
+        return status;
+    }
+    p->next = *bucket;
+    *bucket = *out = p;
+    return NIB_OK;
+}
+
+static nib_status check(nib_matrix a, bool transpose_a, nib_matrix b, bool transpose_b, nib_matrix c)
+{
+    int64_t M = transpose_a ? a.columns : a.rows, K = transpose_a ? a.rows : a.columns;
+    int64_t b_rows = transpose_b ? b.columns : b.rows, N = transpose_b ? b.rows : b.columns;
+    if (c.rows != M || c.columns != N || b_rows != K)
+        return NIB_FAIL(NIB_ERROR_SHAPE, "matmul: [%lld, %lld] x [%lld, %lld] to [%lld, %lld]", (long long)M,
+                        (long long)K, (long long)b_rows, (long long)N, (long long)c.rows, (long long)c.columns);
+    if (a.dtype != NIB_DTYPE_BF16 || b.dtype != NIB_DTYPE_BF16 ||
+        (c.dtype != NIB_DTYPE_BF16 && c.dtype != NIB_DTYPE_F32))
+        return NIB_FAIL(NIB_ERROR_SHAPE, "matmul: %s x %s to %s; expected BF16 x BF16 to BF16 or F32",
+                        nib_dtype_name(a.dtype), nib_dtype_name(b.dtype), nib_dtype_name(c.dtype));
+    return NIB_OK;
+}
+
+nib_status nib_cuda_matmul_run(nib_ops *ops, nib_matrix a, bool transpose_a, nib_matrix b, bool transpose_b,
+                               bool accumulate, nib_matrix c)
+{
+    nib_cuda_matmul *matmul = nib_cuda_matmul_of(ops);
+    product *p;
+    NIB_TRY(check(a, transpose_a, b, transpose_b, c));
+    if (c.rows == 0 || c.columns == 0) return NIB_OK;
+    shape_key shape = {
+        c.rows,      c.columns,   transpose_a ? a.rows : a.columns, a.stride,        b.stride,        c.stride,
+        transpose_a, transpose_b, c.dtype == NIB_DTYPE_F32,         alignment_of(a), alignment_of(b), alignment_of(c)};
+    const shape_key *key = &shape;
+    NIB_TRY(find(matmul, key, &p));
+    float one = 1.0f, beta = accumulate ? 1.0f : 0.0f;
+    CHECK_CUBLAS(cublasLtMatmul(matmul->handle, p->operation, &one, b.data, p->a, a.data, p->b, &beta, c.data, p->c,
+                                c.data, p->c, &p->algorithm, matmul->workspace, WORKSPACE_BYTES, matmul->stream));
+    return NIB_OK;
+}

@@ -1,0 +1,10 @@
+/* What the program finds in libnibble_cuda.so (model/plugin.h). */
+#include "cuda/backend.h"
+
+extern "C" {
+#include "model/plugin.h"
+
+extern const nib_plugin nib_plugin_entry;
+const nib_plugin nib_plugin_entry = {NIBBLE_VERSION " " NIBBLE_COMMIT, nib_cuda_backend_create,
+                                     nib_cuda_backend_describe};
+}
