@@ -31,13 +31,13 @@ typedef struct {
     cudaStream_t stream;
     nib_cuda_device device;
     nib_cuda_staging staging;
-    nib_cuda_matmul *matmul;
+    nib_cuda_matmul_cache *matmul;
 } cuda_context;
 
 static cuda_context *context_of(nib_ops *ops) { return (cuda_context *)ops->context; }
 cudaStream_t nib_cuda_stream(nib_ops *ops) { return context_of(ops)->stream; }
 const nib_cuda_device *nib_cuda_device_of(nib_ops *ops) { return &context_of(ops)->device; }
-nib_cuda_matmul *nib_cuda_matmul_of(nib_ops *ops) { return context_of(ops)->matmul; }
+nib_cuda_matmul_cache *nib_cuda_matmul_cache_of(nib_ops *ops) { return context_of(ops)->matmul; }
 
 static double gib(size_t bytes) { return (double)bytes / (1 << 30); }
 
@@ -129,7 +129,7 @@ static void close_backend(nib_ops *ops)
     cuda_context *context = context_of(ops);
     drop_spills(context, 0);
     cudaFree(context->scratch.block);
-    nib_cuda_matmul_free(context->matmul);
+    nib_cuda_matmul_cache_free(context->matmul);
     nib_cuda_staging_free(&context->staging);
     if (context->stream != NULL) cudaStreamDestroy(context->stream);
     delete context;
@@ -230,7 +230,7 @@ nib_status nib_cuda_backend_create(int index, nib_ops **out)
                        properties.sharedMemPerBlockOptin};
     NIB_TRY_GOTO(open_stream(index, context), done);
     NIB_TRY_GOTO(nib_cuda_staging_create(context->stream, &context->staging), done);
-    NIB_TRY_GOTO(nib_cuda_matmul_create(context->stream, &context->matmul), done);
+    NIB_TRY_GOTO(nib_cuda_matmul_cache_create(context->stream, &context->matmul), done);
     *out = ops;
 done:
     if (status != NIB_OK) close_backend(ops);

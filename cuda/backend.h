@@ -27,6 +27,6 @@ nib_status nib_cuda_backend_describe(int index, char *text, size_t bytes);
 
 cudaStream_t nib_cuda_stream(nib_ops *ops);
 const nib_cuda_device *nib_cuda_device_of(nib_ops *ops);
-nib_cuda_matmul *nib_cuda_matmul_of(nib_ops *ops);
+nib_cuda_matmul_cache *nib_cuda_matmul_cache_of(nib_ops *ops);
 
 #endif

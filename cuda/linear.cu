@@ -99,7 +99,7 @@ static nib_status forward(nib_ops *ops, const nib_linear *linear, nib_matrix x, 
     NIB_TRY(nib_cuda_lora_down(ops, linear, x, dropout, u));
     if (nib_cuda_nf4_small_matmul_takes(linear, x.rows)) return nib_cuda_nf4_small_matmul(ops, linear, x, u, y);
     NIB_TRY(base_weight(ops, linear, &weight));
-    NIB_TRY(nib_cuda_matmul_run(ops, x, false, weight, true, false, y));
+    NIB_TRY(nib_cuda_matmul(ops, x, false, weight, true, false, y));
     NIB_TRY(add_bias(ops, linear, y));
     return nib_cuda_lora_up(ops, linear, u, y);
 }
@@ -120,7 +120,7 @@ static nib_status weight_backward(nib_ops *ops, const nib_linear_part *part, nib
 {
     if (part->dweight != NULL) {
         nib_matrix dw = {part->dweight, part->rows, x.columns, x.columns, NIB_DTYPE_F32};
-        NIB_TRY(nib_cuda_matmul_run(ops, dy, true, x, false, true, dw));
+        NIB_TRY(nib_cuda_matmul(ops, dy, true, x, false, true, dw));
     }
     if (part->dbias == NULL) return NIB_OK;
     return nib_cuda_launch(bias_backward_kernel, dim3(blocks_for(part->rows)), dim3(THREADS), 0, nib_cuda_stream(ops),
@@ -144,7 +144,7 @@ static nib_status backward(nib_ops *ops, const nib_linear *linear, nib_matrix x,
         nib_matrix weight;
         size_t mark = ops->scratch->used;
         NIB_TRY(base_weight(ops, linear, &weight));
-        NIB_TRY(nib_cuda_matmul_run(ops, dy, false, weight, false, accumulate, dx));
+        NIB_TRY(nib_cuda_matmul(ops, dy, false, weight, false, accumulate, dx));
         nib_arena_reset(ops->scratch, mark); /* in one stream, the product is done before anything writes there */
     }
     for (int64_t p = 0, first = 0; p < linear->parts; first += linear->part[p++].rows)

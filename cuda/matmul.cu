@@ -30,7 +30,7 @@ typedef struct product {
     struct product *next;
 } product;
 
-struct nib_cuda_matmul {
+struct nib_cuda_matmul_cache {
     cublasLtHandle_t handle;
     cudaStream_t stream;
     void *workspace;
@@ -55,29 +55,29 @@ static void free_product(product *p)
     delete p;
 }
 
-nib_status nib_cuda_matmul_create(cudaStream_t stream, nib_cuda_matmul **out)
+nib_status nib_cuda_matmul_cache_create(cudaStream_t stream, nib_cuda_matmul_cache **out)
 {
-    nib_cuda_matmul *matmul = new nib_cuda_matmul();
-    *out = matmul; /* freed by the caller, whatever happens */
-    matmul->stream = stream;
-    cublasStatus_t status = cublasLtCreate(&matmul->handle);
+    nib_cuda_matmul_cache *cache = new nib_cuda_matmul_cache();
+    *out = cache; /* freed by the caller, whatever happens */
+    cache->stream = stream;
+    cublasStatus_t status = cublasLtCreate(&cache->handle);
     if (status != CUBLAS_STATUS_SUCCESS)
         return NIB_FAIL(NIB_ERROR_DEVICE, "cublasLt cannot be started: %s", cublasLtGetStatusString(status));
-    NIB_CHECK_CUDA(cudaMalloc(&matmul->workspace, WORKSPACE_BYTES));
+    NIB_CHECK_CUDA(cudaMalloc(&cache->workspace, WORKSPACE_BYTES));
     return NIB_OK;
 }
 
-void nib_cuda_matmul_free(nib_cuda_matmul *matmul)
+void nib_cuda_matmul_cache_free(nib_cuda_matmul_cache *cache)
 {
-    if (matmul == NULL) return;
+    if (cache == NULL) return;
     for (int i = 0; i < BUCKETS; i++)
-        for (product *p = matmul->bucket[i], *next; p != NULL; p = next) {
+        for (product *p = cache->bucket[i], *next; p != NULL; p = next) {
             next = p->next;
             free_product(p);
         }
-    if (matmul->workspace != NULL) cudaFree(matmul->workspace);
-    if (matmul->handle != NULL) cublasLtDestroy(matmul->handle);
-    delete matmul;
+    if (cache->workspace != NULL) cudaFree(cache->workspace);
+    if (cache->handle != NULL) cublasLtDestroy(cache->handle);
+    delete cache;
 }
 
 /* The largest power of two, up to WIDEST_ACCESS, that divides the address of every row. */
@@ -134,7 +134,7 @@ static nib_status set_limits(cublasLtMatmulPreference_t preference, const shape_
     return NIB_OK;
 }
 
-static nib_status choose(const nib_cuda_matmul *matmul, product *p, const shape_key *key)
+static nib_status choose(const nib_cuda_matmul_cache *cache, product *p, const shape_key *key)
 {
     cublasLtMatmulPreference_t preference = NULL;
     cublasLtMatmulHeuristicResult_t result;
@@ -142,7 +142,7 @@ static nib_status choose(const nib_cuda_matmul *matmul, product *p, const shape_
     CHECK_CUBLAS(cublasLtMatmulPreferenceCreate(&preference));
     nib_status status = set_limits(preference, key);
     if (status == NIB_OK)
-        status = check_cublas(cublasLtMatmulAlgoGetHeuristic(matmul->handle, p->operation, p->a, p->b, p->c, p->c,
+        status = check_cublas(cublasLtMatmulAlgoGetHeuristic(cache->handle, p->operation, p->a, p->b, p->c, p->c,
                                                              preference, 1, &result, &found),
                               key, "cublasLtMatmulAlgoGetHeuristic");
     cublasLtMatmulPreferenceDestroy(preference);
@@ -153,9 +153,9 @@ static nib_status choose(const nib_cuda_matmul *matmul, product *p, const shape_
 }
 
 /* The prepared product of a shape, made when the shape is first met. */
-static nib_status find(nib_cuda_matmul *matmul, const shape_key *key, product **out)
+static nib_status find(nib_cuda_matmul_cache *cache, const shape_key *key, product **out)
 {
-    product **bucket = &matmul->bucket[bucket_of(key)];
+    product **bucket = &cache->bucket[bucket_of(key)];
     for (product *p = *bucket; p != NULL; p = p->next)
         if (memcmp(&p->key, key, sizeof *key) == 0) {
             *out = p;
@@ -164,7 +164,7 @@ static nib_status find(nib_cuda_matmul *matmul, const shape_key *key, product **
     product *p = new product();
     p->key = *key;
     nib_status status = describe(p, key);
-    if (status == NIB_OK) status = choose(matmul, p, key);
+    if (status == NIB_OK) status = choose(cache, p, key);
     if (status != NIB_OK) {
         free_product(p);
         return status;
@@ -188,10 +188,10 @@ static nib_status check(nib_matrix a, bool transpose_a, nib_matrix b, bool trans
     return NIB_OK;
 }
 
-nib_status nib_cuda_matmul_run(nib_ops *ops, nib_matrix a, bool transpose_a, nib_matrix b, bool transpose_b,
-                               bool accumulate, nib_matrix c)
+nib_status nib_cuda_matmul(nib_ops *ops, nib_matrix a, bool transpose_a, nib_matrix b, bool transpose_b,
+                           bool accumulate, nib_matrix c)
 {
-    nib_cuda_matmul *matmul = nib_cuda_matmul_of(ops);
+    nib_cuda_matmul_cache *cache = nib_cuda_matmul_cache_of(ops);
     product *p;
     NIB_TRY(check(a, transpose_a, b, transpose_b, c));
     if (c.rows == 0 || c.columns == 0) return NIB_OK;
@@ -199,9 +199,9 @@ nib_status nib_cuda_matmul_run(nib_ops *ops, nib_matrix a, bool transpose_a, nib
         c.rows,      c.columns,   transpose_a ? a.rows : a.columns, a.stride,        b.stride,        c.stride,
         transpose_a, transpose_b, c.dtype == NIB_DTYPE_F32,         alignment_of(a), alignment_of(b), alignment_of(c)};
     const shape_key *key = &shape;
-    NIB_TRY(find(matmul, key, &p));
+    NIB_TRY(find(cache, key, &p));
     float one = 1.0f, beta = accumulate ? 1.0f : 0.0f;
-    CHECK_CUBLAS(cublasLtMatmul(matmul->handle, p->operation, &one, b.data, p->a, a.data, p->b, &beta, c.data, p->c,
-                                c.data, p->c, &p->algorithm, matmul->workspace, WORKSPACE_BYTES, matmul->stream));
+    CHECK_CUBLAS(cublasLtMatmul(cache->handle, p->operation, &one, b.data, p->a, a.data, p->b, &beta, c.data, p->c,
+                                c.data, p->c, &p->algorithm, cache->workspace, WORKSPACE_BYTES, cache->stream));
     return NIB_OK;
 }
