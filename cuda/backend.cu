@@ -139,6 +139,7 @@ static void close_backend(nib_ops *ops)
 static void fill_table(nib_ops *ops)
 {
     ops->name = BACKEND_NAME;
+    ops->bf16_only = true;
     ops->close = close_backend;
     ops->allocate = cuda_allocate;
     ops->release = cuda_release;

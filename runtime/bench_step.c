@@ -149,7 +149,7 @@ nib_status nib_bench_step(int argc, char **argv)
     nib_status status;
     NIB_TRY(read_options(argc, argv, &o));
     NIB_TRY(nib_parse_device(o.device, &device));
-    NIB_TRY(nib_open_backend(device, &ops));
+    NIB_TRY(nib_open_backend(device, o.compute, &ops));
     nib_model_options opening = {.path = o.model,
                                  .quantization = NIB_QUANT_NF4,
                                  .compute = o.compute,

@@ -31,6 +31,7 @@ static nib_status choose(const char *flag, const char *value, const char *first,
 static nib_status read_arguments(int argc, char **argv, arguments *a)
 {
     *a = (arguments){.quantization = NIB_QUANT_NF4, .compute = NIB_DTYPE_F32, .device = NIB_DEVICE_AUTO};
+    bool compute_given = false;
     const struct {
         const char *flag, **out;
     } texts[] = {{"--model", &a->model}, {"--adapter", &a->adapter}, {"--data", &a->data}, {"--out", &a->out}};
@@ -50,6 +51,7 @@ static nib_status read_arguments(int argc, char **argv, arguments *a)
         } else if (strcmp(argv[i], "--compute") == 0) {
             NIB_TRY(choose("--compute", argv[++i], "fp32", "bf16", &second));
             a->compute = second ? NIB_DTYPE_BF16 : NIB_DTYPE_F32;
+            compute_given = true;
         } else if (strcmp(argv[i], "--device") == 0) {
             NIB_TRY(nib_parse_device(argv[++i], &a->device));
         } else {
@@ -58,6 +60,8 @@ static nib_status read_arguments(int argc, char **argv, arguments *a)
     }
     if (a->model == NULL || a->data == NULL || a->out == NULL)
         return NIB_FAIL(NIB_ERROR_USAGE, "--model M, --data F and --out O are needed");
+    if (!compute_given && (a->device == NIB_DEVICE_CUDA || a->device == NIB_DEVICE_EMULATED))
+        a->compute = NIB_DTYPE_BF16;
     return NIB_OK;
 }
 
@@ -186,7 +190,7 @@ static nib_status run(int argc, char **argv)
                                 .bos_token = text.bos_token,
                                 .eos_token = text.eos_token};
     NIB_TRY_GOTO(nib_dataset_load(&source, 1, &options, config.vocabulary, &data), done);
-    NIB_TRY_GOTO(nib_open_backend(a.device, &ops), done);
+    NIB_TRY_GOTO(nib_open_backend(a.device, a.compute, &ops), done);
     nib_model_options open = {
         .path = a.model, .quantization = a.quantization, .compute = a.compute, .adapter = a.adapter};
     NIB_TRY_GOTO(nib_model_open(ops, &open, &model), done);
@@ -207,6 +211,6 @@ const nib_command nib_command_score = {
              "For each row of F one JSON line in O: {\"nll\": sum, \"tokens\": supervised, \"logprobs\": [...]}, with\n"
              "--per-token for the last. Standard error ends with the loss: nll over tokens of all rows.\n"
              "M is a Hugging Face folder or a .gguf file, A a folder of a PEFT adapter.\n"
-             "Defaults: --quant nf4 --compute fp32 --device auto.\n",
+             "Defaults: --quant nf4 --device auto --compute fp32, which is the CPU's; bf16 with --device cuda.\n",
     .run = run,
 };

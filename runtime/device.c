@@ -72,7 +72,7 @@ static nib_status open_plugin(nib_device device, nib_ops **ops)
     return plugin->create(0, ops);
 }
 
-nib_status nib_open_backend(nib_device device, nib_ops **ops)
+nib_status nib_open_backend(nib_device device, nib_dtype compute, nib_ops **ops)
 {
     nib_status status;
     *ops = NULL;
@@ -84,6 +84,7 @@ nib_status nib_open_backend(nib_device device, nib_ops **ops)
                    ? NIB_OK
                    : nib_error_context(status, "--device %s", device == NIB_DEVICE_CUDA ? "cuda" : "emulated");
     case NIB_DEVICE_AUTO:
+        if (compute == NIB_DTYPE_F32) break;
         status = open_plugin(NIB_DEVICE_CUDA, ops);
         if (status == NIB_OK) return NIB_OK;
         if (status != NIB_ERROR_DEVICE) return status;

@@ -179,7 +179,7 @@ nib_status nib_train_open_data(nib_training *t)
 {
     nib_config *c = t->config;
     nib_model_config model;
-    NIB_TRY(nib_open_backend((nib_device)c->device, &t->ops));
+    NIB_TRY(nib_open_backend((nib_device)c->device, nib_config_model(c, true).compute, &t->ops));
     NIB_TRY(nib_open_model_config(c->model, &model));
     NIB_TRY(nib_text_open(c->model, c->tokenizer, c->data.chat_template, &t->text));
     NIB_TRY(nib_open_data(c, &c->data.train, &t->text, model.vocabulary, &t->train));

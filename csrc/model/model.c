@@ -14,6 +14,8 @@ static nib_status check_options(const nib_model *model)
         return NIB_FAIL(NIB_ERROR_CONFIG, "full fine-tuning needs \"quantization\": \"none\" and \"lora\": null");
     if (o->train && !o->full && model->lora == NULL)
         return NIB_FAIL(NIB_ERROR_CONFIG, "nothing to train: \"lora\" is null and \"quantization\" is not \"none\"");
+    if (model->ops->bf16_only && o->compute != NIB_DTYPE_BF16)
+        return NIB_FAIL(NIB_ERROR_CONFIG, "the GPU computes in bf16; \"compute\" \"fp32\" needs the device \"cpu\"");
     if (o->quantization == NIB_QUANT_NONE && model->source.quantized)
         return NIB_FAIL(NIB_ERROR_CONFIG, "%s: the checkpoint is NF4; \"quantization\" \"none\" needs 16-bit weights",
                         o->path);

@@ -122,6 +122,7 @@ struct nib_ops {
     const char *name; /* "cpu", "cuda" */
     void *context;    /* the backend's own */
     bool rehearsal;   /* touches no tensor, only counts (cpu/rehearsal.h): there is nothing to load */
+    bool bf16_only; /* activations have to be bf16 */
     nib_arena *scratch;
 
     void (*close)(nib_ops *ops); /* gives back the backend itself; NULL is allowed */
