@@ -108,7 +108,13 @@ static nib_status cuda_upload(nib_ops *ops, void *to, const void *host, size_t b
 
 static nib_status cuda_download(nib_ops *ops, void *host, const void *from, size_t bytes)
 {
-    return nib_cuda_staging_download(&context_of(ops)->staging, host, from, bytes);
+    NIB_TRY(nib_cuda_staging_fetch(&context_of(ops)->staging, host, from, bytes));
+    return nib_cuda_staging_finish(&context_of(ops)->staging);
+}
+
+static nib_status cuda_fetch(nib_ops *ops, void *host, const void *from, size_t bytes)
+{
+    return nib_cuda_staging_fetch(&context_of(ops)->staging, host, from, bytes);
 }
 
 static nib_status cuda_zero(nib_ops *ops, void *block, size_t bytes)
@@ -120,7 +126,7 @@ static nib_status cuda_zero(nib_ops *ops, void *block, size_t bytes)
 static nib_status cuda_synchronize(nib_ops *ops)
 {
     NIB_CHECK_CUDA(cudaStreamSynchronize(nib_cuda_stream(ops)));
-    return NIB_OK;
+    return nib_cuda_staging_finish(&context_of(ops)->staging);
 }
 
 static void close_backend(nib_ops *ops)
@@ -145,6 +151,7 @@ static void fill_table(nib_ops *ops)
     ops->release = cuda_release;
     ops->upload = cuda_upload;
     ops->download = cuda_download;
+    ops->fetch = cuda_fetch;
     ops->zero = cuda_zero;
     ops->synchronize = cuda_synchronize;
     ops->convert = nib_cuda_convert;

@@ -6,6 +6,7 @@
 #include "cuda/c_headers.h"
 
 /* Takes a double for every 8192 values of scratch. */
-nib_status nib_cuda_global_norm(nib_ops *ops, int count, float *const *array, const int64_t *length, double *norm);
+nib_status nib_cuda_global_norm(nib_ops *ops, int count, float *const *array, const int64_t *length, double max_norm,
+                                nib_clip *clip);
 
 #endif

@@ -7,56 +7,69 @@ nib_status nib_cuda_staging_create(cudaStream_t stream, nib_cuda_staging *stagin
 {
     *staging = {};
     staging->stream = stream;
-    for (int i = 0; i < NIB_CUDA_STAGING_BUFFERS; i++) {
-        NIB_CHECK_CUDA(cudaHostAlloc((void **)&staging->buffer[i], NIB_CUDA_STAGING_BYTES, cudaHostAllocDefault));
-        NIB_CHECK_CUDA(cudaEventCreateWithFlags(&staging->copied[i], cudaEventDisableTiming));
+    for (nib_cuda_staging_buffer &b : staging->buffer) {
+        NIB_CHECK_CUDA(cudaHostAlloc((void **)&b.memory, NIB_CUDA_STAGING_BYTES, cudaHostAllocDefault));
+        NIB_CHECK_CUDA(cudaEventCreateWithFlags(&b.copied, cudaEventDisableTiming));
     }
     return NIB_OK;
 }
 
 void nib_cuda_staging_free(nib_cuda_staging *staging)
 {
-    for (int i = 0; i < NIB_CUDA_STAGING_BUFFERS; i++) {
-        if (staging->copied[i] != NULL) cudaEventDestroy(staging->copied[i]);
-        if (staging->buffer[i] != NULL) cudaFreeHost(staging->buffer[i]);
+    for (nib_cuda_staging_buffer &b : staging->buffer) {
+        if (b.copied != NULL) cudaEventDestroy(b.copied);
+        if (b.memory != NULL) cudaFreeHost(b.memory);
     }
     *staging = {};
 }
 
-/* The next buffer of the ring, once nothing reads or writes it any more. */
-static nib_status take_buffer(nib_cuda_staging *staging, int *index)
+/* Waits until nothing reads or writes the buffer, and hands on what was fetched into it. */
+static nib_status empty(nib_cuda_staging_buffer *b)
 {
-    *index = staging->next;
-    staging->next = (staging->next + 1) % NIB_CUDA_STAGING_BUFFERS;
-    NIB_CHECK_CUDA(cudaEventSynchronize(staging->copied[*index]));
+    NIB_CHECK_CUDA(cudaEventSynchronize(b->copied));
+    if (b->host != NULL) memcpy(b->host, b->memory, b->bytes);
+    b->host = NULL;
     return NIB_OK;
+}
+
+static nib_status take_buffer(nib_cuda_staging *staging, nib_cuda_staging_buffer **b)
+{
+    *b = &staging->buffer[staging->next];
+    staging->next = (staging->next + 1) % NIB_CUDA_STAGING_BUFFERS;
+    return empty(*b);
 }
 
 nib_status nib_cuda_staging_upload(nib_cuda_staging *staging, void *to, const void *host, size_t bytes)
 {
     for (size_t at = 0, piece; at < bytes; at += piece) {
-        int i;
+        nib_cuda_staging_buffer *b;
         piece = bytes - at < NIB_CUDA_STAGING_BYTES ? bytes - at : NIB_CUDA_STAGING_BYTES;
-        NIB_TRY(take_buffer(staging, &i));
-        memcpy(staging->buffer[i], (const char *)host + at, piece);
-        NIB_CHECK_CUDA(
-            cudaMemcpyAsync((char *)to + at, staging->buffer[i], piece, cudaMemcpyHostToDevice, staging->stream));
-        NIB_CHECK_CUDA(cudaEventRecord(staging->copied[i], staging->stream));
+        NIB_TRY(take_buffer(staging, &b));
+        memcpy(b->memory, (const char *)host + at, piece);
+        NIB_CHECK_CUDA(cudaMemcpyAsync((char *)to + at, b->memory, piece, cudaMemcpyHostToDevice, staging->stream));
+        NIB_CHECK_CUDA(cudaEventRecord(b->copied, staging->stream));
     }
     return NIB_OK;
 }
 
-nib_status nib_cuda_staging_download(nib_cuda_staging *staging, void *host, const void *from, size_t bytes)
+nib_status nib_cuda_staging_fetch(nib_cuda_staging *staging, void *host, const void *from, size_t bytes)
 {
     for (size_t at = 0, piece; at < bytes; at += piece) {
-        int i;
+        nib_cuda_staging_buffer *b;
         piece = bytes - at < NIB_CUDA_STAGING_BYTES ? bytes - at : NIB_CUDA_STAGING_BYTES;
-        NIB_TRY(take_buffer(staging, &i));
-        NIB_CHECK_CUDA(cudaMemcpyAsync(staging->buffer[i], (const char *)from + at, piece, cudaMemcpyDeviceToHost,
-                                       staging->stream));
-        NIB_CHECK_CUDA(cudaEventRecord(staging->copied[i], staging->stream));
-        NIB_CHECK_CUDA(cudaEventSynchronize(staging->copied[i]));
-        memcpy((char *)host + at, staging->buffer[i], piece);
+        NIB_TRY(take_buffer(staging, &b));
+        NIB_CHECK_CUDA(
+            cudaMemcpyAsync(b->memory, (const char *)from + at, piece, cudaMemcpyDeviceToHost, staging->stream));
+        NIB_CHECK_CUDA(cudaEventRecord(b->copied, staging->stream));
+        b->host = (char *)host + at;
+        b->bytes = piece;
     }
+    return NIB_OK;
+}
+
+nib_status nib_cuda_staging_finish(nib_cuda_staging *staging)
+{
+    for (nib_cuda_staging_buffer &b : staging->buffer)
+        if (b.host != NULL) NIB_TRY(empty(&b));
     return NIB_OK;
 }

@@ -14,9 +14,15 @@
 #define NIB_CUDA_STAGING_BYTES   ((size_t)1 << 20) /* of a buffer */
 
 typedef struct {
+    char *memory;       /* pinned [NIB_CUDA_STAGING_BYTES] */
+    cudaEvent_t copied; /* the last copy out of or into it */
+    void *host;         /* where what was fetched has still to go, or NULL */
+    size_t bytes;
+} nib_cuda_staging_buffer;
+
+typedef struct {
     cudaStream_t stream;
-    char *buffer[NIB_CUDA_STAGING_BUFFERS];       /* pinned */
-    cudaEvent_t copied[NIB_CUDA_STAGING_BUFFERS]; /* the last copy out of or into the buffer */
+    nib_cuda_staging_buffer buffer[NIB_CUDA_STAGING_BUFFERS];
     int next;
 } nib_cuda_staging;
 
@@ -26,7 +32,9 @@ void nib_cuda_staging_free(nib_cuda_staging *staging);
 
 /* host may change on return. */
 nib_status nib_cuda_staging_upload(nib_cuda_staging *staging, void *to, const void *host, size_t bytes);
-/* Waits until host is filled. */
-nib_status nib_cuda_staging_download(nib_cuda_staging *staging, void *host, const void *from, size_t bytes);
+/* host is filled when finish has returned. */
+nib_status nib_cuda_staging_fetch(nib_cuda_staging *staging, void *host, const void *from, size_t bytes);
+/* Waits for what is being fetched. */
+nib_status nib_cuda_staging_finish(nib_cuda_staging *staging);
 
 #endif

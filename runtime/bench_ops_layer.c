@@ -112,8 +112,9 @@ static nib_status call_loss(nib_ops_bench *b, void *user)
 static nib_status call_adamw(nib_ops_bench *b, void *user)
 {
     operands *o = user;
+    const nib_clip clip = {1.0, 1.0f};
     const nib_adamw options = {.learning_rate = 1e-4, .beta1 = 0.9, .beta2 = 0.999, .epsilon = 1e-8, .step = 1};
-    return b->ops->adamw(b->ops, options, 1.0f, PARAMETERS, o->moment[0].data, o->moment[1].data, o->moment[2].data,
+    return b->ops->adamw(b->ops, options, &clip, PARAMETERS, o->moment[0].data, o->moment[1].data, o->moment[2].data,
                          o->moment[3].data);
 }
 

@@ -124,11 +124,10 @@ static nib_status rehearse_step(rehearsal *r, int64_t cursor, int64_t count, boo
     nib_pack_free(&pack);
     nib_free(samples);
     if (counted && status == NIB_OK) {
-        double norm = 0;
-        bool finite;
+        double norm;
         nib_optimizer_options options = {.max_norm = 1};
         NIB_TRY(nib_optimizer_zero(r->ops, r->model));
-        status = nib_optimizer_step(r->ops, r->model, &options, &norm, &finite);
+        status = nib_optimizer_step(r->ops, r->model, &options, &norm);
     }
     if (!counted) *work = before;
     return status;

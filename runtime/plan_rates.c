@@ -114,8 +114,9 @@ static nib_status run_elementwise(bench *b)
 
 static nib_status run_optimizer(bench *b)
 {
+    nib_clip clip = {1.0, 1.0f};
     nib_adamw options = {.learning_rate = 1e-4, .beta1 = 0.9, .beta2 = 0.999, .epsilon = 1e-8, .step = 1};
-    return b->ops->adamw(b->ops, options, 1.0f, b->T * b->config->hidden, b->values[0], b->values[1], b->values[2],
+    return b->ops->adamw(b->ops, options, &clip, b->T * b->config->hidden, b->values[0], b->values[1], b->values[2],
                          b->values[3]);
 }
 

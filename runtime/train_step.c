@@ -41,14 +41,20 @@ done:
     return status;
 }
 
+/* Room in t->nll for the losses of so many targets. */
+static nib_status reserve_losses(nib_training *t, int64_t count)
+{
+    if (count <= t->nll_capacity) return NIB_OK;
+    float *larger = nib_recalloc(t->nll, (size_t)t->nll_capacity, (size_t)count, sizeof *larger);
+    if (larger == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "no memory for %lld losses", (long long)count);
+    t->nll = larger;
+    t->nll_capacity = count;
+    return NIB_OK;
+}
+
 nib_status nib_train_reserve(nib_training *t, const nib_micro_batch *batch)
 {
-    if (batch->N > t->nll_capacity) {
-        float *larger = nib_recalloc(t->nll, (size_t)t->nll_capacity, (size_t)batch->N, sizeof *larger);
-        if (larger == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "no memory for %lld losses", (long long)batch->N);
-        t->nll = larger;
-        t->nll_capacity = batch->N;
-    }
+    NIB_TRY(reserve_losses(t, batch->N));
     if (batch->T <= t->reserved_tokens && batch->N <= t->reserved_targets) return NIB_OK;
     if (batch->T > t->reserved_tokens) t->reserved_tokens = batch->T;
     if (batch->N > t->reserved_targets) t->reserved_targets = batch->N;
@@ -58,23 +64,36 @@ nib_status nib_train_reserve(nib_training *t, const nib_micro_batch *batch)
 /* All gradients as one array (model.h). */
 static float *gradients(const nib_training *t) { return t->parameters[0].gradient; }
 
-static nib_status run_slots(nib_training *t, const nib_pack *pack, double *loss)
+/* Gradients of all slots; the losses of all micro-batches, one after the other, are in t->nll after a synchronize. */
+static nib_status run_slots(nib_training *t, const nib_pack *pack)
 {
     uint64_t step_key = nib_random_key((uint64_t)t->config->train.seed, (uint64_t)t->state.step);
-    double sum = 0;
+    int64_t first = 0;
+    NIB_TRY(reserve_losses(t, pack->supervised_tokens)); /* before anything is on its way there */
     for (int slot = 0; slot < pack->slots; slot++) {
         for (int m = pack->slot_begin[slot]; m < pack->slot_begin[slot + 1]; m++) {
             const nib_micro_batch *batch = &pack->micro_batch[m];
             NIB_TRY(nib_train_reserve(t, batch));
             nib_step_options options = {.gradient_scale = (float)(1.0 / pack->supervised_weight),
                                         .dropout_key = nib_random_key(step_key, (uint64_t)m)};
-            NIB_TRY(nib_model_train_batch(t->model, batch, options, t->nll));
-            for (int64_t i = 0; i < batch->N; i++) sum += (double)t->nll[i] * batch->target_weight[i];
+            NIB_TRY(nib_model_train_batch(t->model, batch, options, t->nll + first));
+            first += batch->N;
         }
         NIB_TRY(nib_gradient_tree_add(&t->tree, slot, pack->slots, gradients(t)));
     }
-    *loss = sum / pack->supervised_weight;
     return NIB_OK;
+}
+
+static double mean_loss(const nib_training *t, const nib_pack *pack)
+{
+    double sum = 0;
+    const float *nll = t->nll;
+    for (int m = 0; m < pack->micro_batches; m++) {
+        const nib_micro_batch *batch = &pack->micro_batch[m];
+        for (int64_t i = 0; i < batch->N; i++) sum += (double)nll[i] * batch->target_weight[i];
+        nll += batch->N;
+    }
+    return sum / pack->supervised_weight;
 }
 
 static nib_status save_rows(const nib_training *t, const int64_t *samples, int64_t count)
@@ -126,10 +145,11 @@ nib_status nib_train_step(nib_training *t, nib_step_result *result)
     };
     nib_status status = nib_optimizer_zero(t->ops, t->model);
     if (status != NIB_OK) goto done;
-    NIB_TRY_GOTO(run_slots(t, &pack, &result->loss), done);
-    result->gradient_norm = NAN;
-    if (isfinite(result->loss))
-        NIB_TRY_GOTO(nib_optimizer_step(t->ops, t->model, &options, &result->gradient_norm, &result->applied), done);
+    NIB_TRY_GOTO(run_slots(t, &pack), done);
+    NIB_TRY_GOTO(nib_optimizer_step(t->ops, t->model, &options, &result->gradient_norm), done);
+    NIB_TRY_GOTO(t->ops->synchronize(t->ops), done); /* the only time that a step waits for the device */
+    result->loss = mean_loss(t, &pack);
+    result->applied = isfinite(result->gradient_norm); /* a loss that is not finite makes the gradient so */
     if (result->applied) {
         t->state.updates++;
     } else {

@@ -15,7 +15,8 @@ static double block_sum(const float *x, int64_t n)
     return ((lane[0] + lane[1]) + (lane[2] + lane[3])) + ((lane[4] + lane[5]) + (lane[6] + lane[7]));
 }
 
-nib_status nib_cpu_global_norm(nib_ops *ops, int count, float *const *array, const int64_t *length, double *norm)
+nib_status nib_cpu_global_norm(nib_ops *ops, int count, float *const *array, const int64_t *length, double max_norm,
+                               nib_clip *clip)
 {
     size_t mark = ops->scratch->used;
     double total = 0.0;
@@ -30,16 +31,19 @@ nib_status nib_cpu_global_norm(nib_ops *ops, int count, float *const *array, con
         for (int64_t b = 0; b < blocks; b++) total += partial[b];
         nib_arena_reset(ops->scratch, mark);
     }
-    *norm = sqrt(total);
+    clip->norm = sqrt(total);
+    clip->scale = (float)(max_norm > 0 ? fmin(1.0, max_norm / (clip->norm + 1e-6)) : 1.0);
     return NIB_OK;
 }
 
 /* PyTorch's order of operations: decay, moments, then lr / (1 - beta1^t) * m / (sqrt(v) / sqrt(1 - beta2^t) + epsilon).
  */
-nib_status nib_cpu_adamw(nib_ops *ops, nib_adamw o, float gradient_scale, int64_t n, float *parameter,
+nib_status nib_cpu_adamw(nib_ops *ops, nib_adamw o, const nib_clip *clip, int64_t n, float *parameter,
                          const float *gradient, float *first_moment, float *second_moment)
 {
     (void)ops;
+    if (!isfinite(clip->norm)) return NIB_OK;
+    float gradient_scale = clip->scale;
     float decay = (float)(1.0 - o.learning_rate * o.weight_decay);
     float beta1 = (float)o.beta1, beta2 = (float)o.beta2, rest1 = (float)(1.0 - o.beta1),
           rest2 = (float)(1.0 - o.beta2);

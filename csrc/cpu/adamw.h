@@ -4,8 +4,9 @@
 
 #include "model/ops.h"
 
-nib_status nib_cpu_global_norm(nib_ops *ops, int count, float *const *array, const int64_t *length, double *norm);
-nib_status nib_cpu_adamw(nib_ops *ops, nib_adamw options, float gradient_scale, int64_t n, float *parameter,
+nib_status nib_cpu_global_norm(nib_ops *ops, int count, float *const *array, const int64_t *length, double max_norm,
+                               nib_clip *clip);
+nib_status nib_cpu_adamw(nib_ops *ops, nib_adamw options, const nib_clip *clip, int64_t n, float *parameter,
                          const float *gradient, float *first_moment, float *second_moment);
 
 #endif

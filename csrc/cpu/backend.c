@@ -118,6 +118,7 @@ static const nib_ops table = {
     .release = cpu_release,
     .upload = cpu_copy,
     .download = cpu_copy,
+    .fetch = cpu_copy,
     .zero = cpu_zero,
     .synchronize = cpu_synchronize,
     .convert = nib_cpu_convert,

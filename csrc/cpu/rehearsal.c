@@ -208,17 +208,18 @@ static nib_status linear_cross_entropy(nib_ops *ops, nib_matrix x, nib_matrix he
     return nib_cpu_linear_cross_entropy(ops, x, head, softcap, targets, gradient_scale, nll, dx, dhead);
 }
 
-static nib_status global_norm(nib_ops *ops, int count, float *const *array, const int64_t *length, double *norm)
+static nib_status global_norm(nib_ops *ops, int count, float *const *array, const int64_t *length, double max_norm,
+                              nib_clip *clip)
 {
     for (int i = 0; i < count; i++) work_of(ops)->optimizer_bytes += 4.0 * (double)length[i];
-    return nib_cpu_global_norm(ops, count, array, length, norm);
+    return nib_cpu_global_norm(ops, count, array, length, max_norm, clip);
 }
 
-static nib_status adamw(nib_ops *ops, nib_adamw options, float gradient_scale, int64_t n, float *parameter,
+static nib_status adamw(nib_ops *ops, nib_adamw options, const nib_clip *clip, int64_t n, float *parameter,
                         const float *gradient, float *first_moment, float *second_moment)
 {
     (void)options;
-    (void)gradient_scale;
+    (void)clip;
     (void)parameter;
     (void)gradient;
     (void)first_moment;
@@ -235,6 +236,7 @@ static const nib_ops table = {
     .release = release_addresses,
     .upload = upload,
     .download = download,
+    .fetch = download,
     .zero = zero,
     .synchronize = synchronize,
     .convert = convert,

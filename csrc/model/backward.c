@@ -82,5 +82,5 @@ nib_status nib_model_train_batch(nib_model *model, const nib_micro_batch *batch,
         NIB_TRY(backward_attention(model, l, tree, options.dropout_key));
     }
     if (model->dembedding != NULL) NIB_TRY(ops->embedding_backward(ops, a->token, a->dx, 1.0f, model->dembedding));
-    return ops->download(ops, nll, a->nll, (size_t)batch->N * sizeof(float));
+    return ops->fetch(ops, nll, a->nll, (size_t)batch->N * sizeof(float));
 }

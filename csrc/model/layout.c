@@ -192,7 +192,8 @@ static nib_status take_parameters(nib_model *model, int64_t elements)
     if (!model->options.train) return NIB_OK;
     NIB_TRY(nib_arena_take(&model->arena[NIB_ARENA_GRADIENTS], elements, sizeof(float), &model->gradients));
     NIB_TRY(nib_arena_take(&model->arena[NIB_ARENA_OPTIMIZER], elements, sizeof(float), &model->first_moments));
-    return nib_arena_take(&model->arena[NIB_ARENA_OPTIMIZER], elements, sizeof(float), &model->second_moments);
+    NIB_TRY(nib_arena_take(&model->arena[NIB_ARENA_OPTIMIZER], elements, sizeof(float), &model->second_moments));
+    return nib_arena_take(&model->arena[NIB_ARENA_OPTIMIZER], 1, sizeof(nib_clip), &model->clip);
 }
 
 static nib_status allocate(nib_model *model, int index)

@@ -116,6 +116,8 @@ int nib_model_parameters(const nib_model *model, nib_parameter **parameters)
     return (int)model->parameter_count;
 }
 
+nib_clip *nib_model_clip(nib_model *model) { return model->clip; }
+
 nib_status nib_model_refresh(nib_model *model)
 {
     for (size_t i = 0; i < model->parameter_count; i++) {

@@ -55,6 +55,8 @@ void nib_model_close(nib_model *model);
 const nib_model_config *nib_model_get_config(const nib_model *model);
 /* All parameters' gradients are one array, in this order (so are moments): *parameters is the model's own. */
 int nib_model_parameters(const nib_model *model, nib_parameter **parameters);
+/* Where the global norm of the parameters' gradients is kept: the backend's memory. */
+nib_clip *nib_model_clip(nib_model *model);
 /* Copies masters into the activation type; after every optimizer step and after loading. */
 nib_status nib_model_refresh(nib_model *model);
 /* SHA-256 of the frozen base (its NF4 cache or files), as hex. */
@@ -68,7 +70,7 @@ typedef struct {
     uint64_t dropout_key; /* of seed, step and micro-batch */
 } nib_step_options;
 /* Forward and backward of one micro-batch: gradients of gradient_scale * sum(weight * nll) are added to the
- * parameters' gradients; nll (host, [batch->N]) is filled in. */
+ * parameters' gradients; nll (host, [batch->N]) is filled in when ops->synchronize has returned. */
 nib_status nib_model_train_batch(nib_model *model, const nib_micro_batch *batch, nib_step_options options, float *nll);
 /* Forward only. */
 nib_status nib_model_score_batch(nib_model *model, const nib_micro_batch *batch, float *nll);

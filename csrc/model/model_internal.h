@@ -79,6 +79,7 @@ struct nib_model {
     size_t parameter_count, parameter_capacity;
     int64_t parameter_elements;
     float *masters, *gradients, *first_moments, *second_moments; /* [parameter_elements] */
+    nib_clip *clip;
 
     nib_activations activations;
     char base_hash[65];

@@ -115,6 +115,13 @@ typedef struct {
     int64_t step; /* 1 for the first update */
 } nib_adamw;
 
+/* The global norm of a step's gradients and what it makes of them, in the backend's memory, so that a step need not
+ * wait for it. scale: min(1, max_norm / (norm + 1e-6)), or 1 without clipping. */
+typedef struct {
+    double norm;
+    float scale;
+} nib_clip;
+
 typedef enum { NIB_ACTIVATION_SILU, NIB_ACTIVATION_GELU_TANH, NIB_ACTIVATION_GELU } nib_activation;
 
 typedef struct nib_ops nib_ops;
@@ -122,7 +129,7 @@ struct nib_ops {
     const char *name; /* "cpu", "cuda" */
     void *context;    /* the backend's own */
     bool rehearsal;   /* touches no tensor, only counts (cpu/rehearsal.h): there is nothing to load */
-    bool bf16_only; /* activations have to be bf16 */
+    bool bf16_only;   /* activations have to be bf16 */
     nib_arena *scratch;
 
     void (*close)(nib_ops *ops); /* gives back the backend itself; NULL is allowed */
@@ -132,6 +139,9 @@ struct nib_ops {
     void (*release)(nib_ops *ops, void *block, size_t bytes);
     nib_status (*upload)(nib_ops *ops, void *to, const void *host, size_t bytes);     /* host may change on return */
     nib_status (*download)(nib_ops *ops, void *host, const void *from, size_t bytes); /* waits */
+    /* As download, but host is filled only when synchronize has returned: a step's figures, which it does not wait for.
+     */
+    nib_status (*fetch)(nib_ops *ops, void *host, const void *from, size_t bytes);
     nib_status (*zero)(nib_ops *ops, void *block, size_t bytes);
     nib_status (*synchronize)(nib_ops *ops);
     /* to = from in to's type, element by element. */
@@ -205,12 +215,13 @@ struct nib_ops {
     /* out [rows, columns] bf16 or fp32 (fp32 holds the bf16-rounded value, as QLoRA computes with it). */
     nib_status (*nf4_dequantize)(nib_ops *ops, const nib_nf4 *weight, nib_matrix out);
 
-    /* *norm (host) = sqrt of the sum of squares of all arrays, in a fixed order, accumulated in double. Synchronizes.
-     */
-    nib_status (*global_norm)(nib_ops *ops, int count, float *const *array, const int64_t *length, double *norm);
-    /* AdamW as PyTorch's (Loshchilov & Hutter, 2019); gradient is scaled by gradient_scale first (clipping). fp32 [n].
-     */
-    nib_status (*adamw)(nib_ops *ops, nib_adamw options, float gradient_scale, int64_t n, float *parameter,
+    /* clip->norm = sqrt of the sum of squares of all arrays, in a fixed order, accumulated in double; clip->scale for
+     * max_norm (0: no clipping). */
+    nib_status (*global_norm)(nib_ops *ops, int count, float *const *array, const int64_t *length, double max_norm,
+                              nib_clip *clip);
+    /* AdamW as PyTorch's (Loshchilov & Hutter, 2019); the gradient is multiplied by clip->scale first. fp32 [n].
+     * Changes nothing if clip->norm is not finite. */
+    nib_status (*adamw)(nib_ops *ops, nib_adamw options, const nib_clip *clip, int64_t n, float *parameter,
                         const float *gradient, float *first_moment, float *second_moment);
 };
 

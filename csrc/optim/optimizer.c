@@ -1,8 +1,6 @@
 #include "optim/optimizer.h"
 #include "base/memory.h"
 
-#include <math.h>
-
 nib_status nib_optimizer_zero(nib_ops *ops, nib_model *model)
 {
     nib_parameter *parameter;
@@ -13,7 +11,7 @@ nib_status nib_optimizer_zero(nib_ops *ops, nib_model *model)
     return NIB_OK;
 }
 
-static nib_status global_norm(nib_ops *ops, nib_parameter *parameter, int count, double *norm)
+static nib_status global_norm(nib_ops *ops, nib_parameter *parameter, int count, double max_norm, nib_clip *clip)
 {
     float **gradient = nib_calloc((size_t)count, sizeof *gradient);
     int64_t *length = nib_calloc((size_t)count, sizeof *length);
@@ -25,25 +23,22 @@ static nib_status global_norm(nib_ops *ops, nib_parameter *parameter, int count,
             gradient[i] = parameter[i].gradient;
             length[i] = parameter[i].rows * parameter[i].columns;
         }
-        status = ops->global_norm(ops, count, gradient, length, norm);
+        status = ops->global_norm(ops, count, gradient, length, max_norm, clip);
     }
     nib_free(gradient);
     nib_free(length);
     return status;
 }
 
-nib_status nib_optimizer_step(nib_ops *ops, nib_model *model, const nib_optimizer_options *options, double *norm,
-                              bool *finite)
+nib_status nib_optimizer_step(nib_ops *ops, nib_model *model, const nib_optimizer_options *options, double *norm)
 {
+    nib_clip *clip = nib_model_clip(model);
     nib_parameter *parameter;
     int count = nib_model_parameters(model, &parameter);
-    NIB_TRY(global_norm(ops, parameter, count, norm));
-    *finite = isfinite(*norm);
-    if (!*finite) return NIB_OK;
-    double scale = options->max_norm > 0 ? fmin(1.0, options->max_norm / (*norm + 1e-6)) : 1.0;
+    NIB_TRY(global_norm(ops, parameter, count, options->max_norm, clip));
+    NIB_TRY(ops->fetch(ops, norm, &clip->norm, sizeof *norm));
     for (int i = 0; i < count; i++)
-        NIB_TRY(ops->adamw(ops, options->adamw, (float)scale, parameter[i].rows * parameter[i].columns,
-                           parameter[i].master, parameter[i].gradient, parameter[i].first_moment,
-                           parameter[i].second_moment));
+        NIB_TRY(ops->adamw(ops, options->adamw, clip, parameter[i].rows * parameter[i].columns, parameter[i].master,
+                           parameter[i].gradient, parameter[i].first_moment, parameter[i].second_moment));
     return nib_model_refresh(model);
 }

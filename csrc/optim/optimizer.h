@@ -11,8 +11,8 @@ typedef struct {
 
 /* Gradients of all parameters to zero. */
 nib_status nib_optimizer_zero(nib_ops *ops, nib_model *model);
-/* *norm: the global norm before clipping. If it is NaN or Inf nothing is changed and *finite is false. */
-nib_status nib_optimizer_step(nib_ops *ops, nib_model *model, const nib_optimizer_options *options, double *norm,
-                              bool *finite);
+/* *norm: the global norm before clipping, there when ops->synchronize has returned. If it is NaN or Inf nothing is
+ * changed. */
+nib_status nib_optimizer_step(nib_ops *ops, nib_model *model, const nib_optimizer_options *options, double *norm);
 
 #endif

@@ -123,12 +123,13 @@ static inline nib_model *open_model(nib_ops *ops, const char *name, nib_quantiza
     return model;
 }
 
-static inline double train_once(nib_model *model, packed *p)
+static inline double train_once(nib_ops *ops, nib_model *model, packed *p)
 {
     nib_micro_batch batch = as_batch(p);
     float nll[1024];
     double sum = 0;
     must(nib_model_train_batch(model, &batch, (nib_step_options){.gradient_scale = 1.0f / (float)p->N}, nll));
+    must(ops->synchronize(ops));
     for (int64_t i = 0; i < p->N; i++) sum += (double)nll[i];
     return sum / (double)p->N;
 }

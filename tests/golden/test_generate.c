@@ -280,10 +280,10 @@ static void a_model_in_training_is_left_as_it_was(void **state)
     pack_documents(&documents, set);
     nib_model *model = open_model(ops, "llama3_gqa", NIB_QUANT_NONE, NIB_DTYPE_F32, false);
     must(nib_model_reserve(model, documents.T, documents.N, NIB_RECOMPUTE_NONE, true));
-    double before = train_once(model, &documents);
+    double before = train_once(ops, model, &documents);
     make_prompts(ids, prompts, nib_model_get_config(model)->vocabulary);
     run_batch(model, prompts, 3, MAX_NEW, &out);
-    double after = train_once(model, &documents);
+    double after = train_once(ops, model, &documents);
     assert_memory_equal(&before, &after, sizeof before);
     nib_model_close(model);
     nib_cpu_backend_free(ops);

@@ -103,7 +103,8 @@ static double train_step(nib_ops *ops, nib_model *model, const nib_row *rows, in
     nib_pack pack;
     nib_parameter *p;
     int64_t n = 0;
-    double sum = 0, norm;
+    double sum = 0;
+    nib_clip clip;
     nib_pack_options options = {.slots = 1, .micro_batch_tokens = MAX_TOKENS, .share_prefixes = true, .pack = true};
     must(nib_pack_step(rows, ROWS, options, &pack));
     float *nll = nib_calloc((size_t)pack.supervised_tokens, sizeof *nll);
@@ -116,10 +117,9 @@ static double train_step(nib_ops *ops, nib_model *model, const nib_row *rows, in
     int count = nib_model_parameters(model, &p);
     for (int i = 0; i < count; i++) n += p[i].rows * p[i].columns;
     float *gradient = p[0].gradient;
-    must(ops->global_norm(ops, 1, &gradient, &n, &norm));
+    must(ops->global_norm(ops, 1, &gradient, &n, 1.0, &clip));
     nib_adamw adamw = {5e-4, 0.9, 0.999, 1e-8, 0.0, step};
-    must(ops->adamw(ops, adamw, (float)fmin(1.0, 1.0 / (norm + 1e-6)), n, p[0].master, gradient, p[0].first_moment,
-                    p[0].second_moment));
+    must(ops->adamw(ops, adamw, &clip, n, p[0].master, gradient, p[0].first_moment, p[0].second_moment));
     must(ops->zero(ops, gradient, (size_t)n * sizeof(float)));
     must(nib_model_refresh(model));
     double loss = sum / (double)pack.supervised_tokens;

@@ -185,7 +185,8 @@ static void adamw(void **state)
         float *g = nib_test_values(8 + (uint64_t)step, N);
         nib_adamw o = {
             .learning_rate = 0.01, .beta1 = 0.9, .beta2 = 0.999, .epsilon = 1e-8, .weight_decay = 0.1, .step = step};
-        assert_int_equal(ops->adamw(ops, o, 0.5f, N, p, g, m, v), NIB_OK);
+        nib_clip half = {2.0, 0.5f};
+        assert_int_equal(ops->adamw(ops, o, &half, N, p, g, m, v), NIB_OK);
         for (int i = 0; i < N; i++) {
             double gradient = 0.5 * (double)g[i];
             wm[i] = 0.9 * wm[i] + 0.1 * gradient;
@@ -199,12 +200,18 @@ static void adamw(void **state)
     }
     float *arrays[] = {p, m};
     int64_t lengths[] = {N, N - 1};
-    double norm, want = nib_test_dot(p, p, N) + nib_test_dot(m, m, N - 1);
-    assert_int_equal(ops->global_norm(ops, 2, arrays, lengths, &norm), NIB_OK);
-    assert_true(fabs(norm - sqrt(want)) < 1e-12 * norm);
+    double want = sqrt(nib_test_dot(p, p, N) + nib_test_dot(m, m, N - 1));
+    nib_clip clip;
+    assert_int_equal(ops->global_norm(ops, 2, arrays, lengths, 0.25 * want, &clip), NIB_OK);
+    assert_true(fabs(clip.norm - want) < 1e-12 * want && fabs((double)clip.scale - 0.25) < 1e-5);
+    assert_int_equal(ops->global_norm(ops, 2, arrays, lengths, 2 * want, &clip), NIB_OK);
+    assert_true(clip.scale == 1.0f);
     m[5] = NAN;
-    assert_int_equal(ops->global_norm(ops, 2, arrays, lengths, &norm), NIB_OK);
-    assert_true(isnan(norm));
+    assert_int_equal(ops->global_norm(ops, 2, arrays, lengths, 1.0, &clip), NIB_OK);
+    assert_true(isnan(clip.norm));
+    float before = p[0];
+    assert_int_equal(ops->adamw(ops, (nib_adamw){.learning_rate = 1, .step = 1}, &clip, N, p, v, m, v), NIB_OK);
+    assert_true(p[0] == before); /* a step that is not finite changes nothing */
     nib_free(p);
     nib_free(m);
     nib_free(v);

@@ -1,0 +1,185 @@
+/* The golden models trained on the CUDA backend, whose kernels the emulator runs: the whole backend, launchers and all.
+ *
+ * Tolerances: activations are bf16, 8 bits, where the golden values are fp32. torch's own bf16 training of the same two
+ * models is off by at most 0.37 % of a loss and 1.3 % of a gradient norm over the eight steps; twice that for another
+ * order of rounding. Recompute policies, and one run after another, must agree in every bit. */
+#define TEST_NAME "cuda"
+#include "model_case.h"
+
+#include "data/pack.h"
+#include "model/plugin.h"
+#include "optim/optimizer.h"
+
+extern const nib_plugin nib_plugin_entry;
+
+static const char *const names[] = {"llama_tied", "llama3_gqa"};
+#define MODELS 2
+
+static void eight_steps_stay_near_the_golden_run(void **state)
+{
+    nib_ops *ops = *state;
+    for (int m = 0; m < MODELS; m++) {
+        nib_tensor_set *set = open_golden(names[m], "expected.safetensors");
+        nib_model *model = open_model(ops, names[m], NIB_QUANT_NF4, NIB_DTYPE_BF16, false);
+        must(nib_model_reserve(model, 256, 256, NIB_RECOMPUTE_NONE, true));
+        for (int s = 0; s < 8; s++) {
+            packed p = {0};
+            nib_optimizer_options options = {
+                .adamw = {golden_number(set, "train.learning_rates", s), 0.9, 0.999, 1e-8, 0.01, s + 1},
+                .max_norm = 1.0};
+            double norm = 0, want = golden_number(set, "train.losses", s);
+            double want_norm = golden_number(set, "train.grad_norms", s);
+            for (int d = 0; d < 2; d++) {
+                char prefix[64];
+                snprintf(prefix, sizeof prefix, "train.step%d.doc%d", s, d);
+                add_document(&p, set, prefix);
+            }
+            must(nib_optimizer_zero(ops, model));
+            double loss = train_once(ops, model, &p);
+            must(nib_optimizer_step(ops, model, &options, &norm));
+            must(ops->synchronize(ops));
+            if (!(fabs(loss - want) <= 0.006 * want) || !(fabs(norm - want_norm) <= 0.025 * want_norm))
+                fail_msg("%s, step %d: loss %.9g norm %.9g, expected %.9g %.9g", names[m], s, loss, norm, want,
+                         want_norm);
+        }
+        nib_model_close(model);
+        nib_tensor_set_close(set);
+    }
+}
+
+/* All gradients that the model holds, on the host; freed by the caller. */
+static float *download_gradients(nib_ops *ops, nib_model *model, int64_t *n)
+{
+    nib_parameter *parameters;
+    int count = nib_model_parameters(model, &parameters);
+    *n = 0;
+    for (int i = 0; i < count; i++) *n += parameters[i].rows * parameters[i].columns;
+    float *copy = nib_calloc((size_t)*n, sizeof *copy);
+    must(ops->download(ops, copy, parameters[0].gradient, (size_t)*n * sizeof *copy));
+    return copy;
+}
+
+/* Gradients of one batch in a model opened for it; full: every weight is trained. */
+static float *gradients_of(nib_ops *ops, const char *name, bool full, nib_dtype compute, nib_recompute recompute,
+                           packed *p, int64_t *n)
+{
+    nib_model *model = open_model(ops, name, full ? NIB_QUANT_NONE : NIB_QUANT_NF4, compute, full);
+    must(nib_model_reserve(model, p->T, p->N, recompute, true));
+    train_once(ops, model, p);
+    float *copy = download_gradients(ops, model, n);
+    nib_model_close(model);
+    return copy;
+}
+
+/* The whole gradient within 3 % of the CPU backend's in fp32, as is the CPU backend's own in bf16; a wrong kernel is
+ * off by its whole norm. Of all weights too, biases and norms among them. */
+static void gradients_stay_near_fp32(void **state)
+{
+    nib_ops *ops = *state, *cpu;
+    must(nib_cpu_backend_create(SCRATCH_BYTES, &cpu));
+    for (int m = 0; m < MODELS; m++)
+        for (int full = 0; full < 2; full++) {
+            packed p;
+            int64_t n;
+            nib_tensor_set *set = open_golden(names[m], "expected.safetensors");
+            pack_documents(&p, set);
+            float *wide = gradients_of(cpu, names[m], full, NIB_DTYPE_F32, NIB_RECOMPUTE_NONE, &p, &n);
+            float *narrow = gradients_of(ops, names[m], full, NIB_DTYPE_BF16, NIB_RECOMPUTE_NONE, &p, &n);
+            double off = difference(narrow, wide, n);
+            if (!(off <= 0.03) || off == 0)
+                fail_msg("%s%s: gradients are off by %g of fp32's norm", names[m], full ? ", all weights" : "", off);
+            nib_free(wide);
+            nib_free(narrow);
+            nib_tensor_set_close(set);
+        }
+    nib_cpu_backend_free(cpu);
+}
+
+static void recomputing_and_repeating_change_no_bit(void **state)
+{
+    nib_ops *ops = *state;
+    packed p;
+    int64_t n;
+    nib_tensor_set *set = open_golden("llama3_gqa", "expected.safetensors");
+    pack_documents(&p, set);
+    float *first = gradients_of(ops, "llama3_gqa", false, NIB_DTYPE_BF16, NIB_RECOMPUTE_NONE, &p, &n);
+    for (int policy = NIB_RECOMPUTE_NONE; policy <= NIB_RECOMPUTE_LAYER; policy++) {
+        float *other = gradients_of(ops, "llama3_gqa", false, NIB_DTYPE_BF16, (nib_recompute)policy, &p, &n);
+        assert_memory_equal(first, other, (size_t)n * sizeof *first);
+        nib_free(other);
+    }
+    nib_free(first);
+    nib_tensor_set_close(set);
+}
+
+enum { ROWS = 4, ROW_LENGTH = 40, COMMON = 21 };
+
+/* Gradients and loss of rows that begin alike. */
+static float *gradients_of_rows(nib_ops *ops, const nib_row *rows, bool share, double *loss, int64_t *n)
+{
+    nib_pack pack;
+    nib_pack_options options = {.slots = 1, .micro_batch_tokens = 1024, .share_prefixes = share, .pack = true};
+    must(nib_pack_step(rows, ROWS, options, &pack));
+    assert_int_equal(pack.micro_batches, 1);
+    const nib_micro_batch *batch = &pack.micro_batch[0];
+    nib_model *model = open_model(ops, "llama3_gqa", NIB_QUANT_NF4, NIB_DTYPE_BF16, false);
+    float nll[ROWS * ROW_LENGTH];
+    must(nib_model_reserve(model, batch->T, batch->N, NIB_RECOMPUTE_NONE, true));
+    must(nib_model_train_batch(model, batch, (nib_step_options){.gradient_scale = 1.0f / (float)batch->N}, nll));
+    must(ops->synchronize(ops));
+    *loss = 0;
+    for (int64_t i = 0; i < batch->N; i++) *loss += (double)nll[i] / (double)batch->N;
+    float *gradients = download_gradients(ops, model, n);
+    nib_model_close(model);
+    nib_pack_free(&pack);
+    return gradients;
+}
+
+/* A shared token's activations are rounded once instead of once a row, its gradient summed in fp32 before rounding
+ * instead of after: bf16's step of 2^-9 on part of the activations, which over this model's layers moves a gradient by
+ * less than 1.5 % of its norm, half of what bf16 moves it against fp32. A token that sees a wrong branch moves it by
+ * its whole norm. */
+static void shared_prefixes_change_rounding_only(void **state)
+{
+    nib_ops *ops = *state;
+    int32_t ids[ROWS][ROW_LENGTH];
+    uint8_t supervised[ROW_LENGTH] = {0};
+    nib_row rows[ROWS];
+    double shared_loss, loss;
+    int64_t n;
+    for (int r = 0; r < ROWS; r++)
+        for (int i = 0; i < ROW_LENGTH; i++) ids[r][i] = 3 + (i < COMMON ? i * 5 : i * 7 + r * 11) % 90;
+    for (int i = COMMON - 2; i < ROW_LENGTH; i++) supervised[i] = 1;
+    for (int r = 0; r < ROWS; r++) rows[r] = (nib_row){ids[r], supervised, ROW_LENGTH - 3 * r, 1.0f};
+    float *shared = gradients_of_rows(ops, rows, true, &shared_loss, &n);
+    float *alone = gradients_of_rows(ops, rows, false, &loss, &n);
+    double off = difference(shared, alone, n);
+    if (!(off <= 0.015)) fail_msg("gradients with shared prefixes are off by %g of their norm", off);
+    if (!(fabs(shared_loss - loss) <= 0.002 * loss)) fail_msg("loss %.9g, unshared %.9g", shared_loss, loss);
+    nib_free(shared);
+    nib_free(alone);
+}
+
+static int setup(void **state)
+{
+    nib_file_remove_tree(CACHE_FOLDER);
+    return nib_plugin_entry.create(0, (nib_ops **)state) == NIB_OK ? 0 : -1;
+}
+
+static int teardown(void **state)
+{
+    nib_ops *ops = *state;
+    ops->close(ops);
+    return nib_file_remove_tree(CACHE_FOLDER) == NIB_OK ? 0 : -1;
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(eight_steps_stay_near_the_golden_run),
+        cmocka_unit_test(gradients_stay_near_fp32),
+        cmocka_unit_test(recomputing_and_repeating_change_no_bit),
+        cmocka_unit_test(shared_prefixes_change_rounding_only),
+    };
+    return cmocka_run_group_tests(tests, setup, teardown);
+}
