@@ -1,0 +1,34 @@
+/* What a test may ask of the emulator beyond CUDA's calls. */
+#ifndef NIB_EMULATOR_H
+#define NIB_EMULATOR_H
+
+#include "../counters.h"
+#include "cuda_runtime.h"
+
+namespace nib_emulator
+{
+
+/* Forgets all: errors, buffers, streams' work, injected errors, counters; the device is as at the start. */
+void reset();
+
+/* Another schedule. The same seed gives every block the same order of warps and lanes. */
+void set_seed(uint64_t seed);
+
+/* The card that the emulator claims to be; the start is sm_90 with 4 multiprocessors and 2 GiB. */
+void set_device(int major, int minor, int multiprocessors, size_t memory);
+void set_device_count(int count);
+
+/* The (after + 1)-th call of the named function from now on fails with `error`, once: "cudaMalloc",
+ * "cudaLaunchKernelEx". */
+void inject_error(const char *function, int after, cudaError_t error);
+
+/* Since the start or the last reset. Reads after the work has been waited for. */
+Counters counters();
+void reset_counters();
+
+size_t device_memory_used(); /* bytes in buffers that have not been freed */
+size_t device_memory_peak();
+
+} // namespace nib_emulator
+
+#endif
