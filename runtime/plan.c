@@ -3,6 +3,7 @@
 #include "machine.h"
 #include "optim/gradient_tree.h"
 #include "optim/optimizer.h"
+#include "train_answers.h"
 #include "train_evaluate.h"
 #include "train_step.h"
 
@@ -38,6 +39,7 @@ typedef struct {
     size_t seen_capacity, lengths;
     float *nll;
     int64_t nll_capacity;
+    size_t answers_bytes; /* of generation at evaluations */
 } rehearsal;
 
 static int64_t target_rows(const nib_micro_batch *batch)
@@ -184,7 +186,8 @@ static void sum_up(const rehearsal *r)
     p->arena_bytes +=
         add_class(p, "gradient slots", nib_gradient_tree_bytes(elements, (int)r->training->config->train.slots));
     p->arenas = p->classes;
-    p->peak = p->arena_bytes + add_class(p, "checkpoint copy", 3 * (size_t)elements * sizeof(float));
+    p->peak = p->arena_bytes + add_class(p, "answers", r->answers_bytes);
+    p->peak += add_class(p, "checkpoint copy", 3 * (size_t)elements * sizeof(float));
     p->peak += add_class(p, "program and data", nib_resident_memory());
     size_t lengths = r->lengths < MOST_LENGTHS_CACHED ? r->lengths : MOST_LENGTHS_CACHED;
     p->peak += add_class(p, "libraries", LIBRARY_BYTES + lengths * CODE_BYTES);
@@ -202,6 +205,7 @@ nib_status nib_plan_make(nib_training *t, nib_recompute recompute, nib_plan *pla
     NIB_TRY_GOTO(rehearse_training(&r), done);
     plan->work = *nib_cpu_rehearsal_work(r.ops);
     NIB_TRY_GOTO(rehearse_evaluation(&r), done);
+    NIB_TRY_GOTO(nib_train_answers_memory(t, r.model, &r.answers_bytes), done);
     NIB_TRY_GOTO(nib_model_reserve(r.model, plan->T, plan->N, recompute, true), done);
     sum_up(&r);
 done:

@@ -26,13 +26,25 @@ static nib_status keep_answer(void *user, const nib_answer *answer)
     return lines->failed ? NIB_FAIL(NIB_ERROR_MEMORY, "no memory for the answers of an evaluation") : NIB_OK;
 }
 
+static bool generates(const nib_training *t)
+{
+    return t->config->evaluate.generate > 0 && t->eval != NULL && t->text.tokenizer != NULL;
+}
+
+nib_status nib_train_answers_memory(const nib_training *t, nib_model *rehearsed, size_t *bytes)
+{
+    *bytes = 0;
+    if (!generates(t)) return NIB_OK;
+    return nib_answers_memory(rehearsed, t->eval, t->config->evaluate.generate, PROMPTS_AT_ONCE, MAX_NEW_TOKENS, bytes);
+}
+
 nib_status nib_train_answers(nib_training *t, const char *name, double *exact_match)
 {
     nib_answer_summary summary;
     nib_buffer lines = {0};
     char *path = NULL;
     *exact_match = NAN;
-    if (t->config->evaluate.generate == 0 || t->eval == NULL || t->text.tokenizer == NULL) return NIB_OK;
+    if (!generates(t)) return NIB_OK;
     nib_status status = nib_evaluate_answers(t->model, t->eval, t->text.tokenizer, t->config->evaluate.generate,
                                              PROMPTS_AT_ONCE, MAX_NEW_TOKENS, keep_answer, &lines, &summary);
     if (status != NIB_OK || summary.answers == 0) goto done;

@@ -8,5 +8,8 @@
  * (NULL: none), one {"sample","prompt","output","reference","exact_match"} a line. *exact_match: their mean; NAN if no
  * row has a prompt, or none is asked for. */
 nib_status nib_train_answers(nib_training *training, const char *name, double *exact_match);
+/* What that takes beside the training, by nib_answers_memory on the run's model in rehearsal; 0 if none is asked for.
+ */
+nib_status nib_train_answers_memory(const nib_training *training, nib_model *rehearsed, size_t *bytes);
 
 #endif

@@ -5,6 +5,7 @@
 #include "cpu/attention.h"
 #include "cpu/backend.h"
 #include "cpu/backend_internal.h"
+#include "cpu/embedding.h"
 #include "cpu/linear.h"
 #include "cpu/linear_cross_entropy.h"
 
@@ -254,6 +255,7 @@ static const nib_ops table = {
     .glu_forward = glu_forward,
     .glu_backward = glu_backward,
     .linear_cross_entropy = linear_cross_entropy,
+    .logits = nib_cpu_logits,
     .global_norm = global_norm,
     .adamw = adamw,
 };

@@ -2,7 +2,8 @@
  * and the work that it will be are counted by the code that takes and does it, not by a second description of it.
  *
  * Arenas are address space: index arrays of a micro-batch are really uploaded, nothing else is read or written. Scratch
- * counts (ops->scratch->peak). What oneDNN wants for itself is not counted.
+ * counts (ops->scratch->peak). Generation is rehearsed up to its first token: attention over a cache is not there. What
+ * oneDNN wants for itself is not counted.
  */
 #ifndef NIB_CPU_REHEARSAL_H
 #define NIB_CPU_REHEARSAL_H

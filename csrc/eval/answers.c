@@ -119,34 +119,47 @@ done:
     return status;
 }
 
+/* The questions of the data set, and a generator that can hold any batch of them; NULL if there are none. */
+static nib_status open_exam(nib_model *model, const nib_dataset *data, int64_t limit, int64_t batch,
+                            int64_t max_new_tokens, exam *e, nib_generator **generator)
+{
+    *generator = NULL;
+    NIB_TRY(collect_questions(data, limit, e));
+    NIB_TRY(collect_stops(model, data, e));
+    if (e->count == 0) return NIB_OK;
+    return nib_generator_create(model, capacity_needed(e, batch, max_new_tokens), batch, generator);
+}
+
+/* The batch of questions that starts at e->batch. */
+static nib_status answer_batch(nib_generator *generator, exam *e, size_t count, int64_t max_new_tokens,
+                               nib_generate_token on_token)
+{
+    nib_status status;
+    nib_generate_options options = {
+        .max_new_tokens = max_new_tokens, .top_p = 1.0, .stop = e->stop, .stop_count = e->stop_count};
+    nib_prompt *prompts = nib_calloc(count, sizeof *prompts);
+    if (prompts == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "no memory for %zu prompts", count);
+    for (size_t i = 0; i < count; i++) prompts[i] = e->batch[i].prompt;
+    status = nib_generate(generator, prompts, (int)count, &options, on_token, e);
+    if (status == NIB_OK && e->failed) status = NIB_FAIL(NIB_ERROR_MEMORY, "no memory for generated tokens");
+    nib_free(prompts);
+    return status;
+}
+
 nib_status nib_evaluate_answers(nib_model *model, const nib_dataset *data, const nib_tokenizer *tokenizer,
                                 int64_t limit, int64_t batch, int64_t max_new_tokens, nib_answer_visitor visit,
                                 void *user, nib_answer_summary *summary)
 {
     exam e = {0};
-    nib_generator *generator = NULL;
-    nib_prompt *prompts = nib_calloc((size_t)batch, sizeof *prompts);
+    nib_generator *generator;
     nib_status status;
     *summary = (nib_answer_summary){0};
-    if (prompts == NULL) {
-        status = NIB_FAIL(NIB_ERROR_MEMORY, "no memory for %lld prompts", (long long)batch);
-        goto done;
-    }
-    NIB_TRY_GOTO(collect_questions(data, limit, &e), done);
-    NIB_TRY_GOTO(collect_stops(model, data, &e), done);
+    NIB_TRY_GOTO(open_exam(model, data, limit, batch, max_new_tokens, &e, &generator), done);
     if (e.count == 0) goto done;
-    NIB_TRY_GOTO(nib_generator_create(model, capacity_needed(&e, batch, max_new_tokens), batch, &generator), done);
-    nib_generate_options options = {
-        .max_new_tokens = max_new_tokens, .top_p = 1.0, .stop = e.stop, .stop_count = e.stop_count};
     for (size_t first = 0; first < e.count; first += (size_t)batch) {
         size_t count = e.count - first < (size_t)batch ? e.count - first : (size_t)batch;
         e.batch = e.questions + first;
-        for (size_t i = 0; i < count; i++) prompts[i] = e.batch[i].prompt;
-        NIB_TRY_GOTO(nib_generate(generator, prompts, (int)count, &options, keep_token, &e), done);
-        if (e.failed) {
-            status = NIB_FAIL(NIB_ERROR_MEMORY, "no memory for generated tokens");
-            goto done;
-        }
+        NIB_TRY_GOTO(answer_batch(generator, &e, count, max_new_tokens, keep_token), done);
         NIB_TRY_GOTO(mark_batch(&e, count, tokenizer, visit, user, summary), done);
     }
     summary->exact_match /= (double)e.count;
@@ -155,6 +168,33 @@ nib_status nib_evaluate_answers(nib_model *model, const nib_dataset *data, const
 done:
     nib_generator_free(generator);
     free_exam(&e);
-    nib_free(prompts);
+    return status;
+}
+
+static bool first_token_only(void *user, int sequence, int32_t id)
+{
+    (void)user;
+    (void)sequence;
+    (void)id;
+    return false;
+}
+
+nib_status nib_answers_memory(nib_model *model, const nib_dataset *data, int64_t limit, int64_t batch,
+                              int64_t max_new_tokens, size_t *bytes)
+{
+    exam e = {0};
+    nib_generator *generator;
+    nib_status status;
+    *bytes = 0;
+    NIB_TRY_GOTO(open_exam(model, data, limit, batch, max_new_tokens, &e, &generator), done);
+    for (size_t first = 0; first < e.count; first += (size_t)batch) {
+        size_t count = e.count - first < (size_t)batch ? e.count - first : (size_t)batch;
+        e.batch = e.questions + first;
+        NIB_TRY_GOTO(answer_batch(generator, &e, count, max_new_tokens, first_token_only), done);
+    }
+    if (generator != NULL) *bytes = nib_generator_bytes(generator);
+done:
+    nib_generator_free(generator);
+    free_exam(&e);
     return status;
 }

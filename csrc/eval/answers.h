@@ -30,4 +30,9 @@ nib_status nib_evaluate_answers(nib_model *model, const nib_dataset *data, const
                                 int64_t limit, int64_t batch, int64_t max_new_tokens, nib_answer_visitor visit,
                                 void *user, nib_answer_summary *summary);
 
+/* Bytes that nib_evaluate_answers takes beside the model (nib_generator_bytes), by running the prompts, without
+ * decoding, on `model`, which is meant to be one in rehearsal. */
+nib_status nib_answers_memory(nib_model *model, const nib_dataset *data, int64_t limit, int64_t batch,
+                              int64_t max_new_tokens, size_t *bytes);
+
 #endif

@@ -127,7 +127,8 @@ void nib_generator_free(nib_generator *g)
 
 size_t nib_generator_bytes(const nib_generator *g)
 {
-    return g->cache.arena.capacity + g->activation_arena.capacity + g->output_arena.capacity;
+    size_t host_logits = (size_t)(g->max_batch * g->model->config.vocabulary) * sizeof *g->host_logits;
+    return g->cache.arena.capacity + g->activation_arena.capacity + g->output_arena.capacity + host_logits;
 }
 
 void nib_generator_forget(nib_generator *g) { g->conversation = 0; }
