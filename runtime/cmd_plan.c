@@ -122,7 +122,7 @@ static nib_status run(int argc, char **argv)
     if (a.overrides == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "no memory for the arguments");
     NIB_TRY_GOTO(read_arguments(argc, argv, &a), done);
     NIB_TRY_GOTO(nib_config_read(a.config, a.overrides, a.override_count, &config), done);
-    status = plan_run(&training, a.memory > 0 ? a.memory * GIB : (double)nib_plan_memory());
+    status = plan_run(&training, a.memory > 0 ? a.memory * GIB : (double)nib_plan_memory(1));
 done:
     nib_train_close(&training);
     nib_config_free(&config);

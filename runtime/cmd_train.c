@@ -1,4 +1,6 @@
+#include "base/log.h"
 #include "command.h"
+#include "device.h"
 #include "train.h"
 
 #include <string.h>
@@ -32,14 +34,22 @@ static nib_status parse_and_run(int argc, char **argv)
         }
     }
     if (path == NULL) return NIB_FAIL(NIB_ERROR_USAGE, "no configuration given; nibble train --help tells more");
-    nib_config config;
     nib_device device = NIB_DEVICE_AUTO;
     if (device_name != NULL) NIB_TRY(nib_parse_device(device_name, &device));
-    NIB_TRY(nib_config_read(path, overrides, count, &config));
-    if (device_name != NULL) config.device = (int)device;
-    nib_status status = nib_train(&config, resume);
-    nib_config_free(&config);
-    return status;
+    nib_ranks ranks;
+    nib_collectives *collectives;
+    NIB_TRY(nib_ranks_read(&ranks));
+    if (ranks.rank > 0) nib_log_quiet();
+    NIB_TRY(nib_collectives_open(&ranks, &collectives));
+    nib_config config;
+    nib_status status = nib_config_read(path, overrides, count, &config);
+    if (status == NIB_OK) {
+        if (device_name != NULL) config.device = (int)device;
+        status = nib_train(&config, resume, collectives);
+        nib_config_free(&config);
+    }
+    nib_status closed = collectives->close(collectives, status);
+    return status == NIB_OK ? closed : status;
 }
 
 const nib_command nib_command_train = {

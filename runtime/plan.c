@@ -23,10 +23,10 @@ const char *nib_recompute_name(nib_recompute recompute)
     return names[recompute];
 }
 
-size_t nib_plan_memory(void)
+size_t nib_plan_memory(int processes)
 {
     size_t available = nib_available_memory();
-    return available == 0 ? 0 : available / 10 * 9 + nib_resident_memory();
+    return available == 0 ? 0 : available / 10 * 9 / (size_t)processes + nib_resident_memory();
 }
 
 typedef struct {
@@ -183,8 +183,9 @@ static void sum_up(const rehearsal *r)
     int64_t elements = 0;
     for (int i = 0; i < parameters; i++) elements += parameter[i].rows * parameter[i].columns;
     for (int i = 0; i < count; i++) p->arena_bytes += add_class(p, arena[i].name, arena[i].bytes);
+    int slots = (int)r->training->config->train.slots;
     p->arena_bytes +=
-        add_class(p, "gradient slots", nib_gradient_tree_bytes(elements, (int)r->training->config->train.slots));
+        add_class(p, "gradient slots", nib_gradient_tree_bytes(elements, slots, nib_train_slots(r->training)));
     p->arenas = p->classes;
     p->peak = p->arena_bytes + add_class(p, "answers", r->answers_bytes);
     p->peak += add_class(p, "checkpoint copy", 3 * (size_t)elements * sizeof(float));
@@ -225,14 +226,16 @@ static int64_t longest_row(const nib_dataset *dataset, int64_t least)
     return least;
 }
 
-/* As many slots as the first step has micro-batches. */
+/* As many slots as the first step has micro-batches, and one for each rank at least. */
 static nib_status choose_slots(nib_training *t)
 {
+    int ranks = t->collectives == NULL ? 1 : t->collectives->size;
     int64_t *samples;
     nib_pack pack;
     t->config->train.slots = 1;
     NIB_TRY(nib_train_pack(t, 0, nib_train_step_rows(t), &samples, &pack));
     t->config->train.slots = pack.micro_batches < MAX_SLOTS ? pack.micro_batches : MAX_SLOTS;
+    if (t->config->train.slots < ranks) t->config->train.slots = ranks;
     nib_pack_free(&pack);
     nib_free(samples);
     return NIB_OK;

@@ -28,12 +28,14 @@ nib_status nib_plan_make(nib_training *training, nib_recompute recompute, nib_pl
 
 /* Chooses what the config leaves null, in this order: the most tokens of a micro-batch (of 2048, or the longest row if
  * that is longer, and its halves down to the longest row), the cheapest recompute policy, with which the peak is at
- * most `memory` bytes (0: not known, everything fits); then as many slots as the first step needs. They are written
- * into the config. NIB_ERROR_MEMORY says what to change if nothing fits; *plan is then the smallest. */
+ * most `memory` bytes (0: not known, everything fits); then as many slots as the first step needs, or there are ranks.
+ * They are written into the config. NIB_ERROR_MEMORY says what to change if nothing fits; *plan is then the smallest.
+ */
 nib_status nib_plan_choose(nib_training *training, size_t memory, nib_plan *plan);
 
-/* What a run may take now: nine tenths of what is left, and what this process holds already. 0: not known. */
-size_t nib_plan_memory(void);
+/* What each of so many processes of a run may take now on this machine: its share of nine tenths of what is left, and
+ * what this one holds already. 0: not known. */
+size_t nib_plan_memory(int processes);
 
 const char *nib_recompute_name(nib_recompute recompute);
 

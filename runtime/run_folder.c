@@ -6,12 +6,12 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/file.h>
 #include <unistd.h>
 
-/* A start that failed, or was killed, before its config was written leaves no run: log.txt, and half a config at most.
- */
+/* A start that failed, or was killed, before its config was written leaves no run: logs, and half a config at most. */
 static nib_status is_empty(const char *path, bool *empty)
 {
     DIR *directory = opendir(path);
@@ -20,7 +20,8 @@ static nib_status is_empty(const char *path, bool *empty)
     *empty = true;
     for (const struct dirent *entry; (entry = readdir(directory)) != NULL;)
         if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0 &&
-            strcmp(entry->d_name, "log.txt") != 0 && strncmp(entry->d_name, "config.json.tmp-", 16) != 0)
+            strcmp(entry->d_name, "log.txt") != 0 && strncmp(entry->d_name, "log-rank-", 9) != 0 &&
+            strncmp(entry->d_name, "config.json.tmp-", 16) != 0)
             *empty = false;
     closedir(directory);
     return NIB_OK;
@@ -79,12 +80,23 @@ nib_status nib_run_folder_open(const char *path, const char *result, bool resume
     return status;
 }
 
+nib_status nib_run_folder_follow(const char *path, const char *result, int rank, nib_run_folder *folder)
+{
+    char name[32];
+    *folder = (nib_run_folder){.lock = -1};
+    snprintf(name, sizeof name, "log-rank-%d.txt", rank);
+    NIB_TRY(name_parts(path, result, folder));
+    nib_free(folder->log);
+    folder->log = nib_path_join(path, name);
+    if (folder->log == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "%s: no memory for its paths", path);
+    NIB_TRY(nib_file_make_folders(path));
+    return nib_log_to_file(folder->log);
+}
+
 void nib_run_folder_close(nib_run_folder *folder)
 {
-    if (folder->lock >= 0) {
-        (void)nib_log_to_file(NULL);
-        close(folder->lock);
-    }
+    (void)nib_log_to_file(NULL);
+    if (folder->lock >= 0) close(folder->lock);
     char *parts[] = {folder->path,   folder->config, folder->metrics,    folder->log,
                      folder->report, folder->result, folder->checkpoints};
     for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++) nib_free(parts[i]);

@@ -17,6 +17,8 @@ typedef struct {
  * one that is empty, or, with resume, one that holds a run; opens log.txt. A folder that holds anything else is
  * NIB_ERROR_CONFIG; one that cannot be written, or in which another process trains, NIB_ERROR_IO. */
 nib_status nib_run_folder_open(const char *path, const char *result, bool resume, nib_run_folder *folder);
+/* The same folder for a rank other than 0, which writes nothing there but its own log-rank-N.txt. */
+nib_status nib_run_folder_follow(const char *path, const char *result, int rank, nib_run_folder *folder);
 void nib_run_folder_close(nib_run_folder *folder);
 
 #endif

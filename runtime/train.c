@@ -21,6 +21,8 @@ double nib_train_clock(void)
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
+bool nib_train_leads(const nib_training *t) { return t->collectives == NULL || t->collectives->rank == 0; }
+
 static void show_progress(nib_training *t, const nib_step_result *result)
 {
     char text[256];
@@ -41,6 +43,7 @@ static void show_progress(nib_training *t, const nib_step_result *result)
 
 static nib_status record_step(nib_training *t, const nib_step_result *result)
 {
+    if (!nib_train_leads(t)) return NIB_OK;
     nib_buffer line = {0};
     nib_buffer_format(&line, "{\"event\":\"step\",\"step\":%lld", (long long)(t->state.step - 1));
     nib_metrics_number(&line, "loss", result->loss);
@@ -60,6 +63,7 @@ static nib_status record_step(nib_training *t, const nib_step_result *result)
 
 static nib_status write_checkpoint(nib_training *t)
 {
+    if (!nib_train_leads(t)) return NIB_OK;
     NIB_TRY(nib_checkpointer_submit(t->checkpointer, t->ops, &t->state, t->tensors, t->parameter_count));
     nib_buffer line = {0};
     nib_buffer_format(&line, "{\"event\":\"checkpoint\",\"step\":%lld", (long long)t->state.step);
@@ -72,7 +76,7 @@ static nib_status write_checkpoint(nib_training *t)
 static nib_status write_last_checkpoint(nib_training *t)
 {
     NIB_TRY(write_checkpoint(t));
-    return nib_checkpointer_wait(t->checkpointer);
+    return nib_train_leads(t) ? nib_checkpointer_wait(t->checkpointer) : NIB_OK;
 }
 
 /* Logs every class of memory that `plan` states exactly; returns their sum. */
@@ -80,7 +84,7 @@ static size_t report_memory(const nib_training *t)
 {
     const nib_memory_class *classes;
     int count = nib_model_memory(t->model, &classes);
-    size_t slots = nib_gradient_tree_bytes(t->tree.n, (int)t->config->train.slots), sum = slots;
+    size_t slots = nib_gradient_tree_bytes(t->tree.n, (int)t->config->train.slots, t->tree.range), sum = slots;
     for (int i = 0; i < count; i++) {
         nib_log("memory: %s %.1f MiB", classes[i].name, (double)classes[i].bytes / (1 << 20));
         sum += classes[i].bytes;
@@ -93,14 +97,16 @@ static size_t report_memory(const nib_training *t)
 /* The facts again each time: scratch memory grows with what the run meets. */
 static nib_status write_report(const nib_training *t)
 {
+    if (!nib_train_leads(t)) return NIB_OK;
     NIB_TRY(nib_run_facts_write(t));
     return nib_report_write(t->folder.path);
 }
 
 static nib_status finish(nib_training *t)
 {
-    if (t->eval == NULL) NIB_TRY(nib_train_save(t));
     t->state.finished = true;
+    if (!nib_train_leads(t)) return NIB_OK;
+    if (t->eval == NULL) NIB_TRY(nib_train_save(t));
     NIB_TRY(write_last_checkpoint(t));
     nib_buffer line = {0};
     nib_buffer_format(&line,
@@ -139,29 +145,38 @@ static nib_status advance(nib_training *t, bool *stop)
     return NIB_OK;
 }
 
+/* A signal that any rank has got stops all of them, after the same step. */
+static nib_status stop_requested(nib_training *t, int64_t *signal_number)
+{
+    *signal_number = nib_signals_stop_requested() ? nib_signals_last() : 0;
+    return nib_agree_largest(t->collectives, signal_number);
+}
+
 static nib_status run(nib_training *t)
 {
     bool stop = false;
+    int64_t signal_number;
     nib_signals_install();
     if (t->state.step == 0 && t->eval != NULL) NIB_TRY(nib_train_evaluate_before(t));
     t->started = nib_train_clock();
     t->first_step = t->state.step;
     while (t->state.step < t->schedule.steps && !stop) {
         NIB_TRY(advance(t, &stop));
-        if (!nib_signals_stop_requested() || stop || t->state.step == t->schedule.steps) continue;
+        NIB_TRY(stop_requested(t, &signal_number));
+        if (signal_number == 0 || stop || t->state.step == t->schedule.steps) continue;
         NIB_TRY(write_last_checkpoint(t));
         NIB_TRY(write_report(t));
-        return NIB_FAIL(NIB_STOPPED, "stopped by signal %d after step %lld of %lld; continue with --resume",
-                        nib_signals_last(), (long long)t->state.step, (long long)t->schedule.steps);
+        return NIB_FAIL(NIB_STOPPED, "stopped by signal %lld after step %lld of %lld; continue with --resume",
+                        (long long)signal_number, (long long)t->state.step, (long long)t->schedule.steps);
     }
     if (stop) nib_log("stopped early: no better evaluation since step %lld", (long long)t->state.best_step);
     return finish(t);
 }
 
-nib_status nib_train(nib_config *config, bool resume)
+nib_status nib_train(nib_config *config, bool resume, nib_collectives *collectives)
 {
     nib_training training;
-    nib_status status = nib_train_open(config, resume, &training);
+    nib_status status = nib_train_open(config, resume, collectives, &training);
     if (status == NIB_OK && training.state.finished)
         nib_log("%s: the run is finished; nothing to do", config->output);
     else if (status == NIB_OK)

@@ -3,6 +3,7 @@
 #define NIB_RUNTIME_TRAIN_H
 
 #include "checkpoint/checkpoint.h"
+#include "collectives.h"
 #include "config.h"
 #include "data/order.h"
 #include "metrics.h"
@@ -12,6 +13,7 @@
 
 typedef struct {
     nib_config *config;
+    nib_collectives *collectives; /* not owned; NULL where there is no run, but a plan of one */
     nib_run_folder folder;
     nib_metrics metrics;
     nib_ops *ops;
@@ -36,10 +38,14 @@ typedef struct {
     double last_printed; /* when no terminal shows the live line */
 } nib_training;
 
-/* Trains until the end, an early stop, a signal (NIB_STOPPED) or an error. resume: continues what the output folder
- * holds; a finished run is left as it is. Slots and micro-batch size are written into config where it left them null.
+/* Trains until the end, an early stop, a signal (NIB_STOPPED) or an error; all ranks together. resume: continues what
+ * the output folder holds; a finished run is left as it is. Slots and micro-batch size are written into config where it
+ * left them null.
  */
-nib_status nib_train(nib_config *config, bool resume);
+nib_status nib_train(nib_config *config, bool resume, nib_collectives *collectives);
+
+/* Whether this is the rank that writes the run folder, reports and speaks. */
+bool nib_train_leads(const nib_training *training);
 
 /* Seconds of a clock that never goes back. */
 double nib_train_clock(void);

@@ -41,21 +41,58 @@ static nib_status score_pack(nib_training *t, const nib_pack *pack, double *sum)
     return NIB_OK;
 }
 
-static nib_status score_all(nib_training *t, double *loss, int64_t *tokens)
+/* Sums of the evaluation's packs, which the ranks score in turn. */
+static nib_status score_in_turn(nib_training *t, double *sum, double *weight, int64_t *tokens)
 {
-    double sum = 0, weight = 0;
-    *tokens = 0;
-    for (int64_t first = 0, count; first < nib_dataset_size(t->eval); first += count) {
+    int64_t packs = 0;
+    for (int64_t first = 0, count; first < nib_dataset_size(t->eval); first += count, packs++) {
         nib_pack pack;
         NIB_TRY(nib_train_pack_evaluation(t, first, &count, &pack));
-        nib_status status = score_pack(t, &pack, &sum);
-        weight += pack.supervised_weight;
+        nib_status status = NIB_OK;
+        if (packs % t->collectives->size == t->collectives->rank) status = score_pack(t, &pack, &sum[packs]);
+        *weight += pack.supervised_weight;
         *tokens += pack.supervised_tokens;
         nib_pack_free(&pack);
         NIB_TRY(status);
     }
-    *loss = sum / weight;
     return NIB_OK;
+}
+
+/* Brings all packs' sums to all ranks; rank r has packs r, r + size, ... */
+static nib_status exchange_sums(nib_collectives *c, double *sum, int64_t packs)
+{
+    int64_t share = (packs + c->size - 1) / c->size;
+    double *all = nib_calloc((size_t)(share * c->size), sizeof *all);
+    nib_part *part = nib_calloc((size_t)c->size, sizeof *part);
+    nib_status status = NIB_OK;
+    if (all == NULL || part == NULL) {
+        status = NIB_FAIL(NIB_ERROR_MEMORY, "no memory for the sums of an evaluation");
+        goto done;
+    }
+    for (int r = 0; r < c->size; r++) part[r] = (nib_part){all + r * share, (size_t)share * sizeof *all};
+    for (int64_t i = c->rank; i < packs; i += c->size) all[c->rank * share + i / c->size] = sum[i];
+    NIB_TRY_GOTO(c->all_gather(c, part), done);
+    for (int64_t i = 0; i < packs; i++) sum[i] = all[i % c->size * share + i / c->size];
+done:
+    nib_free(all);
+    nib_free(part);
+    return status;
+}
+
+/* The same bits on every rank, at any number of them: packs are added in their order. */
+static nib_status score_all(nib_training *t, double *loss, int64_t *tokens)
+{
+    int64_t batch = t->config->train.batch_size, packs = (nib_dataset_size(t->eval) + batch - 1) / batch;
+    double *sum = nib_calloc((size_t)packs, sizeof *sum), all = 0, weight = 0;
+    if (sum == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "no memory for the sums of an evaluation");
+    *tokens = 0;
+    t->collectives->note(t->collectives, "evaluation");
+    nib_status status = score_in_turn(t, sum, &weight, tokens);
+    if (status == NIB_OK) status = exchange_sums(t->collectives, sum, packs);
+    for (int64_t i = 0; i < packs; i++) all += sum[i];
+    nib_free(sum);
+    *loss = all / weight;
+    return status;
 }
 
 static void put_figures(nib_buffer *line, double loss, double exact_match, double seconds)
@@ -79,6 +116,7 @@ nib_status nib_train_evaluate_before(nib_training *t)
     int64_t tokens = 0;
     nib_buffer line = {0};
     NIB_TRY(score_all(t, &loss, &tokens));
+    if (!nib_train_leads(t)) return NIB_OK;
     NIB_TRY(nib_train_answers(t, "answers-before.jsonl", &exact_match));
     nib_buffer_text(&line, "{\"event\":\"before\",\"step\":0");
     put_figures(&line, loss, exact_match, nib_train_clock() - begun);
@@ -88,15 +126,12 @@ nib_status nib_train_evaluate_before(nib_training *t)
     return status;
 }
 
-nib_status nib_train_evaluate(nib_training *t, bool *stop)
+/* Answers, metrics and log of an evaluation, and the weights if they are the best so far. */
+static nib_status report(nib_training *t, double loss, int64_t tokens, bool better, double begun)
 {
-    double loss = 0, exact_match, begun = nib_train_clock();
-    int64_t tokens = 0;
+    double exact_match;
     nib_buffer line = {0};
     char when[64];
-    *stop = false;
-    NIB_TRY(score_all(t, &loss, &tokens));
-    bool better = isfinite(loss) && (t->state.best_step < 0 || loss < t->state.best_loss);
     NIB_TRY(nib_train_answers(t, better ? "answers.jsonl" : NULL, &exact_match));
     nib_buffer_format(&line, "{\"event\":\"eval\",\"step\":%lld,\"supervised_tokens\":%lld,\"best\":%s",
                       (long long)t->state.step, (long long)tokens, better ? "true" : "false");
@@ -106,16 +141,26 @@ nib_status nib_train_evaluate(nib_training *t, bool *stop)
     NIB_TRY(status);
     snprintf(when, sizeof when, "after %lld steps", (long long)t->state.step);
     log_figures(when, loss, exact_match, better ? ", the best so far" : "");
-    if (!better) {
+    return better ? nib_train_save(t) : NIB_OK;
+}
+
+nib_status nib_train_evaluate(nib_training *t, bool *stop)
+{
+    double loss = 0, begun = nib_train_clock();
+    int64_t tokens = 0;
+    *stop = false;
+    NIB_TRY(score_all(t, &loss, &tokens));
+    bool better = isfinite(loss) && (t->state.best_step < 0 || loss < t->state.best_loss);
+    if (better) {
+        t->state.best_loss = loss;
+        t->state.best_step = t->state.step;
+        t->state.evaluations_since_best = 0;
+    } else {
         t->state.evaluations_since_best++;
         *stop = t->config->evaluate.patience != NIB_CONFIG_UNSET &&
                 t->state.evaluations_since_best >= t->config->evaluate.patience;
-        return NIB_OK;
     }
-    t->state.best_loss = loss;
-    t->state.best_step = t->state.step;
-    t->state.evaluations_since_best = 0;
-    return nib_train_save(t);
+    return nib_train_leads(t) ? report(t, loss, tokens, better, begun) : NIB_OK;
 }
 
 static nib_status save_weights(const nib_training *t)

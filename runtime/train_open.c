@@ -63,10 +63,10 @@ static nib_status check_tokenizer(const nib_training *t)
     return nib_export_tokenizer_json(from, NULL);
 }
 
-static nib_status choose_sizes(nib_training *t)
+static nib_status plan_sizes(nib_training *t)
 {
     nib_plan plan;
-    NIB_TRY(nib_plan_choose(t, nib_plan_memory(), &plan));
+    NIB_TRY(nib_plan_choose(t, nib_plan_memory(t->collectives->local_size), &plan));
     t->recompute = plan.recompute;
     t->reserved_tokens = plan.T;
     t->reserved_targets = plan.N;
@@ -74,6 +74,26 @@ static nib_status choose_sizes(nib_training *t)
             (long long)t->config->train.micro_batch_tokens, (long long)plan.T, nib_recompute_name(plan.recompute),
             (double)plan.arena_bytes / (1 << 20), (double)plan.peak / (1 << 20));
     return NIB_OK;
+}
+
+/* What rank 0's memory allows is what all ranks do. */
+static nib_status choose_sizes(nib_training *t)
+{
+    nib_config *c = t->config;
+    if (nib_train_leads(t)) NIB_TRY(plan_sizes(t));
+    int64_t sizes[] = {c->train.slots, c->train.micro_batch_tokens, t->recompute, t->reserved_tokens,
+                       t->reserved_targets};
+    NIB_TRY(t->collectives->broadcast(t->collectives, sizes, sizeof sizes, 0));
+    c->train.slots = sizes[0];
+    c->train.micro_batch_tokens = sizes[1];
+    t->recompute = (nib_recompute)sizes[2];
+    t->reserved_tokens = sizes[3];
+    t->reserved_targets = sizes[4];
+    if (c->train.slots >= t->collectives->size) return NIB_OK;
+    return NIB_FAIL(NIB_ERROR_CONFIG,
+                    "%d ranks, but a step has %lld slots, and each rank needs one; start fewer ranks, or %s",
+                    t->collectives->size, (long long)c->train.slots,
+                    t->folder.fresh ? "raise \"train.slots\"" : "begin a new run with more \"train.slots\"");
 }
 
 static nib_status open_model(nib_training *t)
@@ -86,7 +106,7 @@ static nib_status open_model(nib_training *t)
         return NIB_FAIL(NIB_ERROR_CONFIG, "no weight is trained: \"lora.target_modules\" names none of this model");
     const nib_parameter *last = &t->parameters[t->parameter_count - 1];
     int64_t n = last->gradient + last->rows * last->columns - t->parameters[0].gradient;
-    NIB_TRY(nib_gradient_tree_create(t->ops, n, (int)t->config->train.slots, &t->tree));
+    NIB_TRY(nib_gradient_tree_create(t->ops, n, (int)t->config->train.slots, nib_train_slots(t), &t->tree));
     t->nll_capacity = t->reserved_targets;
     t->nll = nib_calloc((size_t)t->nll_capacity, sizeof *t->nll);
     t->tensors = nib_calloc((size_t)t->parameter_count, sizeof *t->tensors);
@@ -127,12 +147,32 @@ static nib_status same_hash(const nib_training *t, const char *what, const char 
                     t->folder.path, what, now, was);
 }
 
-static nib_status load_checkpoint(nib_training *t)
+/* Ranks that hold other data or another model would train on in silence. */
+static nib_status compare_ranks(const nib_training *t)
+{
+    enum { CONFIG, BASE, TOKENIZER, DATA, HASHES };
+    static const char *const names[HASHES] = {"configuration", "base model", "tokenizer", "training data"};
+    const char *own[HASHES] = {t->state.config_hash, t->state.base_hash, t->state.tokenizer_hash, t->state.data_hash};
+    char first[HASHES][65] = {{0}};
+    for (int i = 0; i < HASHES; i++) memcpy(first[i], own[i], sizeof first[i]);
+    NIB_TRY(t->collectives->broadcast(t->collectives, first, sizeof first, 0));
+    for (int i = 0; i < HASHES; i++)
+        if (memcmp(first[i], own[i], sizeof first[i]) != 0)
+            return NIB_FAIL(NIB_ERROR_CONFIG,
+                            "rank %d has another %s than rank 0 (SHA-256 %.12s..., there %.12s...); give all ranks the "
+                            "same files, at the same paths",
+                            t->collectives->rank, names[i], own[i], first[i]);
+    return NIB_OK;
+}
+
+/* The latest checkpoint into t->state and the tensors; *found: there is one. */
+static nib_status read_checkpoint(nib_training *t, bool *found)
 {
     nib_checkpoint_state saved;
     int64_t step;
     NIB_TRY(nib_checkpoint_latest(t->folder.checkpoints, &step, &saved));
-    if (step < 0) {
+    *found = step >= 0;
+    if (!*found) {
         nib_log("no checkpoint in %s yet: the run starts from its beginning", t->folder.checkpoints);
         return NIB_OK;
     }
@@ -143,6 +183,48 @@ static nib_status load_checkpoint(nib_training *t)
     memcpy(saved.config_hash, t->state.config_hash, sizeof saved.config_hash);
     t->state = saved;
     nib_log("continuing after step %lld of %lld", (long long)step, (long long)t->schedule.steps);
+    return NIB_OK;
+}
+
+/* values [n] of rank 0, the backend's memory, to all. */
+static nib_status spread(nib_training *t, float *values, int64_t n, float *host)
+{
+    size_t bytes = (size_t)n * sizeof *values;
+    if (nib_train_leads(t)) NIB_TRY(t->ops->download(t->ops, host, values, bytes));
+    NIB_TRY(t->collectives->broadcast(t->collectives, host, bytes, 0));
+    return nib_train_leads(t) ? NIB_OK : t->ops->upload(t->ops, values, host, bytes);
+}
+
+static nib_status spread_checkpoint(nib_training *t)
+{
+    int64_t most = 0;
+    for (int i = 0; i < t->parameter_count; i++)
+        if (t->tensors[i].rows * t->tensors[i].columns > most) most = t->tensors[i].rows * t->tensors[i].columns;
+    float *host = nib_calloc((size_t)most, sizeof *host);
+    nib_status status = NIB_OK;
+    if (host == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "no memory to hand a checkpoint to all ranks");
+    for (int i = 0; i < t->parameter_count && status == NIB_OK; i++) {
+        const nib_checkpoint_tensor *tensor = &t->tensors[i];
+        int64_t n = tensor->rows * tensor->columns;
+        NIB_TRY_GOTO(spread(t, tensor->master, n, host), done);
+        NIB_TRY_GOTO(spread(t, tensor->first_moment, n, host), done);
+        status = spread(t, tensor->second_moment, n, host);
+    }
+done:
+    nib_free(host);
+    return status;
+}
+
+/* Only rank 0 needs to see the run folder. */
+static nib_status load_checkpoint(nib_training *t)
+{
+    nib_collectives *c = t->collectives;
+    bool found = false;
+    if (nib_train_leads(t)) NIB_TRY(read_checkpoint(t, &found));
+    NIB_TRY(c->broadcast(c, &found, sizeof found, 0));
+    if (!found) return NIB_OK;
+    NIB_TRY(c->broadcast(c, &t->state, sizeof t->state, 0));
+    if (c->size > 1) NIB_TRY(spread_checkpoint(t));
     return nib_model_refresh(t->model);
 }
 
@@ -189,27 +271,53 @@ nib_status nib_train_open_data(nib_training *t)
     return open_schedule(t);
 }
 
-nib_status nib_train_open(nib_config *config, bool resume, nib_training *t)
+/* Rank 0 takes the run folder and, if it holds a run, that run's sizes; the others are told. */
+static nib_status open_folder(nib_training *t, bool resume)
 {
-    *t = (nib_training){.config = config, .folder.lock = -1, .metrics.fd = -1};
+    nib_config *c = t->config;
+    const char *result = c->has_lora ? "adapter" : "model";
+    if (nib_train_leads(t)) {
+        NIB_TRY(nib_run_folder_open(c->output, result, resume, &t->folder));
+        if (!t->folder.fresh) NIB_TRY(continue_config(t));
+    }
+    int64_t facts[] = {t->folder.fresh, c->train.slots, c->train.micro_batch_tokens};
+    NIB_TRY(t->collectives->broadcast(t->collectives, facts, sizeof facts, 0));
+    if (!nib_train_leads(t)) NIB_TRY(nib_run_folder_follow(c->output, result, t->collectives->rank, &t->folder));
+    t->folder.fresh = facts[0] != 0;
+    c->train.slots = facts[1];
+    c->train.micro_batch_tokens = facts[2];
+    return NIB_OK;
+}
+
+/* What rank 0 alone writes, from here on. */
+static nib_status open_output(nib_training *t, const nib_buffer *config_text)
+{
+    NIB_TRY(nib_file_replace(t->folder.config, config_text->data, config_text->length));
+    NIB_TRY(nib_checkpointer_create(t->folder.checkpoints, t->config->checkpoint.keep, &t->checkpointer));
+    if (t->state.finished) return NIB_OK;
+    return nib_metrics_open(t->folder.metrics, t->folder.path, t->state.step, &t->metrics);
+}
+
+nib_status nib_train_open(nib_config *config, bool resume, nib_collectives *collectives, nib_training *t)
+{
+    *t = (nib_training){.config = config, .collectives = collectives, .folder.lock = -1, .metrics.fd = -1};
     nib_buffer text = {0};
-    NIB_TRY(nib_run_folder_open(config->output, config->has_lora ? "adapter" : "model", resume, &t->folder));
+    collectives->note(collectives, "opening data and model");
+    NIB_TRY(open_folder(t, resume));
     nib_train_settle(config);
-    if (!t->folder.fresh) NIB_TRY(continue_config(t));
     NIB_TRY(nib_train_open_data(t));
     NIB_TRY(check_tokenizer(t));
     NIB_TRY(choose_sizes(t));
     NIB_TRY(open_model(t));
     nib_status status = first_state(t, &text);
+    if (status == NIB_OK) status = compare_ranks(t);
     if (status == NIB_OK && !t->folder.fresh) status = load_checkpoint(t);
-    if (status == NIB_OK) status = nib_file_replace(t->folder.config, text.data, text.length);
+    if (status == NIB_OK && nib_train_leads(t)) status = open_output(t, &text);
     nib_buffer_free(&text);
     NIB_TRY(status);
-    NIB_TRY(nib_checkpointer_create(t->folder.checkpoints, config->checkpoint.keep, &t->checkpointer));
     nib_log("cpu: %s", nib_cpu_features());
     nib_config_log(config);
-    if (t->state.finished) return NIB_OK;
-    return nib_metrics_open(t->folder.metrics, t->folder.path, t->state.step, &t->metrics);
+    return NIB_OK;
 }
 
 void nib_train_close(nib_training *t)

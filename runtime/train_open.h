@@ -6,8 +6,9 @@
 
 /* Opens data, model and optimizer; chooses slots, micro-batch size and recompute policy where the config leaves them
  * open; loads the latest checkpoint of a resumed run (refused, with what differs, if config, base, tokenizer or data
- * are others). *training is closed by nib_train_close whatever the outcome. */
-nib_status nib_train_open(nib_config *config, bool resume, nib_training *training);
+ * are others). Rank 0 takes the folder, chooses and reads; the others are told, and refused if they see another model
+ * or other data. *training is closed by nib_train_close whatever the outcome. */
+nib_status nib_train_open(nib_config *config, bool resume, nib_collectives *collectives, nib_training *training);
 void nib_train_close(nib_training *training);
 
 /* Switches off what the rest of the config rules out: sharing of prefixes under LoRA dropout. */

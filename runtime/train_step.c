@@ -2,6 +2,7 @@
 #include "base/file.h"
 #include "base/log.h"
 #include "base/random.h"
+#include "gradient_sum.h"
 #include "optim/optimizer.h"
 
 #include <math.h>
@@ -64,13 +65,30 @@ nib_status nib_train_reserve(nib_training *t, const nib_micro_batch *batch)
 /* All gradients as one array (model.h). */
 static float *gradients(const nib_training *t) { return t->parameters[0].gradient; }
 
-/* Gradients of all slots; the losses of all micro-batches, one after the other, are in t->nll after a synchronize. */
+nib_slot_range nib_train_slots(const nib_training *t)
+{
+    int slots = (int)t->config->train.slots;
+    if (t->collectives == NULL) return nib_slot_range_of_rank(slots, 1, 0);
+    return nib_slot_range_of_rank(slots, t->collectives->size, t->collectives->rank);
+}
+
+/* Targets of all slots before this one. */
+static int64_t targets_before(const nib_pack *pack, int slot)
+{
+    int64_t targets = 0;
+    for (int m = 0; m < pack->slot_begin[slot]; m++) targets += pack->micro_batch[m].N;
+    return targets;
+}
+
+/* Gradients of this rank's slots, then of all; the losses of its micro-batches are where they lie among those of all,
+ * one after the other, in t->nll after a synchronize. */
 static nib_status run_slots(nib_training *t, const nib_pack *pack)
 {
     uint64_t step_key = nib_random_key((uint64_t)t->config->train.seed, (uint64_t)t->state.step);
-    int64_t first = 0;
+    nib_slot_range range = nib_train_slots(t);
+    int64_t first = targets_before(pack, range.first);
     NIB_TRY(reserve_losses(t, pack->supervised_tokens)); /* before anything is on its way there */
-    for (int slot = 0; slot < pack->slots; slot++) {
+    for (int slot = range.first; slot < range.end; slot++) {
         for (int m = pack->slot_begin[slot]; m < pack->slot_begin[slot + 1]; m++) {
             const nib_micro_batch *batch = &pack->micro_batch[m];
             NIB_TRY(nib_train_reserve(t, batch));
@@ -79,9 +97,25 @@ static nib_status run_slots(nib_training *t, const nib_pack *pack)
             NIB_TRY(nib_model_train_batch(t->model, batch, options, t->nll + first));
             first += batch->N;
         }
-        NIB_TRY(nib_gradient_tree_add(&t->tree, slot, pack->slots, gradients(t)));
+        NIB_TRY(nib_gradient_tree_add(&t->tree, slot, gradients(t)));
     }
-    return NIB_OK;
+    return nib_gradient_sum(t->collectives, &t->tree, gradients(t));
+}
+
+/* The losses of all ranks' targets into t->nll of each, so that they are added in one order everywhere. */
+static nib_status gather_losses(nib_training *t, const nib_pack *pack)
+{
+    nib_collectives *c = t->collectives;
+    nib_part *part = nib_calloc((size_t)c->size, sizeof *part);
+    if (part == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "no memory for the losses of %d ranks", c->size);
+    for (int r = 0; r < c->size; r++) {
+        nib_slot_range range = nib_slot_range_of_rank(pack->slots, c->size, r);
+        int64_t first = targets_before(pack, range.first), end = targets_before(pack, range.end);
+        part[r] = (nib_part){t->nll + first, (size_t)(end - first) * sizeof *t->nll};
+    }
+    nib_status status = c->all_gather(c, part);
+    nib_free(part);
+    return status;
 }
 
 static double mean_loss(const nib_training *t, const nib_pack *pack)
@@ -126,6 +160,9 @@ nib_status nib_train_step(nib_training *t, nib_step_result *result)
     const nib_config *c = t->config;
     double begun = nib_train_clock();
     int64_t count = nib_train_step_rows(t), *samples = NULL;
+    char note[32];
+    snprintf(note, sizeof note, "step %lld", (long long)t->state.step);
+    t->collectives->note(t->collectives, note);
     nib_pack pack = {0};
     NIB_TRY(nib_train_pack(t, t->state.cursor, count, &samples, &pack));
     *result = (nib_step_result){
@@ -148,6 +185,7 @@ nib_status nib_train_step(nib_training *t, nib_step_result *result)
     NIB_TRY_GOTO(run_slots(t, &pack), done);
     NIB_TRY_GOTO(nib_optimizer_step(t->ops, t->model, &options, &result->gradient_norm), done);
     NIB_TRY_GOTO(t->ops->synchronize(t->ops), done); /* the only time that a step waits for the device */
+    NIB_TRY_GOTO(gather_losses(t, &pack), done);
     result->loss = mean_loss(t, &pack);
     result->applied = isfinite(result->gradient_norm); /* a loss that is not finite makes the gradient so */
     if (result->applied) {
@@ -156,7 +194,7 @@ nib_status nib_train_step(nib_training *t, nib_step_result *result)
         t->state.nonfinite_steps++;
         nib_warn("step %lld: loss %g, gradient norm %g; the step is not applied", (long long)t->state.step,
                  result->loss, result->gradient_norm);
-        NIB_TRY_GOTO(save_rows(t, samples, count), done);
+        if (nib_train_leads(t)) NIB_TRY_GOTO(save_rows(t, samples, count), done);
     }
     t->state.step++;
     t->state.cursor += count;

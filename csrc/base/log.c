@@ -10,9 +10,11 @@
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static FILE *log_file;
-static int live_shown;
+static int live_shown, quiet;
 
-int nib_log_is_terminal(void) { return isatty(STDERR_FILENO); }
+void nib_log_quiet(void) { quiet = 1; }
+
+int nib_log_is_terminal(void) { return !quiet && isatty(STDERR_FILENO); }
 
 static void write_line(FILE *out, const char *prefix, const char *text)
 {
@@ -28,7 +30,7 @@ static void line(const char *prefix, const char *format, va_list arguments)
     pthread_mutex_lock(&lock);
     if (live_shown) fputs("\r\033[K", stderr);
     live_shown = 0;
-    write_line(stderr, prefix, text);
+    if (!quiet) write_line(stderr, prefix, text);
     if (log_file != NULL) {
         char stamp[32];
         time_t now = time(NULL);

@@ -7,6 +7,8 @@
 /* One line, printed by nib_utf8_print; "warning: " is put before a warning. Safe from several threads. */
 void nib_log(const char *format, ...) __attribute__((format(printf, 1, 2)));
 void nib_warn(const char *format, ...) __attribute__((format(printf, 1, 2)));
+/* From now on lines go to the file alone: of several processes of one run, only the first talks. */
+void nib_log_quiet(void);
 /* Also append every line, with a timestamp, to this file; NULL closes it. */
 nib_status nib_log_to_file(const char *path);
 /* A live line on a terminal (rewritten in place by the next call); no-op if standard error is no terminal. An

@@ -1,34 +1,32 @@
 #include "optim/gradient_tree.h"
 
-/* Levels on which a partial sum ever waits: one for each bit of the largest slot index. */
-static int level_count(int slots)
+size_t nib_gradient_tree_bytes(int64_t n, int slots, nib_slot_range range)
 {
-    int levels = 0;
-    while (slots - 1 >= 1 << levels) levels++;
-    return levels;
+    int most;
+    nib_slot_order_of_range(slots, range, &most);
+    return (size_t)most * (size_t)n * sizeof(float);
 }
 
-size_t nib_gradient_tree_bytes(int64_t n, int slots) { return (size_t)level_count(slots) * (size_t)n * sizeof(float); }
-
-nib_status nib_gradient_tree_create(nib_ops *ops, int64_t n, int slots, nib_gradient_tree *tree)
+nib_status nib_gradient_tree_create(nib_ops *ops, int64_t n, int slots, nib_slot_range range, nib_gradient_tree *tree)
 {
-    *tree = (nib_gradient_tree){.ops = ops, .n = n};
-    for (int levels = level_count(slots); tree->levels < levels; tree->levels++) {
+    int most;
+    *tree = (nib_gradient_tree){.ops = ops, .n = n, .range = range, .order = nib_slot_order_begin(slots)};
+    for (nib_slot_order_of_range(slots, range, &most); tree->held < most; tree->held++) {
         void *block;
         nib_status status = ops->allocate(ops, "gradient slots", (size_t)n * sizeof(float), &block);
         if (status != NIB_OK) {
             nib_gradient_tree_free(tree);
             return status;
         }
-        tree->partial[tree->levels] = block;
+        tree->partial[tree->held] = block;
     }
     return NIB_OK;
 }
 
 void nib_gradient_tree_free(nib_gradient_tree *tree)
 {
-    for (int level = 0; level < tree->levels; level++)
-        tree->ops->release(tree->ops, tree->partial[level], (size_t)tree->n * sizeof(float));
+    for (int i = 0; i < tree->held; i++)
+        tree->ops->release(tree->ops, tree->partial[i], (size_t)tree->n * sizeof(float));
     *tree = (nib_gradient_tree){0};
 }
 
@@ -37,15 +35,13 @@ static nib_matrix as_row(float *values, int64_t n)
     return (nib_matrix){.data = values, .rows = 1, .columns = n, .stride = n, .dtype = NIB_DTYPE_F32};
 }
 
-nib_status nib_gradient_tree_add(nib_gradient_tree *tree, int slot, int slots, float *gradient)
+nib_status nib_gradient_tree_add(nib_gradient_tree *tree, int slot, float *gradient)
 {
     nib_ops *ops = tree->ops;
-    bool last = slot + 1 == slots;
-    int level = 0;
-    /* Below the lowest zero bit of slot, pairs are complete; after the last slot, all that waits is merged. */
-    for (; last ? slot >> level != 0 : (slot >> level & 1) != 0; level++)
-        if (slot >> level & 1) NIB_TRY(ops->accumulate(ops, gradient, tree->partial[level], tree->n));
-    if (last) return NIB_OK;
-    NIB_TRY(ops->convert(ops, as_row(gradient, tree->n), as_row(tree->partial[level], tree->n)));
+    if (slot == tree->range.first) tree->order.depth = 0;
+    int before = tree->order.depth, joined = nib_slot_order_push(&tree->order, (nib_slot_node){0, slot});
+    for (int i = 1; i <= joined; i++) NIB_TRY(ops->accumulate(ops, gradient, tree->partial[before - i], tree->n));
+    if (slot + 1 == tree->range.end) return NIB_OK;
+    NIB_TRY(ops->convert(ops, as_row(gradient, tree->n), as_row(tree->partial[tree->order.depth - 1], tree->n)));
     return ops->zero(ops, gradient, (size_t)tree->n * sizeof(float));
 }

@@ -45,7 +45,7 @@ static void slots_are_summed_as_a_balanced_tree(void **state)
     for (int slots = 1; slots <= 17; slots++) {
         float value[17], gradient[3];
         nib_gradient_tree tree;
-        assert_int_equal(nib_gradient_tree_create(ops, 3, slots, &tree), NIB_OK);
+        assert_int_equal(nib_gradient_tree_create(ops, 3, slots, (nib_slot_range){0, slots}, &tree), NIB_OK);
         for (int s = 0; s < slots; s++) value[s] = (float)sin(s + 1) * powf(10, (float)(s % 5)); /* order matters */
         memset(gradient, 0, sizeof gradient);
         for (int s = 0; s < slots; s++) {
@@ -53,13 +53,45 @@ static void slots_are_summed_as_a_balanced_tree(void **state)
                 assert_true(gradient[i] == 0);
                 gradient[i] += value[s];
             }
-            assert_int_equal(nib_gradient_tree_add(&tree, s, slots, gradient), NIB_OK);
+            assert_int_equal(nib_gradient_tree_add(&tree, s, gradient), NIB_OK);
         }
         float want = tree_sum(value, 0, 32, slots);
         for (int i = 0; i < 3; i++) assert_true(gradient[i] == want);
         nib_gradient_tree_free(&tree);
     }
     nib_cpu_backend_free(ops);
+}
+
+/* However slots are spread over ranks, pushing every rank's nodes gives the additions of the tree. */
+static void ranks_leave_nodes_of_one_tree(void **state)
+{
+    (void)state;
+    float slot[37];
+    for (int slots = 1; slots <= 37; slots++) {
+        for (int s = 0; s < slots; s++) slot[s] = (float)sin(s + 1) * powf(10, (float)(s % 5));
+        float want = tree_sum(slot, 0, 64, slots);
+        for (int ranks = 1; ranks <= slots; ranks++) {
+            nib_slot_order all = nib_slot_order_begin(slots);
+            float held[NIB_SLOT_NODES];
+            int most, next = 0;
+            for (int r = 0; r < ranks; r++) {
+                nib_slot_range range = nib_slot_range_of_rank(slots, ranks, r);
+                nib_slot_order own = nib_slot_order_of_range(slots, range, &most);
+                assert_true(range.first == next && range.end > range.first);
+                next = range.end;
+                for (int i = 0; i < own.depth; i++) {
+                    nib_slot_node node = own.node[i];
+                    float sum = tree_sum(slot, node.index << node.level, 1 << node.level, slots);
+                    int before = all.depth, joined = nib_slot_order_push(&all, node);
+                    for (int k = 1; k <= joined; k++) sum += held[before - k];
+                    held[all.depth - 1] = sum;
+                }
+            }
+            assert_int_equal(next, slots);
+            assert_int_equal(all.depth, 1);
+            assert_true(held[0] == want);
+        }
+    }
 }
 
 typedef struct {
@@ -206,6 +238,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(schedules_meet_their_formulas),
         cmocka_unit_test(slots_are_summed_as_a_balanced_tree),
+        cmocka_unit_test(ranks_leave_nodes_of_one_tree),
         cmocka_unit_test(what_is_written_is_read_and_old_ones_are_pruned),
         cmocka_unit_test(damage_is_never_accepted),
         cmocka_unit_test(events_have_the_bytes_that_tensorboard_writes),
