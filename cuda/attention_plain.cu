@@ -229,6 +229,7 @@ nib_status nib_cuda_attention_forward_plain(nib_ops *ops, nib_attention_shape sh
     NIB_TRY(nib_attention_check_shape("attention_forward", shape, q, k, v));
     NIB_TRY(nib_attention_check_shape("attention_forward", shape, out, k, v));
     if (tree.T == 0) return NIB_OK;
+    shape = nib_attention_clip_window(shape, tree.T);
     return nib_cuda_launch(attention_forward_plain_kernel, grid_of(tree.T * shape.heads), dim3(32 * WARPS),
                            shared_bytes(shape), nib_cuda_stream(ops), shape, tree, q, k, v, out, lse);
 }
@@ -242,6 +243,7 @@ nib_status nib_cuda_attention_backward_plain(nib_ops *ops, nib_attention_shape s
     NIB_TRY(nib_attention_check_shape("attention_backward", shape, out, k, v));
     NIB_TRY(nib_attention_check_shape("attention_backward", shape, dout, k, v));
     if (tree.T == 0) return NIB_OK;
+    shape = nib_attention_clip_window(shape, tree.T);
     NIB_TRY(nib_cuda_launch(attention_dq_plain_kernel, grid_of(tree.T * shape.heads), dim3(32 * WARPS),
                             shared_bytes(shape), nib_cuda_stream(ops), shape, tree, q, k, v, out, lse, dout, dq));
     return nib_cuda_launch(attention_dkv_plain_kernel, grid_of(tree.T * shape.kv_heads), dim3(32 * WARPS),

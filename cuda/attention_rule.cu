@@ -9,8 +9,8 @@ nib_status nib_attention_check_shape(const char *op, nib_attention_shape s, nib_
     bool bf16 = q.dtype == NIB_DTYPE_BF16 && k.dtype == NIB_DTYPE_BF16 && v.dtype == NIB_DTYPE_BF16;
     if (s.head_dim < 8 || s.head_dim % 8 != 0 || s.head_dim > NIB_ATTENTION_LARGEST_HEAD_DIM || s.kv_heads < 1 ||
         s.heads % s.kv_heads != 0 || q.columns != s.heads * s.head_dim || k.columns != s.kv_heads * s.head_dim ||
-        v.columns != k.columns || k.rows != v.rows || !bf16 || q.rows > INT32_MAX || k.rows > INT32_MAX ||
-        s.window > INT32_MAX)
+        v.columns != k.columns || k.rows != v.rows || !bf16 || q.rows > NIB_ATTENTION_MOST_ROWS ||
+        k.rows > NIB_ATTENTION_MOST_ROWS)
         return NIB_FAIL(NIB_ERROR_SHAPE,
                         "%s: q [%lld, %lld], k [%lld, %lld], v [%lld, %lld] for %lld heads, %lld key/value heads of "
                         "%lld (a multiple of 8, at most %d), all bf16",

@@ -6,6 +6,7 @@
 #include "cuda/intrinsics.cuh"
 
 #define NIB_ATTENTION_LARGEST_HEAD_DIM 256
+#define NIB_ATTENTION_MOST_ROWS        (1 << 30) /* so that sums of two indices are 32-bit numbers */
 #define NIB_LOG2_E                     1.4426950408889634f
 #define NIB_LN_2                       0.6931471805599453f
 
@@ -22,10 +23,17 @@ __device__ __forceinline__ __nv_bfloat16 *attention_row(nib_matrix matrix, int64
     return static_cast<__nv_bfloat16 *>(matrix.data) + t * matrix.stride + head * head_dim;
 }
 
-/* NIB_ERROR_SHAPE, naming op and shapes, unless the matrices are bf16 and of these heads, T below 2^31. q and k stand
+/* NIB_ERROR_SHAPE, naming op and shapes, unless the matrices are bf16, of these heads, and not too long. q and k stand
  * for all operands of their width. */
 nib_status nib_attention_check_shape(const char *op, nib_attention_shape shape, nib_matrix q, nib_matrix k,
                                      nib_matrix v);
+
+/* The shape without a window that hides nothing, so that a window is below T. */
+static inline nib_attention_shape nib_attention_clip_window(nib_attention_shape shape, int64_t T)
+{
+    if (shape.window >= T) shape.window = 0;
+    return shape;
+}
 
 /* Consecutive rows of the cache that one query sees. */
 typedef struct {
