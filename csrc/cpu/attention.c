@@ -72,7 +72,7 @@ nib_status nib_attention_cut(nib_arena *scratch, nib_tree tree, nib_attention_jo
 nib_status nib_cpu_attention_forward(nib_ops *ops, nib_attention_shape shape, nib_tree tree, nib_matrix q, nib_matrix k,
                                      nib_matrix v, nib_matrix out, float *lse)
 {
-    const nib_attention_kernels *kernels = nib_cpu_context_of(ops)->attention;
+    const nib_cpu_kernels *kernels = nib_cpu_context_of(ops)->kernels;
     nib_attention_job job = {.shape = shape, .q = q, .k = k, .v = v, .out = out, .lse_out = lse};
     const int64_t floats = NIB_ATTENTION_FORWARD_FLOATS(shape.head_dim);
     size_t mark = ops->scratch->used;
@@ -85,7 +85,8 @@ nib_status nib_cpu_attention_forward(nib_ops *ops, nib_attention_shape shape, ni
     /* Last tiles first: they see most keys, and short work at the end evens the threads out. */
 #pragma omp parallel for schedule(dynamic)
     for (int64_t i = 0; i < job.tiles * shape.heads; i++)
-        kernels->forward(&job, job.tiles - 1 - i / shape.heads, i % shape.heads, workspace + nib_cpu_thread() * floats);
+        kernels->attention_forward(&job, job.tiles - 1 - i / shape.heads, i % shape.heads,
+                                   workspace + nib_cpu_thread() * floats);
 done:
     nib_arena_reset(ops->scratch, mark);
     return status;

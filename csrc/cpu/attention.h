@@ -7,7 +7,7 @@
 #ifndef NIB_CPU_ATTENTION_H
 #define NIB_CPU_ATTENTION_H
 
-#include "cpu/attention_kernels.h"
+#include "cpu/attention_job.h"
 
 nib_status nib_cpu_attention_forward(nib_ops *ops, nib_attention_shape shape, nib_tree tree, nib_matrix q, nib_matrix k,
                                      nib_matrix v, nib_matrix out, float *lse);

@@ -25,7 +25,7 @@ nib_status nib_cpu_attention_backward(nib_ops *ops, nib_attention_shape shape, n
                                       nib_matrix k, nib_matrix v, nib_matrix out, const float *lse, nib_matrix dout,
                                       nib_matrix dq, nib_matrix dk, nib_matrix dv)
 {
-    const nib_attention_kernels *kernels = nib_cpu_context_of(ops)->attention;
+    const nib_cpu_kernels *kernels = nib_cpu_context_of(ops)->kernels;
     nib_attention_job job = {
         .shape = shape, .tree = tree, .q = q, .k = k, .v = v, .out = out, .dout = dout, .dq = dq, .lse = lse};
     int64_t elements = shape.heads * tree.T * shape.head_dim;
@@ -45,7 +45,7 @@ nib_status nib_cpu_attention_backward(nib_ops *ops, nib_attention_shape shape, n
     if (ops->rehearsal) goto done;
 #pragma omp parallel for schedule(dynamic)
     for (int64_t i = 0; i < job.segments * shape.heads; i++)
-        kernels->backward(&job, i / shape.heads, i % shape.heads, workspace + nib_cpu_thread() * floats);
+        kernels->attention_backward(&job, i / shape.heads, i % shape.heads, workspace + nib_cpu_thread() * floats);
     sum_groups(&shape, tree.T, job.dk, dk);
     sum_groups(&shape, tree.T, job.dv, dv);
 done:

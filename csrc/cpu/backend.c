@@ -87,27 +87,30 @@ static bool has_amx_bf16(void)
 #endif
 
 /* oneDNN's view of the CPU is everyone's, so that its ONEDNN_MAX_CPU_ISA caps all and one machine can test every path.
- * An instruction set is a set of bits that holds those it builds on. */
-static void detect(nib_cpu_context *context)
+ * An instruction set is a set of bits that holds those it builds on. Returns the best level. */
+static nib_cpu_level detect(nib_cpu_context *context)
 {
+    nib_cpu_level level = NIB_CPU_PORTABLE;
 #if defined(__x86_64__)
     const unsigned isa = dnnl_get_effective_cpu_isa();
-    context->avx2 = (isa & dnnl_cpu_isa_avx2) == dnnl_cpu_isa_avx2;
-    context->avx512 = (isa & dnnl_cpu_isa_avx512_core) == dnnl_cpu_isa_avx512_core;
-    context->avx512_bf16 = (isa & dnnl_cpu_isa_avx512_core_bf16) == dnnl_cpu_isa_avx512_core_bf16;
+    const unsigned needs[NIB_CPU_LEVELS] = {[NIB_CPU_AVX2] = dnnl_cpu_isa_avx2,
+                                            [NIB_CPU_AVX512] = dnnl_cpu_isa_avx512_core,
+                                            [NIB_CPU_AVX512_BF16] = dnnl_cpu_isa_avx512_core_bf16};
+    for (nib_cpu_level l = NIB_CPU_AVX2; l < NIB_CPU_LEVELS; l++)
+        if ((isa & needs[l]) == needs[l] && nib_cpu_kernels_at(l) != NULL) level = l;
     context->amx_bf16 = (isa & dnnl_cpu_isa_avx512_core_amx) == dnnl_cpu_isa_avx512_core_amx && has_amx_bf16();
 #endif
-    context->bf16_matmul = context->avx512_bf16 || context->amx_bf16;
-    for (int i = 0; nib_attention_kernels_at(i) != NULL; i++) context->attention = nib_attention_kernels_at(i);
+    context->bf16_matmul = level == NIB_CPU_AVX512_BF16 || context->amx_bf16;
+    context->kernels = nib_cpu_kernels_at(level);
+    return level;
 }
 
 const char *nib_cpu_features(void)
 {
+    static const char *const names[NIB_CPU_LEVELS] = {"none", "avx2", "avx2 avx512", "avx2 avx512 avx512-bf16"};
     static char text[64];
     nib_cpu_context context = {0};
-    detect(&context);
-    snprintf(text, sizeof text, "%s%s%s%s", context.avx2 ? "avx2" : "none", context.avx512 ? " avx512" : "",
-             context.avx512_bf16 ? " avx512-bf16" : "", context.amx_bf16 ? " amx" : "");
+    snprintf(text, sizeof text, "%s%s", names[detect(&context)], context.amx_bf16 ? " amx" : "");
     return text;
 }
 

@@ -2,7 +2,7 @@
 #ifndef NIB_CPU_BACKEND_INTERNAL_H
 #define NIB_CPU_BACKEND_INTERNAL_H
 
-#include "cpu/attention_kernels.h"
+#include "cpu/kernels.h"
 #include "cpu/matmul.h"
 #include "cpu/rehearsal.h"
 #include "model/ops.h"
@@ -10,8 +10,7 @@
 typedef struct {
     nib_cpu_matmul_cache *matmul;
     nib_arena scratch;
-    const nib_attention_kernels *attention; /* for the best instruction set of this CPU */
-    bool avx2, avx512, avx512_bf16;
+    const nib_cpu_kernels *kernels; /* of the best level that this CPU has */
     bool amx_bf16;
     bool bf16_matmul; /* oneDNN multiplies bf16 with this CPU's own instructions */
     nib_work work;    /* of a rehearsal */

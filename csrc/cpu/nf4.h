@@ -17,9 +17,6 @@ static inline float nib_cpu_nf4_absmax(const nib_nf4 *weight, int64_t block)
     return scaled + weight->nested_offset;
 }
 
-/* The 16 weights that a block of this absmax can hold, rounded to bf16: both in fp32 and as bits. */
-void nib_cpu_nf4_block_values(float absmax, float values[16]);
-
 #define NIB_CPU_MATVEC_ROWS 8
 /* y [M, n] = x [M, K] W^T for M <= NIB_CPU_MATVEC_ROWS and K a multiple of 64, without writing W to memory. x fp32 [M,
  * K] dense, y fp32 with rows y_stride apart. W's weights are the bf16-rounded ones, as everywhere. */

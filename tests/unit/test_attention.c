@@ -158,11 +158,11 @@ static const struct {
 static void every_shape_meets_the_dense_definition(void **state)
 {
     (void)state;
-    for (int level = 0; nib_attention_kernels_at(level) != NULL; level++)
+    for (nib_cpu_level level = NIB_CPU_PORTABLE; level < NIB_CPU_LEVELS && nib_cpu_kernels_at(level) != NULL; level++)
         for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
             fixture f;
             fixture_begin(&f, cases[i].shape, cases[i].T, 100 * (i + 1));
-            nib_cpu_context_of(f.ops)->attention = nib_attention_kernels_at(level);
+            nib_cpu_context_of(f.ops)->kernels = nib_cpu_kernels_at(level);
             forward(&f);
             check_values(&f);
             check_gradients(&f);
@@ -208,11 +208,11 @@ static void check_bf16(nib_matrix m, const float *want, double bound)
 static void bf16_stays_within_its_rounding(void **state)
 {
     (void)state;
-    for (int level = 0; nib_attention_kernels_at(level) != NULL; level++)
+    for (nib_cpu_level level = NIB_CPU_PORTABLE; level < NIB_CPU_LEVELS && nib_cpu_kernels_at(level) != NULL; level++)
         for (size_t i = 2; i < sizeof cases / sizeof *cases; i++) {
             fixture f;
             fixture_begin(&f, cases[i].shape, cases[i].T, 100 * (i + 1));
-            nib_cpu_context_of(f.ops)->attention = nib_attention_kernels_at(level);
+            nib_cpu_context_of(f.ops)->kernels = nib_cpu_kernels_at(level);
             round_to_bf16(f.q, f.T * f.queries);
             round_to_bf16(f.k, f.T * f.keys);
             round_to_bf16(f.v, f.T * f.keys);

@@ -1,5 +1,5 @@
-/* Each lower instruction level forced through the backend's context, so that what runs on a processor without AVX-512
- * or AVX2 is tested on one that has them. Levels that this machine lacks are the ones that run here anyway. */
+/* The kernels of each lower instruction level, set in the backend's context, so that what runs on a processor without
+ * AVX-512 or AVX2 is tested on one that has them. Levels that this machine lacks are the ones that run here anyway. */
 #include "numeric.h"
 
 #include "base/bf16.h"
@@ -9,17 +9,6 @@
 
 #include <math.h>
 #include <string.h>
-
-typedef enum { PORTABLE, AVX2, AVX512, LEVELS } level;
-
-/* false: this machine does not have the level. */
-static bool force(nib_ops *ops, const nib_cpu_context *detected, level chosen)
-{
-    nib_cpu_context *context = nib_cpu_context_of(ops);
-    context->avx2 = detected->avx2 && chosen >= AVX2;
-    context->avx512 = detected->avx512 && chosen >= AVX512;
-    return chosen == PORTABLE || (chosen == AVX2 ? context->avx2 : context->avx512);
-}
 
 /* 40 x 192 weights of every code, some scales negative zero, tiny and large. */
 enum { ROWS = 40, COLUMNS = 192, BLOCKS = ROWS * COLUMNS / 64 };
@@ -51,10 +40,10 @@ static void nf4_has_the_same_bits_at_every_level(void **state)
     static nib_bf16 narrow[ROWS * COLUMNS];
     static float wide[ROWS * COLUMNS];
     weights_fill(&w);
+    w.absmax[3] = NAN; /* of a damaged model: stays one, to be found */
     assert_int_equal(nib_cpu_backend_create(1 << 20, &ops), NIB_OK);
-    nib_cpu_context detected = *nib_cpu_context_of(ops);
-    for (level l = PORTABLE; l < LEVELS; l++) {
-        if (!force(ops, &detected, l)) continue;
+    for (nib_cpu_level l = NIB_CPU_PORTABLE; l < NIB_CPU_LEVELS && nib_cpu_kernels_at(l) != NULL; l++) {
+        nib_cpu_context_of(ops)->kernels = nib_cpu_kernels_at(l);
         memset(narrow, 0xff, sizeof narrow);
         nib_matrix out = {narrow, ROWS, COLUMNS, COLUMNS, NIB_DTYPE_BF16};
         assert_int_equal(nib_cpu_nf4_dequantize(ops, &w.nf4, out), NIB_OK);
@@ -78,9 +67,8 @@ static void nf4_matvec_agrees_with_double_at_every_level(void **state)
     weights_fill(&w);
     float *x = nib_test_values(1, NIB_CPU_MATVEC_ROWS * COLUMNS), y[NIB_CPU_MATVEC_ROWS * ROWS];
     assert_int_equal(nib_cpu_backend_create(1 << 20, &ops), NIB_OK);
-    nib_cpu_context detected = *nib_cpu_context_of(ops);
-    for (level l = PORTABLE; l < LEVELS; l++) {
-        if (!force(ops, &detected, l)) continue;
+    for (nib_cpu_level l = NIB_CPU_PORTABLE; l < NIB_CPU_LEVELS && nib_cpu_kernels_at(l) != NULL; l++) {
+        nib_cpu_context_of(ops)->kernels = nib_cpu_kernels_at(l);
         for (int64_t M = 1; M <= NIB_CPU_MATVEC_ROWS; M++) {
             assert_int_equal(nib_cpu_nf4_matvec(ops, &w.nf4, ROWS, COLUMNS, M, x, y, ROWS), NIB_OK);
             for (int64_t i = 0; i < M * ROWS; i++) {

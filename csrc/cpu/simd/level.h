@@ -2,15 +2,18 @@
 #ifndef NIB_SIMD_LEVEL_H
 #define NIB_SIMD_LEVEL_H
 
-#include "cpu/attention_kernels.h"
+#include "cpu/kernels.h"
 
 #define NIB_SIMD_JOIN(name, level)   name##_##level
 #define NIB_SIMD_EXPAND(name, level) NIB_SIMD_JOIN(name, level)
 #define NIB_SIMD(name)               NIB_SIMD_EXPAND(name, NIB_SIMD_LEVEL)
 
-/* Contracts: nib_attention_kernels. */
+/* Contracts: cpu/kernels.h. */
 void NIB_SIMD(nib_attention_forward_tile)(const nib_attention_job *job, int64_t tile, int64_t head, float *workspace);
 void NIB_SIMD(nib_attention_backward_segment)(const nib_attention_job *job, int64_t segment, int64_t head,
                                               float *workspace);
+void NIB_SIMD(nib_nf4_decode)(const uint8_t *codes, float absmax, nib_dtype dtype, void *out);
+void NIB_SIMD(nib_nf4_dot)(const nib_nf4 *weight, int64_t first_block, int64_t blocks, int64_t M, const float *x,
+                           float *y);
 
 #endif

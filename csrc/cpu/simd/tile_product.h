@@ -8,7 +8,7 @@
 #ifndef NIB_TILE_PRODUCT_H
 #define NIB_TILE_PRODUCT_H
 
-#include "cpu/attention_kernels.h"
+#include "cpu/attention_job.h"
 #include "cpu/simd/vector.h"
 
 #define TILE          NIB_ATTENTION_TILE

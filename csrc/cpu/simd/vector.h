@@ -14,7 +14,9 @@
 
 #if defined __AVX512F__
 typedef __m512 vec;
-#define LANES 16
+typedef __m512i vec_index; /* LANES 32-bit integers */
+#define LANES         16
+#define VEC_REGISTERS 32
 static inline vec vec_set(float x) { return _mm512_set1_ps(x); }
 static inline vec vec_fma(vec a, vec b, vec c) { return _mm512_fmadd_ps(a, b, c); }
 static inline vec vec_max(vec a, vec b) { return _mm512_max_ps(a, b); } /* b if either is NaN */
@@ -29,7 +31,9 @@ static inline vec vec_if_less(vec a, vec b, vec yes, vec no)
 static inline vec vec_scale(vec a, vec n) { return _mm512_scalef_ps(a, n); }
 #elif defined __AVX2__
 typedef __m256 vec;
-#define LANES 8
+typedef __m256i vec_index;
+#define LANES         8
+#define VEC_REGISTERS 16
 static inline vec vec_set(float x) { return _mm256_set1_ps(x); }
 static inline vec vec_fma(vec a, vec b, vec c) { return _mm256_fmadd_ps(a, b, c); }
 static inline vec vec_max(vec a, vec b) { return _mm256_max_ps(a, b); }
@@ -50,7 +54,9 @@ static inline vec vec_scale(vec a, vec n) /* in two halves, so that subnormal re
 }
 #else
 typedef float vec __attribute__((vector_size(16)));
-#define LANES 4
+typedef uint32_t vec_index __attribute__((vector_size(16)));
+#define LANES         4
+#define VEC_REGISTERS 16
 #define VEC_EACH(expression)                                                                                           \
     vec y_ = {0};                                                                                                      \
     for (int i = 0; i < LANES; i++) y_[i] = (expression);                                                              \
@@ -88,19 +94,107 @@ static inline vec vec_load_bf16(const nib_bf16 *p)
 #endif
 }
 
-/* Rounds to nearest even in integers rather than by vcvtneps2bf16, which flushes subnormals. */
-static inline void vec_store_bf16(nib_bf16 *p, vec v)
+/* Rounded to bf16, still in fp32: to nearest even in integers, since vcvtneps2bf16 flushes subnormals. NaN stays one.
+ */
+static inline vec vec_round_bf16(vec v)
 {
 #if defined __AVX512F__
     __m512i bits = _mm512_castps_si512(v), odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
     __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
     __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
     rounded = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x400000));
-    _mm256_storeu_si256((void *)p, _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
+    return _mm512_castsi512_ps(_mm512_and_si512(rounded, _mm512_set1_epi32((int)0xffff0000u)));
+#elif defined __AVX2__
+    __m256i bits = _mm256_castps_si256(v), odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+    __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+    vec nan = _mm256_cmp_ps(v, v, _CMP_UNORD_Q);
+    v = _mm256_blendv_ps(_mm256_castsi256_ps(rounded), _mm256_castsi256_ps(quiet), nan);
+    return _mm256_and_ps(v, _mm256_castsi256_ps(_mm256_set1_epi32((int)0xffff0000u)));
 #else
-    float x[LANES];
-    vec_store(x, v);
-    for (int i = 0; i < LANES; i++) p[i] = nib_bf16_from_float(x[i]);
+    VEC_EACH(nib_bf16_to_float(nib_bf16_from_float(v[i])));
+#endif
+}
+
+#if defined __AVX512F__
+/* The upper halves of the lanes, in order: bf16 of what vec_round_bf16 gave. */
+static inline __m256i vec_narrow(vec v) { return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_castps_si512(v), 16)); }
+#endif
+
+static inline void vec_store_bf16(nib_bf16 *p, vec v)
+{
+#if defined __AVX512F__
+    _mm256_storeu_si256((void *)p, vec_narrow(vec_round_bf16(v)));
+#elif defined __AVX2__
+    __m256i high = _mm256_srli_epi32(_mm256_castps_si256(vec_round_bf16(v)), 16);
+    __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(high, high), 0x08);
+    _mm_storeu_si128((void *)p, _mm256_castsi256_si128(packed));
+#else
+    for (int i = 0; i < LANES; i++) p[i] = nib_bf16_from_float(v[i]);
+#endif
+}
+
+/* Sixteen values that vec_pick looks up by the low four bits of each index. */
+#define VEC_TABLE_PARTS (16 / LANES)
+typedef struct {
+    vec part[VEC_TABLE_PARTS];
+} vec_table;
+
+static inline vec_table vec_table_load(const float values[16])
+{
+    vec_table table;
+    for (int i = 0; i < VEC_TABLE_PARTS; i++) table.part[i] = vec_load(values + i * LANES);
+    return table;
+}
+
+static inline vec vec_pick(vec_table table, vec_index index)
+{
+#if defined __AVX512F__
+    return _mm512_permutexvar_ps(index, table.part[0]);
+#elif defined __AVX2__ /* a permutation of each half of the table, chosen by bit 3 */
+    vec low = _mm256_permutevar8x32_ps(table.part[0], index), high = _mm256_permutevar8x32_ps(table.part[1], index);
+    return _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(index, 28)));
+#else
+    VEC_EACH(table.part[index[i] % 16 / LANES][index[i] % LANES]);
+#endif
+}
+
+/* LANES bytes, one to a lane; vec_high: their upper nibbles. */
+static inline vec_index vec_bytes(const uint8_t *p)
+{
+#if defined __AVX512F__
+    return _mm512_cvtepu8_epi32(_mm_loadu_si128((const void *)p));
+#elif defined __AVX2__
+    return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const void *)p));
+#else
+    return (vec_index){p[0], p[1], p[2], p[3]};
+#endif
+}
+
+static inline vec_index vec_high(vec_index bytes)
+{
+#if defined __AVX512F__
+    return _mm512_srli_epi32(bytes, 4);
+#elif defined __AVX2__
+    return _mm256_srli_epi32(bytes, 4);
+#else
+    return bytes >> 4;
+#endif
+}
+
+/* LANES nibbles, the high one of each byte first, one to a lane (above the lowest four bits of which is anything). */
+static inline vec_index vec_nibbles(const uint8_t *p)
+{
+#if defined __AVX512F__
+    __m512i byte = _mm512_cvtepu8_epi64(_mm_loadl_epi64((const void *)p));
+    return _mm512_or_si512(_mm512_srli_epi64(byte, 4), _mm512_slli_epi64(byte, 32));
+#elif defined __AVX2__
+    int32_t four;
+    memcpy(&four, p, sizeof four);
+    __m256i byte = _mm256_cvtepu8_epi64(_mm_cvtsi32_si128(four));
+    return _mm256_or_si256(_mm256_srli_epi64(byte, 4), _mm256_slli_epi64(byte, 32));
+#else
+    return (vec_index){p[0] >> 4, p[0], p[1] >> 4, p[1]};
 #endif
 }
 

@@ -1,12 +1,12 @@
-/* Attention's inner kernels, compiled once for each instruction set from the sources in csrc/cpu/simd/, and what they
- * are told: the operands, and the tree cut into tiles. Private to csrc/cpu.
+/* What attention's inner kernels (cpu/kernels.h) are told: the operands, and the tree cut into tiles. Private to
+ * csrc/cpu.
  *
  * The packed array falls into segments that see nothing of each other (one for each root of the forest), and a segment
  * into tiles of 64 tokens. A key tile is skipped, computed whole, or masked for a query tile, by the extremes of `end`
  * and `position` in them (packing.md).
  */
-#ifndef NIB_CPU_ATTENTION_KERNELS_H
-#define NIB_CPU_ATTENTION_KERNELS_H
+#ifndef NIB_CPU_ATTENTION_JOB_H
+#define NIB_CPU_ATTENTION_JOB_H
 
 #include "model/ops.h"
 
@@ -56,17 +56,5 @@ static inline nib_tile_kind nib_attention_tile_kind(const nib_attention_tile *q,
     if (window > 0 && q->position_most - (int64_t)k->position_least >= window) return NIB_TILE_MASKED;
     return NIB_TILE_WHOLE;
 }
-
-typedef struct {
-    const char *name; /* "portable", "avx2", "avx512", "avx512_bf16" */
-    /* One query tile of one head. workspace: NIB_ATTENTION_FORWARD_FLOATS. */
-    void (*forward)(const nib_attention_job *job, int64_t tile, int64_t head, float *workspace);
-    /* One segment of one query head. workspace: NIB_ATTENTION_BACKWARD_FLOATS, and NIB_ATTENTION_QUERY_FLOATS a tile.
-     */
-    void (*backward)(const nib_attention_job *job, int64_t segment, int64_t head, float *workspace);
-} nib_attention_kernels;
-
-/* Kernels number i of those that this CPU runs, slowest first; NULL behind the last. */
-const nib_attention_kernels *nib_attention_kernels_at(int i);
 
 #endif
