@@ -1,11 +1,19 @@
-/* y = x W^T + bias + scale B (A x), for several weights W that read the same x.
+/* y = x W^T + bias + scale B (A x), for several weights W that read the same x, is one matrix product:
  *
- * The weights of all parts are laid below each other in scratch (dequantised, or copied), so that the base is one
- * matrix product; likewise all A. B is small and goes part by part. Products are oneDNN's (cpu/matmul.h). */
+ *     y = [x | u] [W | scale B]^T + bias,    u = A dropout(x),
+ *
+ * the W of all parts below each other (dequantised or copied into scratch), each part's B in columns of its own beside
+ * its W and zeros in those of the others. So y is summed in fp32 and rounded once, and is written once. Likewise
+ *
+ *     dx = [dy | du] [W; A],    du = scale dy B.
+ *
+ * Operands are in the type that products want (cpu/matmul.h): on a CPU without bf16 instructions x and dy are widened
+ * here, once for all products. The zeros cost the share of the other parts' ranks in K. */
 #include "cpu/linear.h"
 #include "base/random.h"
 #include "cpu/backend_internal.h"
 #include "cpu/convert.h"
+#include "cpu/linear_few.h"
 #include "cpu/matmul.h"
 #include "cpu/nf4.h"
 
@@ -17,19 +25,21 @@ static nib_status scratch_matrix(nib_ops *ops, int64_t rows, int64_t columns, ni
     return nib_arena_take(ops->scratch, rows * columns, dtype == NIB_DTYPE_F32 ? 4 : 2, &matrix->data);
 }
 
-/* W [N, K] of all parts, ready for products with activations of this type. */
-static nib_status base_weight(nib_ops *ops, const nib_linear *linear, nib_dtype activation, nib_matrix *weight)
+/* [from | room for `more` columns] in dtype; `from` itself if that is what it is. */
+static nib_status operand(nib_ops *ops, nib_matrix from, int64_t more, nib_dtype dtype, nib_matrix *out)
 {
-    nib_dtype dtype = nib_cpu_operand_type(ops, activation);
-    const nib_linear_part *only = &linear->part[0];
-    if (linear->parts == 1 && only->nf4.codes == NULL && only->dense.dtype == dtype) {
-        *weight = only->dense;
-        return NIB_OK;
-    }
-    NIB_TRY(scratch_matrix(ops, nib_linear_outputs(linear), linear->K, dtype, weight));
+    *out = from;
+    if (more == 0 && from.dtype == dtype) return NIB_OK;
+    NIB_TRY(scratch_matrix(ops, from.rows, from.columns + more, dtype, out));
+    return nib_cpu_convert(ops, from, nib_matrix_columns(*out, 0, from.columns));
+}
+
+/* W [N, K] of all parts into `weight`. */
+static nib_status base_weight(nib_ops *ops, const nib_linear *linear, nib_matrix weight)
+{
     for (int64_t p = 0, row = 0; p < linear->parts; row += linear->part[p++].rows) {
         const nib_linear_part *part = &linear->part[p];
-        nib_matrix rows = nib_matrix_rows(*weight, row, part->rows);
+        nib_matrix rows = nib_matrix_rows(weight, row, part->rows);
         if (part->nf4.codes != NULL)
             NIB_TRY(nib_cpu_nf4_dequantize(ops, &part->nf4, rows));
         else
@@ -38,13 +48,19 @@ static nib_status base_weight(nib_ops *ops, const nib_linear *linear, nib_dtype 
     return NIB_OK;
 }
 
-/* A [ranks, K] of all parts below each other. */
-static nib_status stacked_a(nib_ops *ops, const nib_linear *linear, nib_dtype dtype, nib_matrix *a)
+/* A single dense weight in the operand type needs no copy. */
+static bool is_ready(const nib_linear *linear, nib_dtype dtype)
 {
-    NIB_TRY(scratch_matrix(ops, nib_linear_ranks(linear), linear->K, dtype, a));
+    const nib_linear_part *only = &linear->part[0];
+    return linear->parts == 1 && only->nf4.codes == NULL && only->dense.dtype == dtype;
+}
+
+/* A [ranks, K] of all parts below each other into `a`. */
+static nib_status stacked_a(nib_ops *ops, const nib_linear *linear, nib_matrix a)
+{
     for (int64_t p = 0, row = 0; p < linear->parts; row += linear->part[p++].lora.rank)
         if (linear->part[p].lora.rank > 0)
-            NIB_TRY(nib_cpu_convert(ops, linear->part[p].lora.a, nib_matrix_rows(*a, row, linear->part[p].lora.rank)));
+            NIB_TRY(nib_cpu_convert(ops, linear->part[p].lora.a, nib_matrix_rows(a, row, linear->part[p].lora.rank)));
     return NIB_OK;
 }
 
@@ -62,13 +78,48 @@ static void set(nib_matrix m, int64_t r, int64_t c, float value)
         ((nib_bf16 *)m.data)[r * m.stride + c] = nib_bf16_from_float(value);
 }
 
-/* scale * B of one part, in the activation type. */
-static nib_status scaled_b(nib_ops *ops, const nib_lora *lora, nib_matrix *b)
+/* out [n, R] = scale * B of one part. */
+static void scaled_b(const nib_ops *ops, const nib_lora *lora, nib_matrix out)
 {
-    NIB_TRY(scratch_matrix(ops, lora->b.rows, lora->b.columns, lora->b.dtype, b));
-    if (ops->rehearsal) return NIB_OK;
-    for (int64_t r = 0; r < b->rows; r++)
-        for (int64_t c = 0; c < b->columns; c++) set(*b, r, c, lora->scale * get(lora->b, r, c));
+    if (ops->rehearsal) return;
+#pragma omp parallel for schedule(static)
+    for (int64_t r = 0; r < out.rows; r++)
+        for (int64_t c = 0; c < out.columns; c++) set(out, r, c, lora->scale * get(lora->b, r, c));
+}
+
+/* [W | scale B] of all parts, [N, K + ranks]. */
+static nib_status joined_weight(nib_ops *ops, const nib_linear *linear, nib_dtype dtype, nib_matrix *weight)
+{
+    const int64_t K = linear->K, ranks = nib_linear_ranks(linear);
+    *weight = linear->part[0].dense;
+    if (ranks == 0 && is_ready(linear, dtype)) return NIB_OK;
+    NIB_TRY(scratch_matrix(ops, nib_linear_outputs(linear), K + ranks, dtype, weight));
+    NIB_TRY(base_weight(ops, linear, nib_matrix_columns(*weight, 0, K)));
+    if (ranks == 0) return NIB_OK;
+    const nib_matrix b = nib_matrix_columns(*weight, K, ranks);
+    for (int64_t p = 0, row = 0, column = 0; p < linear->parts; p++) {
+        const nib_linear_part *part = &linear->part[p];
+        const nib_matrix rows = nib_matrix_rows(b, row, part->rows);
+        for (int64_t r = 0; r < part->rows && linear->parts > 1 && !ops->rehearsal; r++)
+            memset(nib_matrix_rows(rows, r, 1).data, 0, (size_t)ranks * (dtype == NIB_DTYPE_F32 ? 4 : 2));
+        scaled_b(ops, &part->lora, nib_matrix_columns(rows, column, part->lora.rank));
+        row += part->rows;
+        column += part->lora.rank;
+    }
+    return NIB_OK;
+}
+
+/* The biases of all parts, fp32 [N]; NULL if there are none. */
+static nib_status joined_bias(nib_ops *ops, const nib_linear *linear, float **bias)
+{
+    bool any = false;
+    *bias = NULL;
+    for (int p = 0; p < linear->parts; p++) any = any || linear->part[p].bias != NULL;
+    if (!any) return NIB_OK;
+    NIB_TRY(nib_arena_take(ops->scratch, nib_linear_outputs(linear), sizeof **bias, bias));
+    for (int64_t p = 0, first = 0; p < linear->parts && !ops->rehearsal; first += linear->part[p++].rows)
+        for (int64_t n = 0; n < linear->part[p].rows; n++)
+            (*bias)[first + n] = linear->part[p].bias == NULL ? 0.0f : linear->part[p].bias[n];
     return NIB_OK;
 }
 
@@ -88,38 +139,6 @@ static void apply_dropout(const nib_ops *ops, nib_matrix from, nib_dropout dropo
         }
 }
 
-static void add_bias(const nib_ops *ops, const nib_linear *linear, nib_matrix y)
-{
-    if (ops->rehearsal) return;
-    for (int64_t p = 0, first = 0; p < linear->parts; first += linear->part[p++].rows) {
-        const nib_linear_part *part = &linear->part[p];
-        if (part->bias == NULL) continue;
-#pragma omp parallel for schedule(static)
-        for (int64_t t = 0; t < y.rows; t++)
-            for (int64_t n = 0; n < part->rows; n++) set(y, t, first + n, get(y, t, first + n) + part->bias[n]);
-    }
-}
-
-static bool few_rows(const nib_linear *linear, nib_matrix x)
-{
-    bool all = x.rows <= NIB_CPU_MATVEC_ROWS && linear->K % 64 == 0;
-    for (int p = 0; p < linear->parts; p++) all = all && linear->part[p].nf4.codes != NULL;
-    return all;
-}
-
-/* The base product for generation: x widened, weights decoded in registers. */
-static nib_status base_matvec(nib_ops *ops, const nib_linear *linear, nib_matrix x, nib_matrix y)
-{
-    nib_matrix wide_x, wide_y;
-    NIB_TRY(scratch_matrix(ops, x.rows, x.columns, NIB_DTYPE_F32, &wide_x));
-    NIB_TRY(scratch_matrix(ops, y.rows, y.columns, NIB_DTYPE_F32, &wide_y));
-    NIB_TRY(nib_cpu_convert(ops, x, wide_x));
-    for (int64_t p = 0, first = 0; p < linear->parts; first += linear->part[p++].rows)
-        NIB_TRY(nib_cpu_nf4_matvec(ops, &linear->part[p].nf4, linear->part[p].rows, linear->K, x.rows, wide_x.data,
-                                   (float *)wide_y.data + first, wide_y.stride));
-    return nib_cpu_convert(ops, wide_y, y);
-}
-
 static nib_status check(const nib_linear *linear, nib_matrix x, nib_matrix u, nib_matrix y)
 {
     int64_t N = nib_linear_outputs(linear), R = nib_linear_ranks(linear);
@@ -133,12 +152,13 @@ static nib_status check(const nib_linear *linear, nib_matrix x, nib_matrix u, ni
     return NIB_OK;
 }
 
-/* u = A dropout(x), all parts in one product unless each has a mask of its own. */
+/* u = A dropout(x), all parts in one product unless each has a mask of its own. x in the operand type. */
 static nib_status lora_down(nib_ops *ops, const nib_linear *linear, nib_matrix x, nib_dropout dropout, nib_matrix u)
 {
     nib_matrix a, dropped;
     if (dropout.p <= 0.0f) {
-        NIB_TRY(stacked_a(ops, linear, x.dtype, &a));
+        NIB_TRY(scratch_matrix(ops, nib_linear_ranks(linear), linear->K, x.dtype, &a));
+        NIB_TRY(stacked_a(ops, linear, a));
         return nib_cpu_matmul(ops, x, false, a, true, false, u);
     }
     NIB_TRY(scratch_matrix(ops, x.rows, x.columns, x.dtype, &dropped));
@@ -154,28 +174,19 @@ static nib_status lora_down(nib_ops *ops, const nib_linear *linear, nib_matrix x
 static nib_status forward(nib_ops *ops, const nib_linear *linear, nib_matrix x, nib_dropout dropout, nib_matrix u,
                           nib_matrix y)
 {
-    if (few_rows(linear, x)) {
-        NIB_TRY(base_matvec(ops, linear, x, y));
-    } else {
-        nib_matrix weight;
-        NIB_TRY(base_weight(ops, linear, x.dtype, &weight));
-        NIB_TRY(nib_cpu_matmul(ops, x, false, weight, true, false, y));
+    const nib_dtype dtype = nib_cpu_operand_type(ops, x.dtype);
+    const int64_t K = linear->K, ranks = nib_linear_ranks(linear);
+    nib_matrix joined, weight;
+    float *bias;
+    if (dropout.p <= 0.0f && nib_cpu_linear_is_few(linear, x)) return nib_cpu_linear_few(ops, linear, x, u, y);
+    NIB_TRY(operand(ops, x, ranks, dtype, &joined));
+    if (ranks > 0) {
+        NIB_TRY(lora_down(ops, linear, nib_matrix_columns(joined, 0, K), dropout, u));
+        NIB_TRY(nib_cpu_convert(ops, u, nib_matrix_columns(joined, K, ranks)));
     }
-    add_bias(ops, linear, y);
-    if (nib_linear_ranks(linear) == 0) return NIB_OK;
-    NIB_TRY(lora_down(ops, linear, x, dropout, u));
-    for (int64_t p = 0, first = 0, column = 0; p < linear->parts; p++) {
-        const nib_linear_part *part = &linear->part[p];
-        nib_matrix b;
-        if (part->lora.rank > 0) {
-            NIB_TRY(scaled_b(ops, &part->lora, &b));
-            NIB_TRY(nib_cpu_matmul(ops, nib_matrix_columns(u, column, part->lora.rank), false, b, true, true,
-                                   nib_matrix_columns(y, first, part->rows)));
-        }
-        first += part->rows;
-        column += part->lora.rank;
-    }
-    return NIB_OK;
+    NIB_TRY(joined_weight(ops, linear, dtype, &weight));
+    NIB_TRY(joined_bias(ops, linear, &bias));
+    return nib_cpu_matmul_bias(ops, joined, weight, bias, y);
 }
 
 nib_status nib_cpu_linear_forward(nib_ops *ops, const nib_linear *linear, nib_matrix x, nib_dropout dropout,
@@ -194,12 +205,13 @@ static void accumulate_scaled(float *to, const float *from, float scale, int64_t
     for (int64_t i = 0; i < n; i++) to[i] += scale * from[i];
 }
 
-/* The gradients of one part's adapter; du [T, R] = scale dy B is written for dx. */
+/* The gradients of one part's adapter; du [T, R] = scale dy B is written for dx. x and dy in the operand type. */
 static nib_status lora_part_backward(nib_ops *ops, const nib_lora *lora, nib_matrix x, nib_matrix u, nib_matrix dy,
                                      nib_matrix du)
 {
     nib_matrix b, db, da;
-    NIB_TRY(scaled_b(ops, lora, &b));
+    NIB_TRY(scratch_matrix(ops, lora->b.rows, lora->rank, dy.dtype, &b));
+    scaled_b(ops, lora, b);
     NIB_TRY(nib_cpu_matmul(ops, dy, false, b, false, false, du));
     if (lora->db == NULL) return NIB_OK;
     NIB_TRY(scratch_matrix(ops, lora->rank, dy.columns, NIB_DTYPE_F32, &db)); /* transposed: longer rows */
@@ -214,42 +226,64 @@ static nib_status lora_part_backward(nib_ops *ops, const nib_lora *lora, nib_mat
     return NIB_OK;
 }
 
-/* dx += mask * (du A) / (1 - p) of one part. */
-static nib_status add_dropped(nib_ops *ops, nib_matrix du, nib_matrix a, nib_dropout dropout, int part, nib_matrix dx)
-{
-    nib_matrix through;
-    NIB_TRY(scratch_matrix(ops, dx.rows, dx.columns, dx.dtype, &through));
-    NIB_TRY(nib_cpu_matmul(ops, du, false, a, false, false, through));
-    apply_dropout(ops, through, dropout, part, through);
-    if (ops->rehearsal) return NIB_OK;
-    for (int64_t t = 0; t < dx.rows; t++)
-        for (int64_t c = 0; c < dx.columns; c++) set(dx, t, c, get(dx, t, c) + get(through, t, c));
-    return NIB_OK;
-}
-
+/* Gradients of all adapters; du [T, ranks] for dx. */
 static nib_status lora_backward(nib_ops *ops, const nib_linear *linear, nib_matrix x, nib_dropout dropout, nib_matrix u,
-                                nib_matrix dy, nib_matrix dx)
+                                nib_matrix dy, nib_matrix du)
 {
-    nib_matrix du, dropped = x;
-    NIB_TRY(scratch_matrix(ops, x.rows, nib_linear_ranks(linear), x.dtype, &du));
+    nib_matrix dropped = x;
     if (dropout.p > 0.0f) NIB_TRY(scratch_matrix(ops, x.rows, x.columns, x.dtype, &dropped));
     for (int64_t p = 0, first = 0, column = 0; p < linear->parts; p++) {
         const nib_linear_part *part = &linear->part[p];
-        int64_t rank = part->lora.rank;
-        nib_matrix du_p = nib_matrix_columns(du, column, rank);
+        const int64_t rank = part->lora.rank;
         if (rank > 0) {
             if (dropout.p > 0.0f) apply_dropout(ops, x, dropout, (int)p, dropped);
             NIB_TRY(lora_part_backward(ops, &part->lora, dropped, nib_matrix_columns(u, column, rank),
-                                       nib_matrix_columns(dy, first, part->rows), du_p));
-            if (dx.data != NULL && dropout.p > 0.0f) NIB_TRY(add_dropped(ops, du_p, part->lora.a, dropout, (int)p, dx));
+                                       nib_matrix_columns(dy, first, part->rows),
+                                       nib_matrix_columns(du, column, rank)));
         }
         first += part->rows;
         column += rank;
     }
-    if (dx.data == NULL || dropout.p > 0.0f) return NIB_OK;
-    nib_matrix a;
-    NIB_TRY(stacked_a(ops, linear, x.dtype, &a));
-    return nib_cpu_matmul(ops, du, false, a, false, true, dx);
+    return NIB_OK;
+}
+
+/* sum += mask * (du A) / (1 - p) of one part; sum fp32. */
+static nib_status add_dropped(nib_ops *ops, nib_matrix du, nib_matrix a, nib_dropout dropout, int part, nib_matrix sum)
+{
+    nib_matrix through;
+    NIB_TRY(scratch_matrix(ops, sum.rows, sum.columns, NIB_DTYPE_F32, &through));
+    NIB_TRY(nib_cpu_matmul(ops, du, false, a, false, false, through));
+    apply_dropout(ops, through, dropout, part, through);
+    return ops->rehearsal ? NIB_OK : ops->accumulate(ops, sum.data, through.data, sum.rows * sum.columns);
+}
+
+/* dx from dy and du where masks keep the parts' A out of the product: summed in fp32 beside it. */
+static nib_status masked_dx(nib_ops *ops, const nib_linear *linear, nib_matrix dy, nib_matrix du, nib_dropout dropout,
+                            bool accumulate, nib_matrix dx)
+{
+    nib_matrix weight, sum;
+    NIB_TRY(scratch_matrix(ops, nib_linear_outputs(linear), linear->K, dy.dtype, &weight));
+    NIB_TRY(base_weight(ops, linear, weight));
+    NIB_TRY(scratch_matrix(ops, dx.rows, dx.columns, NIB_DTYPE_F32, &sum));
+    if (accumulate) NIB_TRY(nib_cpu_convert(ops, dx, sum));
+    NIB_TRY(nib_cpu_matmul(ops, dy, false, weight, false, accumulate, sum));
+    for (int64_t p = 0, column = 0; p < linear->parts; column += linear->part[p++].lora.rank) {
+        const nib_lora *lora = &linear->part[p].lora;
+        if (lora->rank > 0)
+            NIB_TRY(add_dropped(ops, nib_matrix_columns(du, column, lora->rank), lora->a, dropout, (int)p, sum));
+    }
+    return nib_cpu_convert(ops, sum, dx);
+}
+
+/* [W; A] of all parts, [N + ranks, K]. */
+static nib_status stacked_weight(nib_ops *ops, const nib_linear *linear, nib_dtype dtype, nib_matrix *weight)
+{
+    const int64_t N = nib_linear_outputs(linear), ranks = nib_linear_ranks(linear);
+    *weight = linear->part[0].dense;
+    if (ranks == 0 && is_ready(linear, dtype)) return NIB_OK;
+    NIB_TRY(scratch_matrix(ops, N + ranks, linear->K, dtype, weight));
+    NIB_TRY(base_weight(ops, linear, nib_matrix_rows(*weight, 0, N)));
+    return stacked_a(ops, linear, nib_matrix_rows(*weight, N, ranks));
 }
 
 /* dW and dbias of a part that is trained itself. */
@@ -272,15 +306,20 @@ static nib_status weight_backward(nib_ops *ops, const nib_linear_part *part, nib
 static nib_status backward(nib_ops *ops, const nib_linear *linear, nib_matrix x, nib_dropout dropout, nib_matrix u,
                            nib_matrix dy, bool accumulate, nib_matrix dx)
 {
-    if (dx.data != NULL) {
-        nib_matrix weight;
-        NIB_TRY(base_weight(ops, linear, x.dtype, &weight));
-        NIB_TRY(nib_cpu_matmul(ops, dy, false, weight, false, accumulate, dx));
-    }
+    const nib_dtype dtype = nib_cpu_operand_type(ops, x.dtype);
+    const int64_t N = nib_linear_outputs(linear), ranks = nib_linear_ranks(linear);
+    nib_matrix joined, weight;
+    NIB_TRY(operand(ops, x, 0, dtype, &x));
+    NIB_TRY(operand(ops, dy, ranks, dtype, &joined));
+    dy = nib_matrix_columns(joined, 0, N);
+    const nib_matrix du = nib_matrix_columns(joined, N, ranks);
     for (int64_t p = 0, first = 0; p < linear->parts; first += linear->part[p++].rows)
         NIB_TRY(weight_backward(ops, &linear->part[p], x, nib_matrix_columns(dy, first, linear->part[p].rows)));
-    if (nib_linear_ranks(linear) == 0) return NIB_OK;
-    return lora_backward(ops, linear, x, dropout, u, dy, dx);
+    if (ranks > 0) NIB_TRY(lora_backward(ops, linear, x, dropout, u, dy, du));
+    if (dx.data == NULL) return NIB_OK;
+    if (ranks > 0 && dropout.p > 0.0f) return masked_dx(ops, linear, dy, du, dropout, accumulate, dx);
+    NIB_TRY(stacked_weight(ops, linear, dtype, &weight));
+    return nib_cpu_matmul(ops, joined, false, weight, false, accumulate, dx);
 }
 
 nib_status nib_cpu_linear_backward(nib_ops *ops, const nib_linear *linear, nib_matrix x, nib_dropout dropout,

@@ -10,13 +10,13 @@
 /* Everything that oneDNN specialises its code for. */
 typedef struct {
     int64_t M, N, K, a_stride, b_stride, c_stride;
-    uint8_t transpose_a, transpose_b, accumulate, a_type, c_type, padding[3];
+    uint8_t transpose_a, transpose_b, accumulate, has_bias, a_type, c_type, padding[2];
 } matmul_key;
 
 typedef struct {
     matmul_key key;
     dnnl_primitive_t primitive; /* NULL: free slot */
-    dnnl_memory_desc_t a, b, c, workspace;
+    dnnl_memory_desc_t a, b, c, bias, workspace;
     size_t workspace_bytes;
 } matmul_entry;
 
@@ -115,7 +115,8 @@ static dnnl_status_t build(nib_cpu_matmul_cache *cache, const matmul_key *key, m
     TRY(describe(&entry->a, key->M, key->K, key->a_stride, key->transpose_a, key->a_type));
     TRY(describe(&entry->b, key->K, key->N, key->b_stride, key->transpose_b, key->a_type));
     TRY(describe(&entry->c, key->M, key->N, key->c_stride, false, key->c_type));
-    TRY(dnnl_matmul_desc_init(&description, &entry->a, &entry->b, NULL, &entry->c));
+    TRY(describe(&entry->bias, 1, key->N, key->N, false, NIB_DTYPE_F32));
+    TRY(dnnl_matmul_desc_init(&description, &entry->a, &entry->b, key->has_bias ? &entry->bias : NULL, &entry->c));
     TRY(dnnl_primitive_attr_create(&attributes));
     TRY(dnnl_primitive_attr_set_scratchpad_mode(attributes, dnnl_scratchpad_mode_user));
     if (key->accumulate) {
@@ -177,6 +178,7 @@ static nib_status find(nib_cpu_matmul_cache *cache, const matmul_key *key, matmu
  * the shape alone. */
 typedef struct {
     nib_matrix a, b, c;
+    const float *bias; /* [N], or NULL */
     bool transpose_a, transpose_b, accumulate;
     int64_t K, rows, columns, tiles_m, tiles_n;
 } product;
@@ -211,6 +213,7 @@ static product tile_of(const product *p, int64_t i, int64_t j)
     t.a = p->transpose_a ? nib_matrix_columns(p->a, m, rows) : nib_matrix_rows(p->a, m, rows);
     t.b = p->transpose_b ? nib_matrix_rows(p->b, n, columns) : nib_matrix_columns(p->b, n, columns);
     t.c = nib_matrix_columns(nib_matrix_rows(p->c, m, rows), n, columns);
+    if (p->bias != NULL) t.bias = p->bias + n;
     return t;
 }
 
@@ -225,6 +228,7 @@ static nib_status primitive_of(nib_cpu_matmul_cache *cache, const product *p, ma
                       .transpose_a = p->transpose_a,
                       .transpose_b = p->transpose_b,
                       .accumulate = p->accumulate,
+                      .has_bias = p->bias != NULL,
                       .a_type = (uint8_t)p->a.dtype,
                       .c_type = (uint8_t)p->c.dtype};
     return find(cache, &key, entry);
@@ -237,21 +241,24 @@ static dnnl_status_t execute(const nib_cpu_matmul_cache *cache, const matmul_ent
     const struct {
         int argument;
         const dnnl_memory_desc_t *description;
-        void *data;
+        const void *data;
     } uses[] = {{DNNL_ARG_SRC, &entry->a, p->a.data},
                 {DNNL_ARG_WEIGHTS, &entry->b, p->b.data},
                 {DNNL_ARG_DST, &entry->c, p->c.data},
-                {DNNL_ARG_SCRATCHPAD, &entry->workspace, workspace}};
-    dnnl_exec_arg_t arguments[4] = {{0}};
+                {DNNL_ARG_SCRATCHPAD, &entry->workspace, workspace},
+                {DNNL_ARG_BIAS, &entry->bias, p->bias}};
+    enum { MOST = sizeof uses / sizeof *uses };
+    const int count = p->bias != NULL ? MOST : MOST - 1;
+    dnnl_exec_arg_t arguments[MOST] = {{0}};
     dnnl_status_t status = dnnl_success;
-    for (int i = 0; i < 4 && status == dnnl_success; i++) {
+    for (int i = 0; i < count && status == dnnl_success; i++) {
         arguments[i].arg = uses[i].argument;
-        status = dnnl_memory_create(&arguments[i].memory, uses[i].description, cache->engine, uses[i].data);
+        status = dnnl_memory_create(&arguments[i].memory, uses[i].description, cache->engine, (void *)uses[i].data);
     }
     const int threads = set_threads(1);
-    if (status == dnnl_success) status = dnnl_primitive_execute(entry->primitive, cache->stream, 4, arguments);
+    if (status == dnnl_success) status = dnnl_primitive_execute(entry->primitive, cache->stream, count, arguments);
     set_threads(threads);
-    for (int i = 0; i < 4; i++)
+    for (int i = 0; i < count; i++)
         if (arguments[i].memory != NULL) dnnl_memory_destroy(arguments[i].memory);
     return status;
 }
@@ -268,19 +275,55 @@ static nib_status grow_workspace(nib_cpu_matmul_cache *cache, size_t bytes)
     return NIB_OK;
 }
 
-/* In the operands' own types: tiles, each by one thread. There are at most four shapes of tiles: inner ones, and those
- * of the two edges and the corner. */
+/* Where the sums of a tile go: into c, or, where c is narrower than the operands, into fp32 memory of the thread. */
+static product summed_into(product tile, float *wide, int64_t stride)
+{
+    if (wide != NULL) {
+        tile.c.data = wide;
+        tile.c.stride = stride;
+        tile.c.dtype = NIB_DTYPE_F32;
+    }
+    return tile;
+}
+
+static void copy_rows(nib_matrix from, nib_matrix to)
+{
+    for (int64_t r = 0; r < from.rows; r++) {
+        const void *source = nib_matrix_rows(from, r, 1).data;
+        void *target = nib_matrix_rows(to, r, 1).data;
+        if (from.dtype == NIB_DTYPE_F32)
+            nib_cpu_narrow(source, target, from.columns);
+        else
+            nib_cpu_widen(source, target, from.columns);
+    }
+}
+
+static dnnl_status_t multiply_tile(const nib_cpu_matmul_cache *cache, const matmul_entry *entry, const product *tile,
+                                   float *wide, int64_t stride, void *workspace)
+{
+    const product sums = summed_into(*tile, wide, stride);
+    if (wide != NULL && tile->accumulate) copy_rows(tile->c, sums.c);
+    dnnl_status_t status = execute(cache, entry, &sums, workspace);
+    if (wide != NULL && status == dnnl_success) copy_rows(sums.c, tile->c);
+    return status;
+}
+
+/* Operands of one type: tiles, each by one thread. There are at most four shapes of tiles: inner ones, and those of the
+ * two edges and the corner. A bf16 result of fp32 operands is rounded tile by tile, while it is in the cache. */
 static nib_status multiply(nib_ops *ops, product p)
 {
     nib_cpu_matmul_cache *cache = nib_cpu_context_of(ops)->matmul;
     matmul_entry *entry[2][2]; /* by last row, last column of tiles */
     size_t workspace_bytes = 0;
+    float *wide = NULL;
+    cut(&p);
+    const int64_t wide_floats = p.a.dtype == NIB_DTYPE_F32 && p.c.dtype == NIB_DTYPE_BF16 ? p.rows * p.columns : 0;
+    if (wide_floats > 0) NIB_TRY(nib_arena_take(ops->scratch, nib_cpu_threads() * wide_floats, sizeof *wide, &wide));
     if (ops->rehearsal) return NIB_OK;
     if (cache->used > SLOTS * 3 / 4) clear(cache);
-    cut(&p);
     for (int i = p.tiles_m == 1; i < 2; i++) {
         for (int j = p.tiles_n == 1; j < 2; j++) {
-            const product tile = tile_of(&p, i * (p.tiles_m - 1), j * (p.tiles_n - 1));
+            const product tile = summed_into(tile_of(&p, i * (p.tiles_m - 1), j * (p.tiles_n - 1)), wide, p.columns);
             NIB_TRY(primitive_of(cache, &tile, &entry[i][j]));
             if (entry[i][j]->workspace_bytes > workspace_bytes) workspace_bytes = entry[i][j]->workspace_bytes;
         }
@@ -292,8 +335,9 @@ static nib_status multiply(nib_ops *ops, product p)
     for (int64_t index = 0; index < p.tiles_m * p.tiles_n; index++) {
         const int64_t i = index % p.tiles_m, j = index / p.tiles_m;
         const product tile = tile_of(&p, i, j);
-        dnnl_status_t status = execute(cache, entry[i == p.tiles_m - 1][j == p.tiles_n - 1], &tile,
-                                       cache->workspace + (size_t)nib_cpu_thread() * workspace_bytes);
+        dnnl_status_t status = multiply_tile(cache, entry[i == p.tiles_m - 1][j == p.tiles_n - 1], &tile,
+                                             wide == NULL ? NULL : wide + nib_cpu_thread() * wide_floats, p.columns,
+                                             cache->workspace + (size_t)nib_cpu_thread() * workspace_bytes);
         if (status != dnnl_success) {
 #pragma omp atomic write
             failure = status;
@@ -305,24 +349,29 @@ static nib_status multiply(nib_ops *ops, product p)
     return NIB_OK;
 }
 
-/* bf16 operands on a CPU without bf16 instructions: widened, multiplied in fp32, rounded once. */
-static nib_status multiply_widened(nib_ops *ops, product p)
+/* A bf16 operand on a CPU without bf16 instructions. */
+static nib_status widen(nib_ops *ops, nib_matrix *operand)
+{
+    const nib_matrix narrow = *operand;
+    if (narrow.dtype == NIB_DTYPE_F32) return NIB_OK;
+    operand->dtype = NIB_DTYPE_F32;
+    operand->stride = narrow.columns;
+    NIB_TRY(nib_arena_take(ops->scratch, narrow.rows * narrow.columns, sizeof(float), &operand->data));
+    return nib_cpu_convert(ops, narrow, *operand);
+}
+
+static nib_status widen_and_multiply(nib_ops *ops, product p)
 {
     size_t mark = ops->scratch->used;
-    const nib_matrix narrow_c = p.c;
-    nib_matrix *operand[3] = {&p.a, &p.b, &p.c};
-    for (int i = 0; i < 3; i++) {
-        nib_matrix narrow = *operand[i], *wide = operand[i];
-        if (narrow.dtype == NIB_DTYPE_F32) continue;
-        wide->dtype = NIB_DTYPE_F32;
-        wide->stride = narrow.columns;
-        NIB_TRY(nib_arena_take(ops->scratch, wide->rows * wide->stride, sizeof(float), &wide->data));
-        if (i < 2 || p.accumulate) NIB_TRY(nib_cpu_convert(ops, narrow, *wide));
+    nib_status status = NIB_OK;
+    if (!nib_cpu_context_of(ops)->bf16_matmul) {
+        NIB_TRY_GOTO(widen(ops, &p.a), done);
+        NIB_TRY_GOTO(widen(ops, &p.b), done);
     }
-    NIB_TRY(multiply(ops, p));
-    if (narrow_c.dtype != NIB_DTYPE_F32) NIB_TRY(nib_cpu_convert(ops, p.c, narrow_c));
+    status = multiply(ops, p);
+done:
     nib_arena_reset(ops->scratch, mark);
-    return NIB_OK;
+    return status;
 }
 
 nib_dtype nib_cpu_operand_type(const nib_ops *ops, nib_dtype activation)
@@ -331,26 +380,41 @@ nib_dtype nib_cpu_operand_type(const nib_ops *ops, nib_dtype activation)
     return context->bf16_matmul ? activation : NIB_DTYPE_F32;
 }
 
+static bool has_supported_types(const nib_ops *ops, const product *p)
+{
+    const nib_cpu_context *context = ops->context;
+    const nib_dtype types[] = {p->a.dtype, p->b.dtype, p->c.dtype};
+    for (int i = 0; i < 3; i++)
+        if (types[i] != NIB_DTYPE_F32 && types[i] != NIB_DTYPE_BF16) return false;
+    if (!context->bf16_matmul) return true;
+    return types[0] == types[1] && (types[2] == NIB_DTYPE_F32 || types[2] == types[0]);
+}
+
+static nib_status checked_product(nib_ops *ops, product p)
+{
+    const int64_t M = p.transpose_a ? p.a.columns : p.a.rows, K = p.transpose_a ? p.a.rows : p.a.columns;
+    const int64_t b_K = p.transpose_b ? p.b.columns : p.b.rows, N = p.transpose_b ? p.b.rows : p.b.columns;
+    if (M != p.c.rows || N != p.c.columns || K != b_K)
+        return NIB_FAIL(NIB_ERROR_SHAPE, "matmul: [%lld, %lld] x [%lld, %lld] into [%lld, %lld]", (long long)M,
+                        (long long)K, (long long)b_K, (long long)N, (long long)p.c.rows, (long long)p.c.columns);
+    if (!has_supported_types(ops, &p))
+        return NIB_FAIL(NIB_ERROR_SHAPE, "matmul: %s x %s into %s is not supported", nib_dtype_name(p.a.dtype),
+                        nib_dtype_name(p.b.dtype), nib_dtype_name(p.c.dtype));
+    if (M == 0 || N == 0) return NIB_OK;
+    p.K = K;
+    return widen_and_multiply(ops, p);
+}
+
 nib_status nib_cpu_matmul(nib_ops *ops, nib_matrix a, bool transpose_a, nib_matrix b, bool transpose_b, bool accumulate,
                           nib_matrix c)
 {
-    int64_t M = transpose_a ? a.columns : a.rows, K = transpose_a ? a.rows : a.columns;
-    int64_t b_K = transpose_b ? b.columns : b.rows, N = transpose_b ? b.rows : b.columns;
-    if (M != c.rows || N != c.columns || K != b_K)
-        return NIB_FAIL(NIB_ERROR_SHAPE, "matmul: [%lld, %lld] x [%lld, %lld] into [%lld, %lld]", (long long)M,
-                        (long long)K, (long long)b_K, (long long)N, (long long)c.rows, (long long)c.columns);
-    bool widen = !nib_cpu_context_of(ops)->bf16_matmul && (a.dtype == NIB_DTYPE_BF16 || b.dtype == NIB_DTYPE_BF16);
-    if ((a.dtype != b.dtype && !widen) || (a.dtype != NIB_DTYPE_F32 && a.dtype != NIB_DTYPE_BF16) ||
-        (b.dtype != NIB_DTYPE_F32 && b.dtype != NIB_DTYPE_BF16) || (c.dtype != NIB_DTYPE_F32 && c.dtype != a.dtype))
-        return NIB_FAIL(NIB_ERROR_SHAPE, "matmul: %s x %s into %s is not supported", nib_dtype_name(a.dtype),
-                        nib_dtype_name(b.dtype), nib_dtype_name(c.dtype));
-    if (M == 0 || N == 0) return NIB_OK;
-    const product p = {.a = a,
-                       .b = b,
-                       .c = c,
-                       .transpose_a = transpose_a,
-                       .transpose_b = transpose_b,
-                       .accumulate = accumulate,
-                       .K = K};
-    return widen ? multiply_widened(ops, p) : multiply(ops, p);
+    return checked_product(
+        ops,
+        (product){
+            .a = a, .b = b, .c = c, .transpose_a = transpose_a, .transpose_b = transpose_b, .accumulate = accumulate});
+}
+
+nib_status nib_cpu_matmul_bias(nib_ops *ops, nib_matrix a, nib_matrix b, const float *bias, nib_matrix c)
+{
+    return checked_product(ops, (product){.a = a, .b = b, .c = c, .bias = bias, .transpose_b = true});
 }

@@ -244,6 +244,145 @@ static void bf16_stays_within_its_rounding(void **state)
     fixture_end(&f);
 }
 
+static nib_matrix bf16_copy(nib_ops *ops, nib_matrix from)
+{
+    nib_matrix to = from;
+    to.dtype = NIB_DTYPE_BF16;
+    to.data = nib_calloc((size_t)(from.rows * from.columns), 2);
+    assert_int_equal(ops->convert(ops, from, to), NIB_OK);
+    return to;
+}
+
+/* Everything in bf16, scales powers of two, so that scale * B is exact. */
+static nib_linear bf16_linear(fixture *f)
+{
+    nib_linear linear = f->linear;
+    for (int i = 0; i < PARTS; i++) {
+        nib_linear_part *part = &linear.part[i];
+        part->lora.scale = 0.5f * (float)(1 << i);
+        part->dweight = part->dbias = part->lora.da = part->lora.db = NULL;
+        part->dense = bf16_copy(f->ops, part->dense);
+        part->lora.a = bf16_copy(f->ops, part->lora.a);
+        part->lora.b = bf16_copy(f->ops, part->lora.b);
+    }
+    return linear;
+}
+
+static void bf16_linear_free(nib_linear *linear)
+{
+    for (int i = 0; i < PARTS; i++) {
+        nib_free(linear->part[i].dense.data);
+        nib_free(linear->part[i].lora.a.data);
+        nib_free(linear->part[i].lora.b.data);
+    }
+}
+
+static double at(nib_matrix m, int64_t r, int64_t c)
+{
+    return (double)nib_bf16_to_float(((const nib_bf16 *)m.data)[r * m.stride + c]);
+}
+
+/* Nearest but for fp32's sums: half a unit in the last of bf16's 8 bits, and 2^-24 of the summed magnitudes a term. */
+static void rounded_once(double got, double exact, double magnitudes, int64_t terms)
+{
+    int exponent;
+    frexp(exact, &exponent); /* |exact| in [2^(exponent - 1), 2^exponent) */
+    double bound = ldexp(1.0, exponent - 9) + (double)terms * magnitudes * 0x1p-24;
+    if (fabs(got - exact) > bound) fail_msg("%.9g is more than one rounding (%.3g) off %.9g", got, bound, exact);
+}
+
+static void check_output(const nib_linear *linear, nib_matrix x, nib_matrix u, nib_matrix y)
+{
+    for (int64_t t = 0; t < x.rows; t++)
+        for (int64_t p = 0, first = 0; p < PARTS; first += rows_of[p++])
+            for (int64_t n = 0; n < rows_of[p]; n++) {
+                const nib_linear_part *part = &linear->part[p];
+                double exact = part->bias[n], size = fabs(exact);
+                for (int64_t k = 0; k < K; k++) {
+                    exact += at(part->dense, n, k) * at(x, t, k);
+                    size += fabs(at(part->dense, n, k) * at(x, t, k));
+                }
+                for (int64_t r = 0; r < RANK; r++) {
+                    double term = part->lora.scale * at(part->lora.b, n, r) * at(u, t, p * RANK + r);
+                    exact += term;
+                    size += fabs(term);
+                }
+                rounded_once(at(y, t, first + n), exact, size, K + RANK + 1);
+            }
+}
+
+/* Base, bias and adapter are one sum: what they add up to is rounded to bf16 once, also where they nearly cancel. */
+static void bf16_output_is_rounded_once(void **state)
+{
+    (void)state;
+    fixture f;
+    fixture_begin(&f, 0.0f);
+    nib_linear linear = bf16_linear(&f);
+    nib_matrix x = bf16_copy(f.ops, nib_test_matrix(f.x, T, K)), y = bf16_copy(f.ops, nib_test_matrix(f.y, T, N)),
+               u = bf16_copy(f.ops, nib_test_matrix(f.u, T, RANKS));
+    assert_int_equal(f.ops->linear_forward(f.ops, &linear, x, f.dropout, u, y), NIB_OK);
+    check_output(&linear, x, u, y);
+    uint8_t *codes[PARTS]; /* few rows over NF4 go another way */
+    float *absmax[PARTS];
+    for (int i = 0; i < PARTS; i++) {
+        nib_linear_part *part = &linear.part[i];
+        codes[i] = nib_calloc((size_t)(rows_of[i] * K / 2), 1);
+        absmax[i] = nib_calloc((size_t)(rows_of[i] * K / 64), 4);
+        assert_int_equal(f.ops->nf4_quantize(f.ops, f.w[i], rows_of[i] * K, codes[i], absmax[i]), NIB_OK);
+        part->nf4 = (nib_nf4){.codes = codes[i], .absmax = absmax[i]};
+        assert_int_equal(f.ops->nf4_dequantize(f.ops, &part->nf4, part->dense), NIB_OK);
+    }
+    x.rows = u.rows = y.rows = 5;
+    assert_int_equal(f.ops->linear_forward(f.ops, &linear, x, f.dropout, u, y), NIB_OK);
+    check_output(&linear, x, u, y);
+    for (int i = 0; i < PARTS; i++) {
+        nib_free(codes[i]);
+        nib_free(absmax[i]);
+    }
+    bf16_linear_free(&linear);
+    nib_free(x.data);
+    nib_free(y.data);
+    nib_free(u.data);
+    fixture_end(&f);
+}
+
+/* Likewise dx = dy W + du A. dy has one element a part and row, a power of two, so that du is exact. */
+static void bf16_gradient_is_rounded_once(void **state)
+{
+    (void)state;
+    fixture f;
+    fixture_begin(&f, 0.0f);
+    nib_linear linear = bf16_linear(&f);
+    nib_matrix x = bf16_copy(f.ops, nib_test_matrix(f.x, T, K)), u = bf16_copy(f.ops, nib_test_matrix(f.u, T, RANKS)),
+               dx = bf16_copy(f.ops, nib_test_matrix(f.x, T, K));
+    memset(f.y, 0, T * N * sizeof *f.y);
+    for (int64_t t = 0; t < T; t++)
+        for (int64_t p = 0, first = 0; p < PARTS; first += rows_of[p++])
+            f.y[t * N + first + t % rows_of[p]] = ldexpf(t % 2 == 0 ? 1.0f : -1.0f, (int)(t % 5 - p));
+    nib_matrix dy = bf16_copy(f.ops, nib_test_matrix(f.y, T, N));
+    assert_int_equal(f.ops->linear_backward(f.ops, &linear, x, f.dropout, u, dy, false, dx), NIB_OK);
+    for (int64_t t = 0; t < T; t++)
+        for (int64_t k = 0; k < K; k++) {
+            double exact = 0, size = 0;
+            for (int64_t p = 0, first = 0; p < PARTS; first += rows_of[p++]) {
+                const nib_linear_part *part = &linear.part[p];
+                int64_t n = t % rows_of[p];
+                double g = at(dy, t, first + n), term = g * at(part->dense, n, k);
+                for (int64_t r = 0; r < RANK; r++)
+                    term += g * part->lora.scale * at(part->lora.b, n, r) * at(part->lora.a, r, k);
+                exact += term;
+                size += fabs(g) * (1 + RANK * part->lora.scale); /* |W|, |A|, |B| <= 1 */
+            }
+            rounded_once(at(dx, t, k), exact, size, PARTS * (1 + RANK));
+        }
+    bf16_linear_free(&linear);
+    nib_free(x.data);
+    nib_free(u.data);
+    nib_free(dx.data);
+    nib_free(dy.data);
+    fixture_end(&f);
+}
+
 #ifdef _OPENMP
 static void threads_change_no_bit(void **state)
 {
@@ -288,9 +427,10 @@ static void wrong_shapes_are_refused(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(gradients_without_dropout), cmocka_unit_test(gradients_with_dropout),
-        cmocka_unit_test(dropout_keeps_the_mean),    cmocka_unit_test(values_and_strides),
-        cmocka_unit_test(few_rows_equal_many),       cmocka_unit_test(bf16_stays_within_its_rounding),
+        cmocka_unit_test(gradients_without_dropout),   cmocka_unit_test(gradients_with_dropout),
+        cmocka_unit_test(dropout_keeps_the_mean),      cmocka_unit_test(values_and_strides),
+        cmocka_unit_test(few_rows_equal_many),         cmocka_unit_test(bf16_stays_within_its_rounding),
+        cmocka_unit_test(bf16_output_is_rounded_once), cmocka_unit_test(bf16_gradient_is_rounded_once),
 #ifdef _OPENMP
         cmocka_unit_test(threads_change_no_bit),
 #endif

@@ -3,6 +3,7 @@
  * threads: few rows and columns, long k (the gradients of LoRA's A and B). */
 #include "numeric.h"
 
+#include "cpu/backend_internal.h"
 #include "cpu/matmul.h"
 
 #include <string.h>
@@ -160,6 +161,10 @@ static void wrong_requests_are_refused(void **state)
                c = matrix(3, 4, 6, NIB_DTYPE_F32);
     assert_int_equal(nib_cpu_matmul(ops, a, true, b, false, false, c), NIB_ERROR_SHAPE);
     assert_non_null(strstr(nib_error_message(), "[8, 4] x [8, 6] into [4, 6]"));
+    b.dtype = NIB_DTYPE_F16;
+    assert_int_equal(nib_cpu_matmul(ops, a, false, b, false, false, c), NIB_ERROR_SHAPE);
+    assert_non_null(strstr(nib_error_message(), "F32 x F16"));
+    nib_cpu_context_of(ops)->bf16_matmul = true; /* mixed operands are for CPUs that widen them */
     b.dtype = NIB_DTYPE_BF16;
     assert_int_equal(nib_cpu_matmul(ops, a, false, b, false, false, c), NIB_ERROR_SHAPE);
     assert_non_null(strstr(nib_error_message(), "F32 x BF16"));
