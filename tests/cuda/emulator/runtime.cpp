@@ -185,6 +185,8 @@ static const struct {
     {cudaErrorInsufficientDriver, "cudaErrorInsufficientDriver",
      "CUDA driver version is insufficient for CUDA runtime version"},
     {cudaErrorDevicesUnavailable, "cudaErrorDevicesUnavailable", "CUDA-capable device(s) is/are busy or unavailable"},
+    {cudaErrorDeviceAlreadyInUse, "cudaErrorDeviceAlreadyInUse",
+     "exclusive-thread device already in use by a different thread"},
     {cudaErrorNoDevice, "cudaErrorNoDevice", "no CUDA-capable device is detected"},
     {cudaErrorInvalidDevice, "cudaErrorInvalidDevice", "invalid device ordinal"},
     {cudaErrorNoKernelImageForDevice, "cudaErrorNoKernelImageForDevice",
@@ -350,6 +352,10 @@ static cudaError_t give_back(Space space, void *block)
 
 cudaError_t cudaMalloc(void **block, size_t bytes) { return take("cudaMalloc", Space::device, block, bytes); }
 cudaError_t cudaMallocHost(void **block, size_t bytes) { return take("cudaMallocHost", Space::pinned, block, bytes); }
+cudaError_t cudaHostAlloc(void **block, size_t bytes, unsigned)
+{
+    return take("cudaHostAlloc", Space::pinned, block, bytes);
+}
 cudaError_t cudaMallocAsync(void **block, size_t bytes, cudaStream_t stream)
 {
     if (resolve(stream) == nullptr) return remember(cudaErrorInvalidResourceHandle);

@@ -23,6 +23,8 @@ enum cudaError_t {
     cudaErrorMemoryAllocation = 2,
     cudaErrorInvalidConfiguration = 9,
     cudaErrorInsufficientDriver = 35,
+    cudaErrorDevicesUnavailable = 46,
+    cudaErrorDeviceAlreadyInUse = 54,
     cudaErrorNoDevice = 100,
     cudaErrorInvalidDevice = 101,
     cudaErrorNoKernelImageForDevice = 209,
@@ -34,7 +36,6 @@ enum cudaError_t {
     cudaErrorNotSupported = 801,
     cudaErrorStreamCaptureUnsupported = 900,
     cudaErrorStreamCaptureInvalidated = 901,
-    cudaErrorDevicesUnavailable = 46,
 };
 const char *cudaGetErrorName(cudaError_t error);
 const char *cudaGetErrorString(cudaError_t error);
@@ -106,6 +107,8 @@ cudaError_t cudaFree(void *block);
 cudaError_t cudaMallocAsync(void **block, size_t bytes, cudaStream_t stream);
 cudaError_t cudaFreeAsync(void *block, cudaStream_t stream);
 cudaError_t cudaMallocHost(void **block, size_t bytes);
+#define cudaHostAllocDefault 0x0u
+cudaError_t cudaHostAlloc(void **block, size_t bytes, unsigned flags);
 cudaError_t cudaFreeHost(void *block);
 cudaError_t cudaMemGetInfo(size_t *free, size_t *total);
 cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, cudaMemcpyKind kind);
@@ -126,6 +129,10 @@ template <class T> cudaError_t cudaMallocAsync(T **block, size_t bytes, cudaStre
 template <class T> cudaError_t cudaMallocHost(T **block, size_t bytes)
 {
     return cudaMallocHost(reinterpret_cast<void **>(block), bytes);
+}
+template <class T> cudaError_t cudaHostAlloc(T **block, size_t bytes, unsigned flags)
+{
+    return cudaHostAlloc(reinterpret_cast<void **>(block), bytes, flags);
 }
 
 /* ---- launches ---- */
