@@ -22,11 +22,11 @@
 typedef struct {
     void *block;
     size_t first; /* arena->used when it was taken: stale once the arena is back there */
-} spill;
+} spilled_piece;
 
 typedef struct {
     nib_arena scratch; /* first, so that grow_scratch finds the rest */
-    spill spill[MOST_SPILLS];
+    spilled_piece spill[MOST_SPILLS];
     int spills;
     cudaStream_t stream;
     nib_cuda_device device;

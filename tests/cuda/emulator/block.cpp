@@ -23,6 +23,7 @@ constexpr size_t stack_bytes = 64 << 10;
 #endif
 constexpr size_t page = 4096;
 constexpr size_t shared_capacity = 228 << 10; /* the most that any chip has */
+constexpr size_t shared_guard = 16 << 20;     /* before and behind it: reserved, never there */
 constexpr unsigned max_threads = 1024;
 
 thread_local Block *Block::current = nullptr;
@@ -37,18 +38,17 @@ static uint8_t *reserve(size_t bytes)
     return static_cast<uint8_t *>(block);
 }
 
-/* Guard pages on both sides of shared memory, and below every stack. */
+/* What lies around shared memory, and a page below every stack, cannot be touched. */
 Block::Block()
 {
-    uint8_t *guarded = reserve(shared_capacity + 2 * page);
-    shared_ = guarded + page;
+    shared_ = reserve(shared_capacity + 2 * shared_guard) + shared_guard;
     mprotect(shared_, shared_capacity, PROT_READ | PROT_WRITE);
     stacks_ = reserve(max_threads * (stack_bytes + page));
 }
 
 Block::~Block()
 {
-    munmap(shared_ - page, shared_capacity + 2 * page);
+    munmap(shared_ - shared_guard, shared_capacity + 2 * shared_guard);
     munmap(stacks_, max_threads * (stack_bytes + page));
 }
 
@@ -331,7 +331,7 @@ bool Block::beyond_shared(const void *address, long *offset) const
 {
     const uint8_t *at = static_cast<const uint8_t *>(address);
     *offset = at - shared_;
-    return at >= shared_ - page && at < shared_ + shared_capacity + page;
+    return at >= shared_ - shared_guard && at < shared_ + shared_capacity + shared_guard;
 }
 
 bool Block::address_in_stack(const void *address) const

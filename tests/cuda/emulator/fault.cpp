@@ -7,7 +7,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <mutex>
 #include <ucontext.h>
 #include <unistd.h>
 
@@ -46,6 +45,8 @@ static void report()
     block.abandon(what);
 }
 
+static struct sigaction previous_actions[NSIG]; /* what there was before: a test framework's, or the default */
+
 static void handle(int signal, siginfo_t *info, void *context)
 {
     if (Block::current == nullptr) {
@@ -53,7 +54,7 @@ static void handle(int signal, siginfo_t *info, void *context)
         int length = std::snprintf(text, sizeof text, "emulator: host code touched %s\n",
                                    describe_address(info->si_addr).c_str());
         if (length > 0 && write(STDERR_FILENO, text, static_cast<size_t>(length)) < 0) _exit(2);
-        std::signal(signal, SIG_DFL);
+        sigaction(signal, &previous_actions[signal], nullptr);
         return; /* and the fault comes again */
     }
     fault_address = info->si_addr;
@@ -68,7 +69,22 @@ static void handle(int signal, siginfo_t *info, void *context)
 #endif
 }
 
-void catch_faults()
+/* Test frameworks put their own handlers in place for every test: each launch looks again. */
+void handle_faults()
+{
+    for (int signal : {SIGSEGV, SIGBUS, SIGFPE}) {
+        struct sigaction ours = {}, there;
+        sigaction(signal, nullptr, &there);
+        if ((there.sa_flags & SA_SIGINFO) != 0 && there.sa_sigaction == handle) continue;
+        previous_actions[signal] = there;
+        ours.sa_sigaction = handle;
+        ours.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
+        sigemptyset(&ours.sa_mask);
+        sigaction(signal, &ours, nullptr);
+    }
+}
+
+void prepare_thread_for_faults()
 {
     if (stacks != nullptr) return;
     stacks = static_cast<Stacks *>(std::aligned_alloc(64, sizeof(Stacks)));
@@ -77,16 +93,6 @@ void catch_faults()
     alternative.ss_sp = stacks->signal;
     alternative.ss_size = stack_bytes;
     sigaltstack(&alternative, nullptr);
-
-    static std::once_flag once;
-    std::call_once(once, [] {
-        struct sigaction action {
-        };
-        action.sa_sigaction = handle;
-        action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
-        sigemptyset(&action.sa_mask);
-        for (int signal : {SIGSEGV, SIGBUS, SIGFPE}) sigaction(signal, &action, nullptr);
-    });
 }
 
 } // namespace nib_emulator

@@ -5,8 +5,9 @@
 namespace nib_emulator
 {
 
-/* Once for every OS thread that runs blocks. */
-void catch_faults();
+/* Before every launch, and in every OS thread that runs blocks. */
+void handle_faults();
+void prepare_thread_for_faults();
 
 } // namespace nib_emulator
 

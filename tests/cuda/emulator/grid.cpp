@@ -26,7 +26,7 @@ struct Work {
 static void run_blocks(Work &work)
 {
     static thread_local std::unique_ptr<Block> block;
-    catch_faults();
+    prepare_thread_for_faults();
     if (block == nullptr) block = std::make_unique<Block>();
     block->counters() = Counters{};
     dim3 grid = work.launch->grid;
@@ -92,6 +92,7 @@ class Helpers
 
 std::string run_grid(const Launch &launch, Counters &counters)
 {
+    handle_faults();
     Work work;
     work.launch = &launch;
     work.order.resize(size_t{launch.grid.x} * launch.grid.y * launch.grid.z);
