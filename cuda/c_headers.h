@@ -14,6 +14,7 @@ extern "C" {
 #include "base/arena.h"
 #include "base/bf16.h"
 #include "base/log.h"
+#include "base/random.h"
 #include "base/status.h"
 #include "model/ops.h"
 }

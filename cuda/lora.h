@@ -37,10 +37,4 @@ nib_status nib_cuda_lora_gradients(nib_ops *ops, const nib_linear *linear, nib_m
 nib_status nib_cuda_lora_gradients_plain(nib_ops *ops, const nib_linear *linear, nib_matrix x, nib_dropout dropout,
                                          nib_matrix u, nib_matrix dy, nib_matrix du);
 
-/* For the adapter inside the base product, bf16, strided so that they lie beside a dequantised weight.
- * a [ranks, K]: every part's A below the other. b [outputs, ranks]: scale * B of each part at its rows and columns,
- * zero elsewhere. */
-nib_status nib_cuda_lora_stack_a(nib_ops *ops, const nib_linear *linear, nib_matrix a);
-nib_status nib_cuda_lora_stack_b(nib_ops *ops, const nib_linear *linear, nib_matrix b);
-
 #endif

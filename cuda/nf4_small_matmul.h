@@ -11,6 +11,9 @@
 /* Can nib_cuda_nf4_small_matmul take this product? At most NIB_CUDA_SMALL_MATMUL_ROWS rows, K a multiple of 64, every
  * part in NF4. */
 bool nib_cuda_nf4_small_matmul_takes(const nib_linear *linear, int64_t rows);
+/* NIB_ERROR_SHAPE, with a message, for what it cannot: also types, sizes that do not match, rows of x that are not
+ * 16-byte aligned. */
+nib_status nib_cuda_nf4_small_matmul_check(const nib_linear *linear, nib_matrix x, nib_matrix u, nib_matrix y);
 
 /* y [T, outputs] = x W^T + bias + scale * u B^T, all parts of the linear in one launch; x [T, K] and y bf16, u [T,
  * ranks] bf16 = A dropout(x) as nib_cuda_lora_down writes it (u.data NULL: without the adapter). Weights are the

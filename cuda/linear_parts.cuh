@@ -1,0 +1,63 @@
+/* The parts of a linear as kernels take them: by value, with what NIB's host structs spread over pointers. */
+#ifndef NIB_CUDA_LINEAR_PARTS_CUH
+#define NIB_CUDA_LINEAR_PARTS_CUH
+
+#include "cuda/c_headers.h"
+
+#include <cuda_bf16.h>
+
+struct linear_part {
+    nib_nf4 nf4;
+    const float *bias;      /* [rows], or NULL */
+    const __nv_bfloat16 *a; /* [rank, K], rows a_stride apart */
+    const __nv_bfloat16 *b; /* [rows, rank], rows b_stride apart */
+    int64_t a_stride, b_stride;
+    int64_t first_row, rows; /* of the linear's outputs */
+    int first_rank, rank;    /* of u's columns; rank 0: no adapter */
+    float scale;
+    uint64_t key; /* of the part's dropout masks */
+};
+
+struct linear_parts {
+    linear_part part[NIB_LINEAR_MAX_PARTS];
+    int count;
+    int64_t K;
+};
+
+/* With the dropout's key of each part. */
+inline linear_parts linear_parts_of(const nib_linear *linear, nib_dropout dropout)
+{
+    linear_parts parts = {};
+    parts.count = linear->parts;
+    parts.K = linear->K;
+    int64_t row = 0;
+    int rank = 0;
+    for (int p = 0; p < linear->parts; p++) {
+        const nib_linear_part *from = &linear->part[p];
+        parts.part[p] = {from->nf4,
+                         from->bias,
+                         (const __nv_bfloat16 *)from->lora.a.data,
+                         (const __nv_bfloat16 *)from->lora.b.data,
+                         from->lora.a.stride,
+                         from->lora.b.stride,
+                         row,
+                         from->rows,
+                         rank,
+                         (int)from->lora.rank,
+                         from->lora.scale,
+                         nib_random_key(dropout.key, (uint64_t)p)};
+        row += from->rows;
+        rank += (int)from->lora.rank;
+    }
+    return parts;
+}
+
+/* The part that an output row belongs to. */
+__device__ inline const linear_part &part_of_row(const linear_parts &parts, int64_t row)
+{
+    int p = 0;
+    while (p + 1 < parts.count && row >= parts.part[p + 1].first_row) p++;
+    return parts.part[p];
+}
+
+#endif
