@@ -93,7 +93,8 @@ static void print_time(const nib_training *t, const nib_plan *plan, const nib_ra
            (int)(seconds / 3600), (int)(seconds / 60) % 60, (int)seconds % 60);
 }
 
-static nib_status plan_run(nib_training *t, double memory)
+/* memory: bytes, 0 for what the device has. */
+static nib_status plan_run(nib_training *t, size_t memory)
 {
     nib_plan plan;
     nib_rates rates;
@@ -102,10 +103,11 @@ static nib_status plan_run(nib_training *t, double memory)
     nib_train_settle(t->config);
     NIB_TRY(nib_train_open_data(t));
     NIB_TRY(nib_open_model_config(t->config->model, &model));
-    nib_status chosen = nib_plan_choose(t, (size_t)memory, &plan);
+    if (memory == 0) NIB_TRY(nib_plan_memory(t->ops, 1, &memory));
+    nib_status chosen = nib_plan_choose(t, memory, &plan);
     if (chosen != NIB_OK && chosen != NIB_ERROR_MEMORY) return chosen;
     if (plan.classes == 0) return chosen; /* not even the plan had memory */
-    if (chosen == NIB_OK) print_choice(t, &plan, memory);
+    if (chosen == NIB_OK) print_choice(t, &plan, (double)memory);
     print_memory(&plan);
     if (chosen != NIB_OK) return chosen;
     NIB_TRY(nib_rates_measure(t->ops, &options, &model, plan.computed_tokens / plan.steps, &rates));
@@ -122,7 +124,7 @@ static nib_status run(int argc, char **argv)
     if (a.overrides == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "no memory for the arguments");
     NIB_TRY_GOTO(read_arguments(argc, argv, &a), done);
     NIB_TRY_GOTO(nib_config_read(a.config, a.overrides, a.override_count, &config), done);
-    status = plan_run(&training, a.memory > 0 ? a.memory * GIB : (double)nib_plan_memory(1));
+    status = plan_run(&training, (size_t)(a.memory * GIB));
 done:
     nib_train_close(&training);
     nib_config_free(&config);

@@ -1,5 +1,4 @@
 #include "plan.h"
-#include "cpu/backend.h"
 #include "machine.h"
 #include "optim/gradient_tree.h"
 #include "optim/optimizer.h"
@@ -23,10 +22,14 @@ const char *nib_recompute_name(nib_recompute recompute)
     return names[recompute];
 }
 
-size_t nib_plan_memory(int processes)
+nib_status nib_plan_memory(nib_ops *ops, int processes, size_t *bytes)
 {
     size_t available = nib_available_memory();
-    return available == 0 ? 0 : available / 10 * 9 / (size_t)processes + nib_resident_memory();
+    *bytes = available == 0 ? 0 : available / 10 * 9 / (size_t)processes + nib_resident_memory();
+    if (ops->memory_left == NULL) return NIB_OK;
+    NIB_TRY(ops->memory_left(ops, &available));
+    *bytes = available / 10 * 9;
+    return NIB_OK;
 }
 
 typedef struct {
@@ -114,7 +117,7 @@ static nib_status rehearse_bound(rehearsal *r, int64_t T)
 static nib_status rehearse_step(rehearsal *r, int64_t cursor, int64_t count, bool counted)
 {
     nib_plan *p = r->plan;
-    nib_work *work = nib_cpu_rehearsal_work(r->ops), before = *work;
+    nib_work *work = nib_rehearsal_work(r->ops), before = *work;
     int64_t *samples;
     nib_pack pack;
     NIB_TRY(nib_train_pack(r->training, cursor, count, &samples, &pack));
@@ -144,7 +147,7 @@ static nib_status rehearse_training(rehearsal *r)
         for (int64_t i = 0; i < count; i++)
             seen += nib_dataset_row(t->train, nib_mixture_sample(&t->mixture, cursor + i)).length;
         if (seen > MEASURED_TOKENS) {
-            nib_work *work = nib_cpu_rehearsal_work(r->ops), before = *work;
+            nib_work *work = nib_rehearsal_work(r->ops), before = *work;
             NIB_TRY(rehearse_bound(r, t->config->train.micro_batch_tokens));
             *work = before;
             return NIB_OK;
@@ -173,7 +176,7 @@ static size_t add_class(nib_plan *plan, const char *name, size_t bytes)
     return bytes;
 }
 
-/* The classes of the model as it is reserved now, then what the process holds beside. */
+/* The classes of the model as it is reserved now, then what the process holds beside, if that is the same memory. */
 static void sum_up(const rehearsal *r)
 {
     nib_plan *p = r->plan;
@@ -187,7 +190,9 @@ static void sum_up(const rehearsal *r)
     p->arena_bytes +=
         add_class(p, "gradient slots", nib_gradient_tree_bytes(elements, slots, nib_train_slots(r->training)));
     p->arenas = p->classes;
+    p->scratch = r->ops->scratch->peak;
     p->peak = p->arena_bytes + add_class(p, "answers", r->answers_bytes);
+    if (r->training->ops->memory_left != NULL) return; /* the rest is the host's */
     p->peak += add_class(p, "checkpoint copy", 3 * (size_t)elements * sizeof(float));
     p->peak += add_class(p, "program and data", nib_resident_memory());
     size_t lengths = r->lengths < MOST_LENGTHS_CACHED ? r->lengths : MOST_LENGTHS_CACHED;
@@ -200,11 +205,11 @@ nib_status nib_plan_make(nib_training *t, nib_recompute recompute, nib_plan *pla
     rehearsal r = {.training = t, .plan = plan};
     nib_status status;
     *plan = (nib_plan){.recompute = recompute};
-    NIB_TRY_GOTO(nib_cpu_rehearsal_create(&r.ops), done);
+    NIB_TRY_GOTO(nib_rehearsal_create(t->ops, &r.ops), done);
     NIB_TRY_GOTO(nib_model_open(r.ops, &options, &r.model), done);
-    *nib_cpu_rehearsal_work(r.ops) = (nib_work){0};
+    *nib_rehearsal_work(r.ops) = (nib_work){0};
     NIB_TRY_GOTO(rehearse_training(&r), done);
-    plan->work = *nib_cpu_rehearsal_work(r.ops);
+    plan->work = *nib_rehearsal_work(r.ops);
     NIB_TRY_GOTO(rehearse_evaluation(&r), done);
     NIB_TRY_GOTO(nib_train_answers_memory(t, r.model, &r.answers_bytes), done);
     NIB_TRY_GOTO(nib_model_reserve(r.model, plan->T, plan->N, recompute, true), done);
@@ -213,7 +218,7 @@ done:
     nib_free(r.nll);
     nib_free(r.seen);
     nib_model_close(r.model);
-    nib_cpu_backend_free(r.ops);
+    if (r.ops != NULL) r.ops->close(r.ops);
     return status;
 }
 

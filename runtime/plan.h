@@ -1,12 +1,12 @@
 /* What a run will take: memory by class and work by kind, before anything is allocated.
  *
- * The run's own micro-batches go through the model's own code on a backend in rehearsal (cpu/rehearsal.h), so the arena
- * classes are exactly what the run takes. The rest of the process is an estimate.
+ * The run's own micro-batches go through the model's own code on a backend in rehearsal (model/rehearsal.h), so the
+ * arena classes are exactly what the run takes. The rest of the process is an estimate.
  */
 #ifndef NIB_PLAN_H
 #define NIB_PLAN_H
 
-#include "cpu/rehearsal.h"
+#include "model/rehearsal.h"
 #include "train.h"
 
 #define NIB_PLAN_CLASSES 16
@@ -17,6 +17,7 @@ typedef struct {
     nib_memory_class memory[NIB_PLAN_CLASSES];
     int arenas, classes; /* the first `arenas` of `classes` are exact */
     size_t arena_bytes;  /* their sum */
+    size_t scratch;      /* of which scratch */
     size_t peak;         /* of the process, resident */
     nib_work work;       /* of the steps below */
     int64_t steps;       /* rehearsed, from the run's first on */
@@ -33,9 +34,9 @@ nib_status nib_plan_make(nib_training *training, nib_recompute recompute, nib_pl
  */
 nib_status nib_plan_choose(nib_training *training, size_t memory, nib_plan *plan);
 
-/* What each of so many processes of a run may take now on this machine: its share of nine tenths of what is left, and
- * what this one holds already. 0: not known. */
-size_t nib_plan_memory(int processes);
+/* What each of so many processes of a run on this machine may take now: of a GPU of its own nine tenths of what is
+ * left; of the machine its share of that, and what this process holds already. *bytes 0: not known. */
+nib_status nib_plan_memory(nib_ops *ops, int processes, size_t *bytes);
 
 const char *nib_recompute_name(nib_recompute recompute);
 

@@ -17,6 +17,7 @@ typedef struct {
     float *lse, *norm, *nll, *values[4];
     int32_t *position, *end, *row, *label;
     float *weight;
+    nib_clip *clip;
 } bench;
 
 static nib_status take(bench *b, int64_t rows, int64_t columns, nib_dtype dtype, nib_matrix *matrix)
@@ -72,7 +73,8 @@ static nib_status place(bench *b, bool nf4)
     NIB_TRY(nib_arena_take(&b->arena, T, sizeof(int32_t), &b->position));
     NIB_TRY(nib_arena_take(&b->arena, T, sizeof(int32_t), &b->end));
     NIB_TRY(nib_arena_take(&b->arena, T, sizeof(int32_t), &b->row));
-    return nib_arena_take(&b->arena, T, sizeof(int32_t), &b->label);
+    NIB_TRY(nib_arena_take(&b->arena, T, sizeof(int32_t), &b->label));
+    return nib_arena_take(&b->arena, 1, sizeof(nib_clip), &b->clip);
 }
 
 static nib_status run_linear(bench *b, const nib_linear *linear)
@@ -114,9 +116,8 @@ static nib_status run_elementwise(bench *b)
 
 static nib_status run_optimizer(bench *b)
 {
-    nib_clip clip = {1.0, 1.0f};
     nib_adamw options = {.learning_rate = 1e-4, .beta1 = 0.9, .beta2 = 0.999, .epsilon = 1e-8, .step = 1};
-    return b->ops->adamw(b->ops, options, &clip, b->T * b->config->hidden, b->values[0], b->values[1], b->values[2],
+    return b->ops->adamw(b->ops, options, b->clip, b->T * b->config->hidden, b->values[0], b->values[1], b->values[2],
                          b->values[3]);
 }
 

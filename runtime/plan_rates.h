@@ -2,8 +2,8 @@
 #ifndef NIB_PLAN_RATES_H
 #define NIB_PLAN_RATES_H
 
-#include "cpu/rehearsal.h"
 #include "model/model.h"
+#include "model/rehearsal.h"
 
 /* Operations a second, the last two bytes a second: the units of nib_work. */
 typedef struct {

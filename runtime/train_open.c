@@ -63,17 +63,29 @@ static nib_status check_tokenizer(const nib_training *t)
     return nib_export_tokenizer_json(from, NULL);
 }
 
+/* A scratch arena that grows gets all that the plan counted, at once. */
+static nib_status reserve_scratch(nib_arena *scratch, size_t bytes)
+{
+    void *unused;
+    if (scratch->grow == NULL) return NIB_OK;
+    NIB_TRY(nib_arena_take(scratch, (int64_t)bytes, 1, &unused));
+    nib_arena_reset(scratch, 0);
+    return NIB_OK;
+}
+
 static nib_status plan_sizes(nib_training *t)
 {
     nib_plan plan;
-    NIB_TRY(nib_plan_choose(t, nib_plan_memory(t->collectives->local_size), &plan));
+    size_t memory;
+    NIB_TRY(nib_plan_memory(t->ops, t->collectives->local_size, &memory));
+    NIB_TRY(nib_plan_choose(t, memory, &plan));
     t->recompute = plan.recompute;
     t->reserved_tokens = plan.T;
     t->reserved_targets = plan.N;
     nib_log("plan: micro-batches of up to %lld tokens (%lld here), recompute %s, %.1f MiB in arenas, peak %.1f MiB",
             (long long)t->config->train.micro_batch_tokens, (long long)plan.T, nib_recompute_name(plan.recompute),
             (double)plan.arena_bytes / (1 << 20), (double)plan.peak / (1 << 20));
-    return NIB_OK;
+    return reserve_scratch(t->ops->scratch, plan.scratch);
 }
 
 /* What rank 0's memory allows is what all ranks do. */

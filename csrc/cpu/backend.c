@@ -114,9 +114,12 @@ const char *nib_cpu_features(void)
     return text;
 }
 
+static nib_status cpu_rehearse(nib_ops *ops, nib_ops **dry);
+
 static const nib_ops table = {
     .name = "cpu",
     .close = nib_cpu_backend_free,
+    .rehearse = cpu_rehearse,
     .allocate = cpu_allocate,
     .release = cpu_release,
     .upload = cpu_copy,
@@ -202,6 +205,28 @@ nib_status nib_cpu_backend_create(size_t scratch_bytes, nib_ops **out)
 done:
     if (status != NIB_OK) nib_cpu_backend_free(ops);
     return status;
+}
+
+/* The ops that take scratch; they see ops->rehearsal. */
+static nib_status cpu_rehearse(nib_ops *ops, nib_ops **dry)
+{
+    (void)ops;
+    NIB_TRY(nib_cpu_backend_create(0, dry));
+    **dry = (nib_ops){
+        .name = "cpu",
+        .close = nib_cpu_backend_free,
+        .context = (*dry)->context,
+        .scratch = (*dry)->scratch,
+        .rehearsal = true,
+        .attention_forward = nib_cpu_attention_forward,
+        .attention_backward = nib_cpu_attention_backward,
+        .linear_forward = nib_cpu_linear_forward,
+        .linear_backward = nib_cpu_linear_backward,
+        .linear_cross_entropy = nib_cpu_linear_cross_entropy,
+        .logits = nib_cpu_logits,
+        .global_norm = nib_cpu_global_norm,
+    };
+    return NIB_OK;
 }
 
 void nib_cpu_backend_free(nib_ops *ops)

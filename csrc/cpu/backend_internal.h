@@ -4,7 +4,6 @@
 
 #include "cpu/kernels.h"
 #include "cpu/matmul.h"
-#include "cpu/rehearsal.h"
 #include "model/ops.h"
 
 typedef struct {
@@ -13,7 +12,6 @@ typedef struct {
     const nib_cpu_kernels *kernels; /* of the best level that this CPU has */
     bool amx_bf16;
     bool bf16_matmul; /* oneDNN multiplies bf16 with this CPU's own instructions */
-    nib_work work;    /* of a rehearsal */
 } nib_cpu_context;
 
 static inline nib_cpu_context *nib_cpu_context_of(nib_ops *ops) { return ops->context; }

@@ -128,11 +128,16 @@ typedef struct nib_ops nib_ops;
 struct nib_ops {
     const char *name; /* "cpu", "cuda" */
     void *context;    /* the backend's own */
-    bool rehearsal;   /* touches no tensor, only counts (cpu/rehearsal.h): there is nothing to load */
+    bool rehearsal;   /* touches no tensor, only counts (model/rehearsal.h): there is nothing to load */
     bool bf16_only;   /* activations have to be bf16 */
     nib_arena *scratch;
 
     void (*close)(nib_ops *ops); /* gives back the backend itself; NULL is allowed */
+    /* The same ops over a counting scratch arena, which they take and leave, doing nothing else; those that take none
+     * may be NULL. For model/rehearsal.h. */
+    nib_status (*rehearse)(nib_ops *ops, nib_ops **dry);
+    /* Bytes that could still be allocated. NULL: the backend's memory is the process's own. */
+    nib_status (*memory_left)(nib_ops *ops, size_t *bytes);
 
     /* Memory. An arena's block comes from here (base/arena.h). */
     nib_status (*allocate)(nib_ops *ops, const char *name, size_t bytes, void **block);

@@ -3,7 +3,7 @@
 #define TEST_NAME "adapter"
 #include "model_case.h"
 
-#include "cpu/rehearsal.h"
+#include "model/rehearsal.h"
 
 #include <unistd.h>
 
@@ -210,7 +210,7 @@ static void rehearsal_takes_what_the_step_takes(void **state)
     uint8_t supervised[200];
     nib_ops *rehearsal;
     nib_pack pack;
-    must(nib_cpu_rehearsal_create(&rehearsal));
+    must(nib_rehearsal_create(*state, &rehearsal));
     for (int i = 0; i < 200; i++) {
         ids[i] = i % 97;
         supervised[i] = i % 3 == 0;
@@ -233,7 +233,7 @@ static void rehearsal_takes_what_the_step_takes(void **state)
         }
     }
     nib_pack_free(&pack);
-    nib_cpu_backend_free(rehearsal);
+    rehearsal->close(rehearsal);
 }
 
 static double cached_loss(nib_ops *ops)

@@ -1,26 +1,24 @@
-/* Ops that take scratch run as they are, and leave after taking it (ops->rehearsal); the others are replaced. */
-#include "cpu/rehearsal.h"
+/* Every op is counted here, then called in the backend's dry table, where it takes its scratch. */
+#include "model/rehearsal.h"
 #include "base/memory.h"
-#include "cpu/adamw.h"
-#include "cpu/attention.h"
-#include "cpu/backend.h"
-#include "cpu/backend_internal.h"
-#include "cpu/embedding.h"
-#include "cpu/linear.h"
-#include "cpu/linear_cross_entropy.h"
 
 #include <string.h>
 #include <sys/mman.h>
 
-static nib_work *work_of(nib_ops *ops) { return &nib_cpu_context_of(ops)->work; }
+typedef struct {
+    nib_ops *dry; /* the backend's, freed with the rehearsal */
+    nib_work work;
+} context;
+
+static nib_ops *dry_of(nib_ops *ops) { return ((context *)ops->context)->dry; }
+static nib_work *work_of(nib_ops *ops) { return &((context *)ops->context)->work; }
+
+/* The op of the dry table, if it takes scratch there. */
+#define DRY(op, ...) (dry_of(ops)->op == NULL ? NIB_OK : dry_of(ops)->op(dry_of(ops), __VA_ARGS__))
 
 static double bytes_of(nib_matrix m) { return (double)m.rows * (double)m.columns * (m.dtype == NIB_DTYPE_F32 ? 4 : 2); }
 
-static nib_status count_bytes(nib_ops *ops, double bytes)
-{
-    work_of(ops)->elementwise_bytes += bytes;
-    return NIB_OK;
-}
+static void count_bytes(nib_ops *ops, double bytes) { work_of(ops)->elementwise_bytes += bytes; }
 
 static nib_status reserve_addresses(nib_ops *ops, const char *name, size_t bytes, void **block)
 {
@@ -59,7 +57,8 @@ static nib_status download(nib_ops *ops, void *host, const void *from, size_t by
 static nib_status zero(nib_ops *ops, void *block, size_t bytes)
 {
     (void)block;
-    return count_bytes(ops, (double)bytes);
+    count_bytes(ops, (double)bytes);
+    return NIB_OK;
 }
 
 static nib_status synchronize(nib_ops *ops)
@@ -70,80 +69,66 @@ static nib_status synchronize(nib_ops *ops)
 
 static nib_status convert(nib_ops *ops, nib_matrix from, nib_matrix to)
 {
-    return count_bytes(ops, bytes_of(from) + bytes_of(to));
+    count_bytes(ops, bytes_of(from) + bytes_of(to));
+    return DRY(convert, from, to);
 }
 
 static nib_status accumulate(nib_ops *ops, float *to, const float *from, int64_t n)
 {
-    (void)to;
-    (void)from;
-    return count_bytes(ops, 12.0 * (double)n);
+    count_bytes(ops, 12.0 * (double)n);
+    return DRY(accumulate, to, from, n);
 }
 
 static nib_status embedding_forward(nib_ops *ops, const int32_t *token, nib_matrix table, float scale, nib_matrix x)
 {
-    (void)token;
-    (void)table;
-    (void)scale;
-    return count_bytes(ops, 2 * bytes_of(x));
+    count_bytes(ops, 2 * bytes_of(x));
+    return DRY(embedding_forward, token, table, scale, x);
 }
 
 static nib_status embedding_backward(nib_ops *ops, const int32_t *token, nib_matrix dx, float scale, float *dtable)
 {
-    (void)token;
-    (void)scale;
-    (void)dtable;
-    return count_bytes(ops, 3 * bytes_of(dx));
+    count_bytes(ops, 3 * bytes_of(dx));
+    return DRY(embedding_backward, token, dx, scale, dtable);
 }
 
 static nib_status rmsnorm_forward(nib_ops *ops, nib_matrix x, const nib_matrix *delta, const float *weight,
                                   float epsilon, nib_matrix y)
 {
-    (void)weight;
-    (void)epsilon;
-    return count_bytes(ops, (delta == NULL ? 1 : 3) * bytes_of(x) + (y.data == NULL ? 0 : bytes_of(y)));
+    count_bytes(ops, (delta == NULL ? 1 : 3) * bytes_of(x) + (y.data == NULL ? 0 : bytes_of(y)));
+    return DRY(rmsnorm_forward, x, delta, weight, epsilon, y);
 }
 
 static nib_status rmsnorm_backward(nib_ops *ops, nib_matrix x, const float *weight, float epsilon, nib_matrix dy,
                                    nib_matrix dx, float *dweight)
 {
-    (void)weight;
-    (void)epsilon;
-    (void)dweight;
-    return count_bytes(ops, bytes_of(x) + bytes_of(dy) + 2 * bytes_of(dx));
+    count_bytes(ops, bytes_of(x) + bytes_of(dy) + 2 * bytes_of(dx));
+    return DRY(rmsnorm_backward, x, weight, epsilon, dy, dx, dweight);
 }
 
 static nib_status rotary_table(nib_ops *ops, const int32_t *position, int64_t T, const float *frequency, int64_t pairs,
                                float scale, float *table)
 {
-    (void)position;
-    (void)frequency;
-    (void)scale;
-    (void)table;
-    return count_bytes(ops, 8.0 * (double)(T * pairs));
+    count_bytes(ops, 8.0 * (double)(T * pairs));
+    return DRY(rotary_table, position, T, frequency, pairs, scale, table);
 }
 
 static nib_status rotary(nib_ops *ops, nib_matrix x, int64_t heads, int64_t head_dim, const float *table, int64_t pairs,
                          bool inverse)
 {
-    (void)heads;
-    (void)head_dim;
-    (void)table;
-    (void)pairs;
-    (void)inverse;
-    return count_bytes(ops, 2 * bytes_of(x));
+    count_bytes(ops, 2 * bytes_of(x));
+    return DRY(rotary, x, heads, head_dim, table, pairs, inverse);
 }
 
 static nib_status glu_forward(nib_ops *ops, nib_activation activation, nib_matrix gate_up, nib_matrix h)
 {
-    (void)activation;
-    return count_bytes(ops, bytes_of(gate_up) + bytes_of(h));
+    count_bytes(ops, bytes_of(gate_up) + bytes_of(h));
+    return DRY(glu_forward, activation, gate_up, h);
 }
 
 static nib_status glu_backward(nib_ops *ops, nib_activation activation, nib_matrix dh, nib_matrix gate_up)
 {
-    (void)activation;
-    return count_bytes(ops, bytes_of(dh) + 2 * bytes_of(gate_up));
+    count_bytes(ops, bytes_of(dh) + 2 * bytes_of(gate_up));
+    return DRY(glu_backward, activation, dh, gate_up);
 }
 
 /* Queries and keys that see each other: a token sees its ancestors and itself, or as many of them as the window holds.
@@ -162,7 +147,7 @@ static nib_status attention_forward(nib_ops *ops, nib_attention_shape shape, nib
                                     nib_matrix v, nib_matrix out, float *lse)
 {
     work_of(ops)->attention_flops += 4 * visible_pairs(shape, tree) * (double)(shape.heads * shape.head_dim);
-    return nib_cpu_attention_forward(ops, shape, tree, q, k, v, out, lse);
+    return DRY(attention_forward, shape, tree, q, k, v, out, lse);
 }
 
 static nib_status attention_backward(nib_ops *ops, nib_attention_shape shape, nib_tree tree, nib_matrix q, nib_matrix k,
@@ -170,7 +155,7 @@ static nib_status attention_backward(nib_ops *ops, nib_attention_shape shape, ni
                                      nib_matrix dk, nib_matrix dv)
 {
     work_of(ops)->attention_flops += 10 * visible_pairs(shape, tree) * (double)(shape.heads * shape.head_dim);
-    return nib_cpu_attention_backward(ops, shape, tree, q, k, v, out, lse, dout, dq, dk, dv);
+    return DRY(attention_backward, shape, tree, q, k, v, out, lse, dout, dq, dk, dv);
 }
 
 static double lora_weights(const nib_linear *linear)
@@ -187,7 +172,7 @@ static nib_status linear_forward(nib_ops *ops, const nib_linear *linear, nib_mat
     double tokens = (double)x.rows, weights = (double)nib_linear_outputs(linear) * (double)linear->K;
     work_of(ops)->base_flops += 2 * tokens * weights;
     work_of(ops)->lora_flops += 2 * tokens * lora_weights(linear);
-    return nib_cpu_linear_forward(ops, linear, x, dropout, u, y);
+    return DRY(linear_forward, linear, x, dropout, u, y);
 }
 
 static nib_status linear_backward(nib_ops *ops, const nib_linear *linear, nib_matrix x, nib_dropout dropout,
@@ -197,7 +182,7 @@ static nib_status linear_backward(nib_ops *ops, const nib_linear *linear, nib_ma
     double products = (dx.data != NULL) + (linear->part[0].dweight != NULL);
     work_of(ops)->base_flops += 2 * products * tokens * weights;
     work_of(ops)->lora_flops += 4 * tokens * lora_weights(linear);
-    return nib_cpu_linear_backward(ops, linear, x, dropout, u, dy, accumulated, dx);
+    return DRY(linear_backward, linear, x, dropout, u, dy, accumulated, dx);
 }
 
 static nib_status linear_cross_entropy(nib_ops *ops, nib_matrix x, nib_matrix head, float softcap, nib_targets targets,
@@ -206,32 +191,39 @@ static nib_status linear_cross_entropy(nib_ops *ops, nib_matrix x, nib_matrix he
     double rows = 0, products = 1.0 + (dx.data != NULL) + (dhead != NULL);
     for (int64_t n = 0; n < targets.N; n++) rows += n == 0 || targets.row[n] != targets.row[n - 1];
     work_of(ops)->loss_flops += 2 * products * rows * (double)head.rows * (double)head.columns;
-    return nib_cpu_linear_cross_entropy(ops, x, head, softcap, targets, gradient_scale, nll, dx, dhead);
+    return DRY(linear_cross_entropy, x, head, softcap, targets, gradient_scale, nll, dx, dhead);
+}
+
+static nib_status logits(nib_ops *ops, nib_matrix x, nib_matrix head, float softcap, float *out)
+{
+    return DRY(logits, x, head, softcap, out);
 }
 
 static nib_status global_norm(nib_ops *ops, int count, float *const *array, const int64_t *length, double max_norm,
                               nib_clip *clip)
 {
     for (int i = 0; i < count; i++) work_of(ops)->optimizer_bytes += 4.0 * (double)length[i];
-    return nib_cpu_global_norm(ops, count, array, length, max_norm, clip);
+    return DRY(global_norm, count, array, length, max_norm, clip);
 }
 
 static nib_status adamw(nib_ops *ops, nib_adamw options, const nib_clip *clip, int64_t n, float *parameter,
                         const float *gradient, float *first_moment, float *second_moment)
 {
-    (void)options;
-    (void)clip;
-    (void)parameter;
-    (void)gradient;
-    (void)first_moment;
-    (void)second_moment;
     work_of(ops)->optimizer_bytes += 7 * 4.0 * (double)n; /* four arrays read, three written */
-    return NIB_OK;
+    return DRY(adamw, options, clip, n, parameter, gradient, first_moment, second_moment);
+}
+
+static void close_rehearsal(nib_ops *ops)
+{
+    if (ops == NULL) return;
+    nib_ops *dry = dry_of(ops);
+    if (dry != NULL) dry->close(dry);
+    nib_free(ops->context);
+    nib_free(ops);
 }
 
 static const nib_ops table = {
-    .name = "cpu",
-    .close = nib_cpu_backend_free,
+    .close = close_rehearsal,
     .rehearsal = true,
     .allocate = reserve_addresses,
     .release = release_addresses,
@@ -255,19 +247,34 @@ static const nib_ops table = {
     .glu_forward = glu_forward,
     .glu_backward = glu_backward,
     .linear_cross_entropy = linear_cross_entropy,
-    .logits = nib_cpu_logits,
+    .logits = logits,
     .global_norm = global_norm,
     .adamw = adamw,
 };
 
-nib_status nib_cpu_rehearsal_create(nib_ops **ops)
+nib_status nib_rehearsal_create(nib_ops *backend, nib_ops **out)
 {
-    NIB_TRY(nib_cpu_backend_create(0, ops));
-    nib_ops replaced = table;
-    replaced.context = (*ops)->context;
-    replaced.scratch = (*ops)->scratch; /* without a block: it counts */
-    **ops = replaced;
+    nib_ops *ops = nib_calloc(1, sizeof *ops);
+    context *c = nib_calloc(1, sizeof *c);
+    nib_status status;
+    *out = NULL;
+    if (ops == NULL || c == NULL) {
+        nib_free(c);
+        nib_free(ops);
+        return NIB_FAIL(NIB_ERROR_MEMORY, "no memory for a rehearsal");
+    }
+    *ops = table;
+    ops->name = backend->name;
+    ops->bf16_only = backend->bf16_only;
+    ops->context = c;
+    status = backend->rehearse(backend, &c->dry);
+    if (status != NIB_OK) {
+        close_rehearsal(ops);
+        return status;
+    }
+    ops->scratch = c->dry->scratch; /* without a block: it counts */
+    *out = ops;
     return NIB_OK;
 }
 
-nib_work *nib_cpu_rehearsal_work(nib_ops *ops) { return work_of(ops); }
+nib_work *nib_rehearsal_work(nib_ops *ops) { return work_of(ops); }

@@ -1,12 +1,12 @@
-/* A CPU backend that touches no tensor. The model's own code runs against it, so that the memory which a step will take
- * and the work that it will be are counted by the code that takes and does it, not by a second description of it.
+/* A backend that touches no tensor. The model's own code runs against it, so that the memory which a step will take and
+ * the work that it will be are counted by the code that takes and does it, not by a second description of it.
  *
  * Arenas are address space: index arrays of a micro-batch are really uploaded, nothing else is read or written. Scratch
- * counts (ops->scratch->peak). Generation is rehearsed up to its first token: attention over a cache is not there. What
- * oneDNN wants for itself is not counted.
+ * counts (ops->scratch->peak) what the backend's own ops take. Generation is rehearsed up to its first token: attention
+ * over a cache is not there. What a library of matrix products wants for itself is not counted.
  */
-#ifndef NIB_CPU_REHEARSAL_H
-#define NIB_CPU_REHEARSAL_H
+#ifndef NIB_REHEARSAL_H
+#define NIB_REHEARSAL_H
 
 #include "model/ops.h"
 
@@ -20,9 +20,9 @@ typedef struct {
     double optimizer_bytes;
 } nib_work;
 
-/* *ops is freed with nib_cpu_backend_free. NIB_ERROR_MEMORY. */
-nib_status nib_cpu_rehearsal_create(nib_ops **ops);
+/* A rehearsal of `backend`, by its ops->rehearse. *ops is freed by ops->close. NIB_ERROR_MEMORY. */
+nib_status nib_rehearsal_create(nib_ops *backend, nib_ops **ops);
 /* The counters of a rehearsal, which the caller may set to zero. */
-nib_work *nib_cpu_rehearsal_work(nib_ops *ops);
+nib_work *nib_rehearsal_work(nib_ops *ops);
 
 #endif
