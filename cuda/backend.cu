@@ -1,9 +1,18 @@
+#include "cuda/adamw.h"
+#include "cuda/attention.h"
 #include "cuda/backend.h"
 #include "cuda/convert.h"
+#include "cuda/embedding.h"
+#include "cuda/global_norm.h"
+#include "cuda/glu.h"
+#include "cuda/launch.cuh"
 #include "cuda/linear.h"
+#include "cuda/linear_cross_entropy.h"
 #include "cuda/matmul.h"
 #include "cuda/nf4_dequantize.h"
 #include "cuda/nf4_quantize.h"
+#include "cuda/rmsnorm.h"
+#include "cuda/rotary.h"
 #include "cuda/staging.h"
 #include "cuda/status.cuh"
 
@@ -142,11 +151,23 @@ static void close_backend(nib_ops *ops)
     delete ops;
 }
 
+static nib_status cuda_memory_left(nib_ops *ops, size_t *bytes)
+{
+    size_t total;
+    (void)ops;
+    NIB_CHECK_CUDA(cudaMemGetInfo(bytes, &total));
+    return NIB_OK;
+}
+
+static nib_status cuda_rehearse(nib_ops *ops, nib_ops **dry);
+
 static void fill_table(nib_ops *ops)
 {
     ops->name = BACKEND_NAME;
     ops->bf16_only = true;
     ops->close = close_backend;
+    ops->rehearse = cuda_rehearse;
+    ops->memory_left = cuda_memory_left;
     ops->allocate = cuda_allocate;
     ops->release = cuda_release;
     ops->upload = cuda_upload;
@@ -156,11 +177,58 @@ static void fill_table(nib_ops *ops)
     ops->synchronize = cuda_synchronize;
     ops->convert = nib_cuda_convert;
     ops->accumulate = nib_cuda_accumulate;
+    ops->embedding_forward = nib_cuda_embedding_forward;
+    ops->embedding_backward = nib_cuda_embedding_backward;
+    ops->rmsnorm_forward = nib_cuda_rmsnorm_forward;
+    ops->rmsnorm_backward = nib_cuda_rmsnorm_backward;
+    ops->rotary_table = nib_cuda_rotary_table;
+    ops->rotary = nib_cuda_rotary;
+    ops->attention_forward = nib_cuda_attention_forward;
+    ops->attention_backward = nib_cuda_attention_backward;
+    ops->attention_cached = nib_cuda_attention_cached;
     ops->linear_forward = nib_cuda_linear_forward;
     ops->linear_backward = nib_cuda_linear_backward;
+    ops->glu_forward = nib_cuda_glu_forward;
+    ops->glu_backward = nib_cuda_glu_backward;
+    ops->linear_cross_entropy = nib_cuda_linear_cross_entropy;
+    ops->logits = nib_cuda_logits;
     ops->nf4_quantize = nib_cuda_nf4_quantize;
     ops->nf4_quantize_absmax = nib_cuda_nf4_quantize_absmax;
     ops->nf4_dequantize = nib_cuda_nf4_dequantize;
+    ops->global_norm = nib_cuda_global_norm;
+    ops->adamw = nib_cuda_adamw;
+}
+
+static nib_status dry_zero(nib_ops *ops, void *block, size_t bytes)
+{
+    (void)ops;
+    (void)block;
+    (void)bytes;
+    return NIB_OK;
+}
+
+static void close_dry(nib_ops *ops)
+{
+    delete context_of(ops);
+    delete ops;
+}
+
+/* The launchers themselves, in a stream that nothing is launched in. */
+static nib_status cuda_rehearse(nib_ops *ops, nib_ops **out)
+{
+    nib_ops *dry = new nib_ops();
+    cuda_context *context = new cuda_context();
+    fill_table(dry);
+    dry->rehearsal = true;
+    dry->close = close_dry;
+    dry->zero = dry_zero;
+    dry->context = context;
+    dry->scratch = &context->scratch;
+    context->scratch.name = "scratch";
+    context->device = context_of(ops)->device;
+    context->stream = nib_cuda_dry_stream();
+    *out = dry;
+    return NIB_OK;
 }
 
 /* The number of devices, or why there are none. */
@@ -213,7 +281,7 @@ static nib_status open_stream(int index, cuda_context *context)
 {
     NIB_CHECK_CUDA(cudaSetDevice(index));
     cudaError_t error = cudaStreamCreateWithFlags(&context->stream, cudaStreamNonBlocking);
-    if (error == cudaErrorDevicesUnavailable || error == cudaErrorDeviceAlreadyInUse)
+    if (error == cudaErrorDevicesUnavailable)
         return NIB_FAIL(NIB_ERROR_DEVICE, "GPU %d is in use by another process that has it for itself", index);
     if (error == cudaErrorMemoryAllocation)
         return NIB_FAIL(NIB_ERROR_MEMORY, "GPU %d has no memory left for a context", index);

@@ -8,7 +8,7 @@ nib_status nib_cuda_staging_create(cudaStream_t stream, nib_cuda_staging *stagin
     *staging = {};
     staging->stream = stream;
     for (nib_cuda_staging_buffer &b : staging->buffer) {
-        NIB_CHECK_CUDA(cudaHostAlloc((void **)&b.memory, NIB_CUDA_STAGING_BYTES, cudaHostAllocDefault));
+        NIB_CHECK_CUDA(cudaMallocHost((void **)&b.memory, NIB_CUDA_STAGING_BYTES));
         NIB_CHECK_CUDA(cudaEventCreateWithFlags(&b.copied, cudaEventDisableTiming));
     }
     return NIB_OK;
