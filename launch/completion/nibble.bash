@@ -111,3 +111,22 @@ _nibble() {
 }
 
 complete -F _nibble nibble
+
+_nibble_launch() {
+    local current=${COMP_WORDS[COMP_CWORD]} i
+    COMPREPLY=()
+    for ((i = 1; i < COMP_CWORD; i += 2)); do # options have a value each; then comes a command
+        [[ ${COMP_WORDS[i]} == -* ]] || break
+    done
+    if ((i < COMP_CWORD)); then
+        mapfile -t COMPREPLY < <(compgen -f -- "$current")
+    elif ((i > COMP_CWORD)); then
+        [[ ${COMP_WORDS[COMP_CWORD - 1]} != --logs ]] || mapfile -t COMPREPLY < <(compgen -d -- "$current")
+    elif [[ $current == -* ]]; then
+        _nibble_words "--nproc --nnodes --node-rank --master --logs --restarts --grace --help" "$current"
+    else
+        mapfile -t COMPREPLY < <(compgen -c -- "$current")
+    fi
+}
+
+complete -F _nibble_launch nibble-launch
