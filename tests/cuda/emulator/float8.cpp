@@ -18,7 +18,7 @@ unsigned char e4m3_from_float(float a, bool saturate)
     float magnitude = fabsf(a);
     if (std::isnan(a)) return 0x7f;
     if (magnitude > 464.0f) return static_cast<unsigned char>(sign | (saturate ? 0x7e : 0x7f)); /* 464 ties to 448 */
-    int exponent = 0;
+    int exponent = -9;                                    /* of zero: any that is small */
     if (magnitude > 0) frexpf(magnitude, &exponent);      /* magnitude in [2^(exponent-1), 2^exponent) */
     int step = exponent - 1 < -6 ? -9 : exponent - 4;     /* of the last mantissa bit */
     float rounded = nearbyintf(ldexpf(magnitude, -step)); /* 0 to 16 steps: 16 carries into the exponent by itself */
