@@ -3,6 +3,8 @@
 #include "base/log.h"
 #include "base/memory.h"
 #include "collectives_check.h"
+#include "mpi/plugin.h"
+#include "plugin_file.h"
 
 #include <string.h>
 
@@ -70,10 +72,23 @@ nib_status nib_collectives_alone(nib_collectives **collectives)
     return NIB_OK;
 }
 
+static nib_status open_mpi(const nib_ranks *ranks, nib_collectives **collectives)
+{
+    static const char file[] = "libnibble_mpi.so";
+    const void *found;
+    NIB_TRY(nib_plugin_load(file, NIB_MPI_SYMBOL,
+                            "build where Open MPI's headers are installed, or give mpirun -x MASTER_ADDR=HOST -x "
+                            "MASTER_PORT=PORT, and ranks talk by TCP",
+                            &found));
+    const nib_mpi_plugin *plugin = found;
+    NIB_TRY(nib_plugin_same_build(file, plugin->build));
+    return plugin->open(ranks, collectives);
+}
+
 nib_status nib_collectives_open(const nib_ranks *ranks, nib_collectives **collectives)
 {
     if (ranks->size == 1) return nib_collectives_alone(collectives);
-    NIB_TRY(nib_collectives_tcp(ranks, collectives));
+    NIB_TRY(ranks->mpi ? open_mpi(ranks, collectives) : nib_collectives_tcp(ranks, collectives));
     (*collectives)->local_rank = ranks->local_rank;
     (*collectives)->local_size = ranks->local_size;
     nib_status status = nib_collectives_check(*collectives);

@@ -2,15 +2,12 @@
 #include "base/log.h"
 #include "cpu/backend.h"
 #include "model/plugin.h"
-#include "version.h"
+#include "plugin_file.h"
 
-#include <dlfcn.h>
 #include <stdio.h>
 #include <string.h>
-#include <unistd.h>
 
 #define SCRATCH_BYTES ((size_t)256 << 20) /* touched only as far as ops need it */
-#define PATH_BYTES    4096
 
 nib_status nib_parse_device(const char *text, nib_device *device)
 {
@@ -23,46 +20,19 @@ nib_status nib_parse_device(const char *text, nib_device *device)
     return NIB_FAIL(NIB_ERROR_USAGE, "--device %s: expected auto, cpu, cuda or emulated", text);
 }
 
-/* The file of a plugin; false if there is none. */
-static bool find_plugin(const char *file, char path[PATH_BYTES])
+static nib_status load(const char *file, const char *remedy, const nib_plugin **plugin)
 {
-    static const char *const places[] = {"", "../lib/nibble/"};
-    char program[PATH_BYTES];
-    ssize_t length = readlink("/proc/self/exe", program, sizeof program - 1);
-    if (length <= 0) return false;
-    program[length] = 0;
-    char *name = strrchr(program, '/');
-    if (name == NULL) return false;
-    for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
-        int n = snprintf(path, PATH_BYTES, "%.*s%s%s", (int)(name + 1 - program), program, places[i], file);
-        if (n < PATH_BYTES && access(path, R_OK) == 0) return true;
-    }
-    return false;
-}
-
-/* Loads a plugin, for good: its library's own threads and handlers outlive the backend. */
-static nib_status load(const char *file, const char *preset, const nib_plugin **plugin)
-{
-    char path[PATH_BYTES];
-    if (!find_plugin(file, path))
-        return NIB_FAIL(NIB_ERROR_DEVICE,
-                        "%s is not beside the program: this build has no such backend; build the "
-                        "preset %s",
-                        file, preset);
-    void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
-    if (library == NULL) return NIB_FAIL(NIB_ERROR_DEVICE, "%s cannot be loaded: %s", path, dlerror());
-    *plugin = dlsym(library, NIB_PLUGIN_SYMBOL);
-    if (*plugin == NULL) return NIB_FAIL(NIB_ERROR_DEVICE, "%s is no backend of Nibble: %s", path, dlerror());
-    if (strcmp((*plugin)->build, nib_build()) != 0)
-        return NIB_FAIL(NIB_ERROR_DEVICE, "%s was built as %s, the program as %s; install both from one build", path,
-                        (*plugin)->build, nib_build());
-    return NIB_OK;
+    const void *found;
+    NIB_TRY(nib_plugin_load(file, NIB_PLUGIN_SYMBOL, remedy, &found));
+    *plugin = found;
+    return nib_plugin_same_build(file, (*plugin)->build);
 }
 
 static nib_status load_device(nib_device device, const nib_plugin **plugin)
 {
-    return device == NIB_DEVICE_CUDA ? load("libnibble_cuda.so", "release where a CUDA toolkit is installed", plugin)
-                                     : load("libnibble_cuda_emulated.so", "emulated", plugin);
+    return device == NIB_DEVICE_CUDA
+               ? load("libnibble_cuda.so", "build the preset release where a CUDA toolkit is installed", plugin)
+               : load("libnibble_cuda_emulated.so", "build the preset emulated", plugin);
 }
 
 static nib_status open_plugin(nib_device device, nib_ops **ops)

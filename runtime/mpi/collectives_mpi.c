@@ -1,0 +1,153 @@
+/* Collectives over MPI, for clusters of CPUs that have one. Only bytes are moved: MPI's own sums are in no fixed order.
+ *
+ * An MPI job ends as a whole: a rank that dies takes the others with it, by mpirun, and one that fails aborts the job
+ * with its exit code. So there is no control channel of our own here.
+ */
+#include "base/memory.h"
+#include "mpi/plugin.h"
+
+#include <limits.h>
+#include <mpi.h>
+#include <stdio.h>
+#include <string.h>
+
+#define MOST_BYTES ((size_t)1 << 30) /* in one call: MPI counts with int */
+#define TAG        1
+
+typedef struct {
+    nib_collectives table;
+    MPI_Request *request; /* [2 * size] */
+} context;
+
+static nib_status checked(const nib_collectives *c, const char *what, int error)
+{
+    char text[MPI_MAX_ERROR_STRING] = "";
+    int length;
+    if (error == MPI_SUCCESS) return NIB_OK;
+    MPI_Error_string(error, text, &length);
+    return NIB_FAIL(NIB_ERROR_DEVICE, "rank %d, %s over MPI: %s", c->rank, what, text);
+}
+
+static int piece(size_t left) { return (int)(left < MOST_BYTES ? left : MOST_BYTES); }
+
+static nib_status mpi_broadcast(nib_collectives *c, void *data, size_t bytes, int root)
+{
+    for (size_t at = 0; at < bytes; at += MOST_BYTES)
+        NIB_TRY(
+            checked(c, "broadcast", MPI_Bcast((char *)data + at, piece(bytes - at), MPI_BYTE, root, MPI_COMM_WORLD)));
+    return NIB_OK;
+}
+
+static nib_status mpi_barrier(nib_collectives *c) { return checked(c, "barrier", MPI_Barrier(MPI_COMM_WORLD)); }
+
+/* send[p] to rank p and receive[p] from it, for all p but this rank, at once. */
+static nib_status exchange(nib_collectives *c, const char *what, const nib_part *send, const nib_part *receive)
+{
+    MPI_Request *request = ((context *)c->context)->request;
+    int count = 0, error = MPI_SUCCESS;
+    for (int p = 0; p < c->size; p++)
+        if (send[p].bytes > MOST_BYTES || receive[p].bytes > MOST_BYTES)
+            return NIB_FAIL(NIB_ERROR_INTERNAL, "%s of more than %zu bytes to one rank", what, MOST_BYTES);
+    for (int p = 0; p < c->size && error == MPI_SUCCESS; p++)
+        if (p != c->rank && receive[p].bytes > 0)
+            error =
+                MPI_Irecv(receive[p].data, (int)receive[p].bytes, MPI_BYTE, p, TAG, MPI_COMM_WORLD, &request[count++]);
+    for (int p = 0; p < c->size && error == MPI_SUCCESS; p++)
+        if (p != c->rank && send[p].bytes > 0)
+            error = MPI_Isend(send[p].data, (int)send[p].bytes, MPI_BYTE, p, TAG, MPI_COMM_WORLD, &request[count++]);
+    if (error == MPI_SUCCESS) error = MPI_Waitall(count, request, MPI_STATUSES_IGNORE);
+    return checked(c, what, error);
+}
+
+static nib_status mpi_all_to_all(nib_collectives *c, const nib_part *send, const nib_part *receive)
+{
+    if (send[c->rank].bytes > 0) memmove(receive[c->rank].data, send[c->rank].data, send[c->rank].bytes);
+    return exchange(c, "all_to_all", send, receive);
+}
+
+static nib_status mpi_all_gather(nib_collectives *c, const nib_part *part)
+{
+    nib_part *own = nib_calloc((size_t)c->size, sizeof *own);
+    if (own == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "no memory for %d ranks", c->size);
+    for (int p = 0; p < c->size; p++) own[p] = part[c->rank];
+    nib_status status = exchange(c, "all_gather", own, part);
+    nib_free(own);
+    return status;
+}
+
+static nib_status mpi_send(nib_collectives *c, int to, const void *data, size_t bytes)
+{
+    for (size_t at = 0; at < bytes; at += MOST_BYTES)
+        NIB_TRY(checked(c, "send",
+                        MPI_Send((const char *)data + at, piece(bytes - at), MPI_BYTE, to, TAG, MPI_COMM_WORLD)));
+    return NIB_OK;
+}
+
+static nib_status mpi_receive(nib_collectives *c, int from, void *data, size_t bytes)
+{
+    for (size_t at = 0; at < bytes; at += MOST_BYTES)
+        NIB_TRY(checked(
+            c, "receive",
+            MPI_Recv((char *)data + at, piece(bytes - at), MPI_BYTE, from, TAG, MPI_COMM_WORLD, MPI_STATUS_IGNORE)));
+    return NIB_OK;
+}
+
+static void mpi_note(nib_collectives *c, const char *text) { (void)c, (void)text; }
+
+static nib_status mpi_close(nib_collectives *c, nib_status status)
+{
+    context *own = c->context;
+    nib_status left = NIB_OK;
+    if (status != NIB_OK && status != NIB_STOPPED) {
+        fprintf(stderr, "nibble: rank %d: %s\n", c->rank, nib_error_message()); /* the abort does not return */
+        MPI_Abort(MPI_COMM_WORLD, nib_exit_code(status));
+    } else {
+        left = mpi_barrier(c);
+        MPI_Finalize();
+    }
+    nib_free(own->request);
+    nib_free(own);
+    return left;
+}
+
+static nib_status mpi_open(const nib_ranks *ranks, nib_collectives **collectives)
+{
+    int threads, rank, size;
+    *collectives = NULL;
+    if (MPI_Init_thread(NULL, NULL, MPI_THREAD_FUNNELED, &threads) != MPI_SUCCESS || threads < MPI_THREAD_FUNNELED)
+        return NIB_FAIL(NIB_ERROR_DEVICE, "MPI cannot be initialised beside threads that compute");
+    MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
+    MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+    MPI_Comm_size(MPI_COMM_WORLD, &size);
+    nib_status status = NIB_OK;
+    context *own = nib_calloc(1, sizeof *own);
+    MPI_Request *request = nib_calloc(2 * (size_t)size, sizeof *request);
+    if (own == NULL || request == NULL)
+        status = NIB_FAIL(NIB_ERROR_MEMORY, "no memory for %d ranks", size);
+    else if (rank != ranks->rank || size != ranks->size)
+        status = NIB_FAIL(NIB_ERROR_DEVICE, "MPI says rank %d of %d, the environment rank %d of %d", rank, size,
+                          ranks->rank, ranks->size);
+    if (status != NIB_OK) {
+        nib_free(own);
+        nib_free(request);
+        MPI_Finalize();
+        return status;
+    }
+    *own = (context){.request = request,
+                     .table = {.name = "mpi",
+                               .rank = rank,
+                               .size = size,
+                               .context = own,
+                               .broadcast = mpi_broadcast,
+                               .barrier = mpi_barrier,
+                               .all_gather = mpi_all_gather,
+                               .all_to_all = mpi_all_to_all,
+                               .send = mpi_send,
+                               .receive = mpi_receive,
+                               .note = mpi_note,
+                               .close = mpi_close}};
+    *collectives = &own->table;
+    return NIB_OK;
+}
+
+const nib_mpi_plugin nib_mpi = {.build = NIBBLE_BUILD, .open = mpi_open};
