@@ -41,6 +41,7 @@ typedef struct {
     nib_cuda_device device;
     nib_cuda_staging staging;
     nib_cuda_matmul_cache *matmul;
+    char description[256];
 } cuda_context;
 
 static cuda_context *context_of(nib_ops *ops) { return (cuda_context *)ops->context; }
@@ -184,8 +185,8 @@ static void fill_table(nib_ops *ops)
     ops->rotary_table = nib_cuda_rotary_table;
     ops->rotary = nib_cuda_rotary;
     ops->attention_forward = nib_cuda_attention_forward;
-    ops->attention_backward = nib_cuda_attention_backward;
-    ops->attention_cached = nib_cuda_attention_cached;
+    ops->attention_backward = nib_cuda_attention_backward_plain;
+    ops->attention_cached = nib_cuda_attention_cached_plain;
     ops->linear_forward = nib_cuda_linear_forward;
     ops->linear_backward = nib_cuda_linear_backward;
     ops->glu_forward = nib_cuda_glu_forward;
@@ -299,11 +300,13 @@ nib_status nib_cuda_backend_create(int index, nib_ops **out)
     cuda_context *context = new cuda_context();
     fill_table(ops);
     ops->context = context;
+    ops->device = context->description;
     ops->scratch = &context->scratch;
     context->scratch.name = "scratch";
     context->scratch.grow = grow_scratch;
     context->device = {10 * properties.major + properties.minor, properties.multiProcessorCount,
                        properties.sharedMemPerBlockOptin};
+    NIB_TRY_GOTO(nib_cuda_backend_describe(index, context->description, sizeof context->description), done);
     NIB_TRY_GOTO(open_stream(index, context), done);
     NIB_TRY_GOTO(nib_cuda_staging_create(context->stream, &context->staging), done);
     NIB_TRY_GOTO(nib_cuda_matmul_cache_create(context->stream, &context->matmul), done);

@@ -1,6 +1,6 @@
 /* Rotary position embedding (Su et al., "RoFormer", 2021), half-split: dims i and i + pairs of a head are one pair.
  * Contracts: model/ops.h. x is bf16 with rows of any stride; any number of heads, head_dim >= 2 * pairs.
- * The table is in fp32 as the CPU backend's; cosines and sines are CUDA's own, within 2 ulp. */
+ * The table is in fp32 as the CPU backend's; its cosines and sines are within 2e-7. */
 #ifndef NIB_CUDA_ROTARY_H
 #define NIB_CUDA_ROTARY_H
 

@@ -2,7 +2,6 @@
 #include "base/file.h"
 #include "base/log.h"
 #include "base/sha256.h"
-#include "cpu/backend.h"
 #include "export/tokenizer_json.h"
 #include "export_files.h"
 #include "plan.h"
@@ -327,7 +326,7 @@ nib_status nib_train_open(nib_config *config, bool resume, nib_collectives *coll
     if (status == NIB_OK && nib_train_leads(t)) status = open_output(t, &text);
     nib_buffer_free(&text);
     NIB_TRY(status);
-    nib_log("cpu: %s", nib_cpu_features());
+    nib_log("%s: %s", t->ops->name, t->ops->device);
     nib_config_log(config);
     return NIB_OK;
 }

@@ -192,6 +192,7 @@ nib_status nib_cpu_backend_create(size_t scratch_bytes, nib_ops **out)
         return NIB_FAIL(NIB_ERROR_MEMORY, "no memory for the CPU backend");
     }
     *ops = table;
+    ops->device = nib_cpu_features();
     ops->context = context;
     ops->scratch = &context->scratch;
     context->scratch = (nib_arena){.name = "scratch", .capacity = scratch_bytes};

@@ -126,10 +126,11 @@ typedef enum { NIB_ACTIVATION_SILU, NIB_ACTIVATION_GELU_TANH, NIB_ACTIVATION_GEL
 
 typedef struct nib_ops nib_ops;
 struct nib_ops {
-    const char *name; /* "cpu", "cuda" */
-    void *context;    /* the backend's own */
-    bool rehearsal;   /* touches no tensor, only counts (model/rehearsal.h): there is nothing to load */
-    bool bf16_only;   /* activations have to be bf16 */
+    const char *name;   /* "cpu", "cuda", "emulated" */
+    const char *device; /* one line: what it computes on */
+    void *context;      /* the backend's own */
+    bool rehearsal;     /* touches no tensor, only counts (model/rehearsal.h): there is nothing to load */
+    bool bf16_only;     /* activations have to be bf16 */
     nib_arena *scratch;
 
     void (*close)(nib_ops *ops); /* gives back the backend itself; NULL is allowed */

@@ -265,6 +265,7 @@ nib_status nib_rehearsal_create(nib_ops *backend, nib_ops **out)
     }
     *ops = table;
     ops->name = backend->name;
+    ops->device = backend->device;
     ops->bf16_only = backend->bf16_only;
     ops->context = c;
     status = backend->rehearse(backend, &c->dry);

@@ -88,7 +88,6 @@ static void gradients_stay_near_fp32(void **state)
             float *rounded = gradients_of(cpu, names[m], full, NIB_DTYPE_BF16, NIB_RECOMPUTE_NONE, &p, &n);
             float *narrow = gradients_of(ops, names[m], full, NIB_DTYPE_BF16, NIB_RECOMPUTE_NONE, &p, &n);
             double off = difference(narrow, wide, n), limit = 1.5 * difference(rounded, wide, n);
-                          limit / 1.5);
             if (!(off <= limit) || off == 0)
                 fail_msg("%s%s: gradients are off by %g of fp32's norm, expected at most %g", names[m],
                          full ? ", all weights" : "", off, limit);
