@@ -1,0 +1,148 @@
+/* The backend itself: why there is no device, copies, scratch that grows in the middle of an op, and the optimizer and
+ * the linear layer against the CPU backend on the same inputs. */
+#include "cuda_check.h"
+
+#include "cuda/backend.h"
+
+extern "C" {
+#include "base/random.h"
+#include "cpu/backend.h"
+}
+
+#include <cmath>
+
+static void check_refused(const char *reason)
+{
+    nib_ops *ops;
+    assert_int_equal(nib_cuda_backend_create(0, &ops), NIB_ERROR_DEVICE);
+    assert_null(ops);
+    if (strstr(nib_error_message(), reason) == nullptr)
+        fail_msg("expected: %s, found: %s", reason, nib_error_message());
+}
+
+static void a_missing_device_is_explained(void **)
+{
+    nib_emulator::set_device_count(0);
+    check_refused("finds no GPU");
+    nib_emulator::reset();
+    nib_emulator::set_device(7, 5, 40, size_t{16} << 30);
+    check_refused("sm_75; Nibble needs sm_80");
+    nib_emulator::reset();
+    nib_ops *ops;
+    assert_int_equal(nib_cuda_backend_create(3, &ops), NIB_ERROR_DEVICE);
+    assert_non_null(strstr(nib_error_message(), "rank 3 of this machine"));
+}
+
+static nib_ops *open_backend()
+{
+    nib_ops *ops;
+    check_ok(nib_cuda_backend_create(0, &ops));
+    return ops;
+}
+
+static void copies_of_any_size_arrive(void **)
+{
+    nib_ops *ops = open_backend();
+    for (size_t bytes : {size_t{1}, size_t{1} << 20, (size_t{9} << 20) + 5}) { /* one buffer of the ring, and all */
+        std::vector<uint8_t> sent(bytes), received(bytes), fetched(bytes);
+        void *block;
+        for (size_t i = 0; i < bytes; i++) sent[i] = (uint8_t)(i * 7 + i / 251);
+        std::vector<uint8_t> want = sent;
+        check_ok(ops->allocate(ops, "test", bytes, &block));
+        check_ok(ops->upload(ops, block, sent.data(), bytes));
+        std::fill(sent.begin(), sent.end(), 0); /* the host's memory is free at once */
+        check_ok(ops->fetch(ops, fetched.data(), block, bytes));
+        check_ok(ops->download(ops, received.data(), block, bytes));
+        check_ok(ops->synchronize(ops));
+        assert_true(received == want && fetched == want);
+        ops->release(ops, block, bytes);
+    }
+    ops->close(ops);
+}
+
+static void too_large_a_tensor_is_named(void **)
+{
+    nib_ops *ops = open_backend();
+    void *block;
+    assert_int_equal(ops->allocate(ops, "base weights", size_t{1} << 40, &block), NIB_ERROR_MEMORY);
+    assert_non_null(strstr(nib_error_message(), "no memory on the device for base weights: 1024.00 GiB asked for"));
+    ops->close(ops);
+}
+
+/* Pieces that do not fit keep those before them; the next op finds one block of the peak. */
+static void scratch_grows(void **)
+{
+    nib_ops *ops = open_backend();
+    nib_arena *scratch = ops->scratch;
+    void *first, *second, *third;
+    for (int round = 0; round < 3; round++) {
+        check_ok(nib_arena_take(scratch, 1000, 1, &first));
+        check_ok(ops->zero(ops, first, 1000));
+        for (int again = 0; again < 40; again++) { /* more often than spills are kept */
+            size_t mark = scratch->used;
+            check_ok(nib_arena_take(scratch, 1 << 20, 1, &second));
+            check_ok(nib_arena_take(scratch, 1 << 20, 1, &third));
+            assert_true(second != third && second != first);
+            check_ok(ops->zero(ops, second, 1 << 20));
+            check_ok(ops->zero(ops, third, 1 << 20));
+            nib_arena_reset(scratch, mark);
+        }
+        nib_arena_reset(scratch, 0);
+        if (round > 0) assert_true(scratch->capacity == scratch->peak);
+    }
+    check_ok(ops->synchronize(ops));
+    ops->close(ops);
+    assert_int_equal(nib_emulator::device_memory_used(), 0);
+}
+
+static std::vector<float> random_values(size_t n, uint64_t key)
+{
+    std::vector<float> values(n);
+    for (size_t i = 0; i < n; i++) {
+        uint32_t word[4];
+        nib_philox(key, 0, i, word);
+        values[i] = 2.0f * ((float)word[0] / 4294967296.0f) - 1.0f;
+    }
+    return values;
+}
+
+/* AdamW rounds every operation as the CPU does: the same bits. The norm is a double's sum in another order. */
+static void the_optimizer_is_the_cpu_backends(void **)
+{
+    const int64_t n = 20001;
+    nib_ops *ops = open_backend(), *cpu;
+    check_ok(nib_cpu_backend_create(1 << 20, &cpu));
+    std::vector<float> p = random_values(n, 1), g = random_values(n, 2), m = random_values(n, 3), v(n, 0.25f);
+    device_buffer<float> dp(p), dg(g), dm(m), dv(v);
+    device_buffer<nib_clip> dclip(1);
+    nib_clip clip;
+    float *host_array[] = {g.data(), m.data()}, *array[] = {dg.data(), dm.data()};
+    const int64_t length[] = {n, n - 3};
+    nib_adamw options = {1e-3, 0.9, 0.999, 1e-8, 0.01, 3};
+    check_ok(cpu->global_norm(cpu, 2, host_array, length, 1.0, &clip));
+    check_ok(ops->global_norm(ops, 2, array, length, 1.0, dclip.data()));
+    nib_clip found = dclip.download()[0];
+    assert_true(fabs(found.norm - clip.norm) <= 1e-12 * clip.norm && found.scale == clip.scale);
+    check_ok(cpu->adamw(cpu, options, &clip, n, p.data(), g.data(), m.data(), v.data()));
+    check_ok(ops->adamw(ops, options, dclip.data(), n, dp.data(), dg.data(), dm.data(), dv.data()));
+    assert_true(dp.download() == p && dm.download() == m && dv.download() == v);
+    g[77] = NAN;
+    dg.upload(g);
+    check_ok(ops->global_norm(ops, 1, array, length, 1.0, dclip.data()));
+    check_ok(ops->adamw(ops, options, dclip.data(), n, dp.data(), dg.data(), dm.data(), dv.data()));
+    assert_true(std::isnan(dclip.download()[0].norm) && dp.download() == p); /* such a step changes nothing */
+    ops->close(ops);
+    nib_cpu_backend_free(cpu);
+}
+
+int main()
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup(a_missing_device_is_explained, reset_emulator),
+        cmocka_unit_test_setup(copies_of_any_size_arrive, reset_emulator),
+        cmocka_unit_test_setup(too_large_a_tensor_is_named, reset_emulator),
+        cmocka_unit_test_setup(scratch_grows, reset_emulator),
+        cmocka_unit_test_setup(the_optimizer_is_the_cpu_backends, reset_emulator),
+    };
+    return cmocka_run_group_tests(tests, nullptr, nullptr);
+}
