@@ -125,7 +125,7 @@ __device__ __forceinline__ void load_logits(const float *z, int64_t v, int64_t V
         for (int i = 0; i < WIDE; i++) x[i] = v + i < V ? z[v + i] : -INFINITY;
     }
 #pragma unroll
-    for (int i = 0; i < WIDE; i++) x[i] = capped(x[i], softcap);
+    for (int i = 0; i < WIDE; i++) x[i] = v + i < V ? capped(x[i], softcap) : -INFINITY; /* a cap would lift it */
 }
 
 __device__ __forceinline__ float block_log_sum_exp(running_sum own, running_sum *shared)

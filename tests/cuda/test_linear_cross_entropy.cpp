@@ -1,0 +1,104 @@
+/* Head and cross-entropy against the CPU backend in fp32 on the same bf16 values: rows with several labels, rows
+ * without any, soft-cap, more rows than a chunk, strided matrices, and vocabularies that are no whole vectors.
+ *
+ * Tolerances: a loss is fp32 on both sides, sums of up to 64 products in another order: 2e-5. The gradient of a logit
+ * is rounded to bf16 before the product, by up to 2^-9 of itself, and dx once more; the magnitudes that such a product
+ * adds up come to a few times its largest result, so 2^-7 of that. A missing label or weight is off by the element. */
+#include "cuda_check.h"
+
+extern "C" {
+#include "base/random.h"
+}
+
+#include "strided_matrix.h"
+
+#include "cuda/backend.h"
+
+extern "C" {
+#include "cpu/backend.h"
+}
+
+struct loss_case {
+    int64_t T, C, V, gap;
+    float softcap;
+};
+
+static double largest(const std::vector<float> &values)
+{
+    double most = 0;
+    for (float v : values) most = fmax(most, fabs((double)v));
+    return most;
+}
+
+static void check_near(const std::vector<float> &found, const std::vector<float> &want, double tolerance,
+                       const char *what, loss_case s)
+{
+    assert_int_equal(found.size(), want.size());
+    for (size_t i = 0; i < want.size(); i++)
+        if (!(fabs((double)found[i] - (double)want[i]) <= tolerance))
+            fail_msg("%s[%zu] at T %lld, C %lld, V %lld, soft-cap %g: %g, expected %g", what, i, (long long)s.T,
+                     (long long)s.C, (long long)s.V, (double)s.softcap, (double)found[i], (double)want[i]);
+}
+
+static void check_case(nib_ops *ops, nib_ops *cpu, loss_case s)
+{
+    const std::vector<float> x = random_bf16(1, s.T * s.C), head = random_bf16(2, s.V * s.C);
+    std::vector<int32_t> row, label;
+    std::vector<float> weight;
+    for (int64_t t = 0; t < s.T; t++)
+        for (int64_t k = 0; k < (t * 7 + 1) % 4; k++) { /* 0 to 3 labels, two of them sometimes the same */
+            row.push_back((int32_t)t);
+            label.push_back((int32_t)((t * 5 + k / 2 * 3) % s.V));
+            weight.push_back(0.5f + 0.25f * (float)k);
+        }
+    const int64_t N = (int64_t)row.size();
+    std::vector<float> nll((size_t)N), dx(x.size()), dhead(head.size(), 0.125f);
+    device_buffer<float> device_dhead(dhead), device_nll((size_t)N), device_weight(weight);
+    auto wide = [](const std::vector<float> &m, int64_t rows, int64_t columns) {
+        return nib_matrix{(void *)m.data(), rows, columns, columns, NIB_DTYPE_F32};
+    };
+    const float scale = 1.0f / (float)N;
+    check_ok(cpu->linear_cross_entropy(cpu, wide(x, s.T, s.C), wide(head, s.V, s.C), s.softcap,
+                                       {N, row.data(), label.data(), weight.data()}, scale, nll.data(),
+                                       wide(dx, s.T, s.C), dhead.data()));
+    device_buffer<int32_t> device_row(row), device_label(label);
+    strided_matrix device_x(x, s.T, s.C, s.gap), device_head(head, s.V, s.C, 0), device_dx(s.T, s.C, s.gap);
+    check_ok(ops->linear_cross_entropy(ops, device_x.matrix(), device_head.matrix(), s.softcap,
+                                       {N, device_row.data(), device_label.data(), device_weight.data()}, scale,
+                                       device_nll.data(), device_dx.matrix(), device_dhead.data()));
+    check_near(device_nll.download(), nll, 2e-5, "nll", s);
+    check_near(device_dx.download(), dx, largest(dx) / 128, "dx", s);
+    check_near(device_dhead.download(), dhead, largest(dhead) / 128, "dhead", s);
+    assert_int_equal(ops->scratch->used, 0);
+}
+
+static void losses_and_gradients_are_the_cpu_backends(void **)
+{
+    nib_ops *ops, *cpu;
+    check_ok(nib_cuda_backend_create(0, &ops));
+    check_ok(nib_cpu_backend_create(size_t{64} << 20, &cpu));
+    for (loss_case s :
+         {loss_case{2, 8, 17, 0, 0}, {3, 64, 300, 8, 0}, {65, 24, 97, 3, 5}, {129, 16, 5001, 8, 0}, {2900, 8, 9, 0, 0}})
+        check_case(ops, cpu, s);
+    ops->close(ops);
+    nib_cpu_backend_free(cpu);
+}
+
+static void rows_without_targets_get_zeros(void **)
+{
+    nib_ops *ops;
+    check_ok(nib_cuda_backend_create(0, &ops));
+    strided_matrix x(random_bf16(1, 5 * 16), 5, 16, 8), head(random_bf16(2, 20 * 16), 20, 16, 0), dx(5, 16, 8);
+    check_ok(ops->linear_cross_entropy(ops, x.matrix(), head.matrix(), 0, {}, 1, nullptr, dx.matrix(), nullptr));
+    for (float v : dx.download()) assert_true(v == 0.0f);
+    ops->close(ops);
+}
+
+int main()
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup(losses_and_gradients_are_the_cpu_backends, reset_emulator),
+        cmocka_unit_test_setup(rows_without_targets_get_zeros, reset_emulator),
+    };
+    return cmocka_run_group_tests(tests, nullptr, nullptr);
+}
