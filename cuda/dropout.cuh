@@ -5,19 +5,22 @@
 
 #include "cuda/intrinsics.cuh"
 
-/* What elements column .. column + 3 of a token are multiplied with: 0 where dropped, `keep` = 1 / (1 - p) elsewhere.
- * column a multiple of 4. p = 0 drops nothing and computes no mask. */
+/* What one word of random bits makes of an element: 0 if dropped, `keep` = 1 / (1 - p) if not. */
+__device__ inline float dropout_factor(uint32_t word, float p, float keep)
+{
+    return (float)(word >> 8) * (1.0f / 16777216.0f) < p ? 0.0f : keep; /* nib_uniform(word) < p */
+}
+
+/* Of elements column .. column + 3 of a token, column a multiple of 4. p = 0 drops nothing and computes no mask. */
 __device__ inline void dropout_factors(uint64_t key, float p, float keep, int64_t token, int64_t column,
                                        float (&factor)[4])
 {
-    if (p <= 0.0f) {
-        for (int i = 0; i < 4; i++) factor[i] = 1.0f;
-        return;
-    }
-    const uint4 words = philox4x32(key, (uint64_t)token, (uint64_t)column / 4);
-    const uint32_t word[4] = {words.x, words.y, words.z, words.w};
-    for (int i = 0; i < 4; i++) /* nib_uniform(word) < p */
-        factor[i] = (float)(word[i] >> 8) * (1.0f / 16777216.0f) < p ? 0.0f : keep;
+    uint4 word = make_uint4(~0u, ~0u, ~0u, ~0u);
+    if (p > 0.0f) word = philox4x32(key, (uint64_t)token, (uint64_t)column / 4);
+    factor[0] = dropout_factor(word.x, p, keep);
+    factor[1] = dropout_factor(word.y, p, keep);
+    factor[2] = dropout_factor(word.z, p, keep);
+    factor[3] = dropout_factor(word.w, p, keep);
 }
 
 #endif

@@ -1,10 +1,10 @@
-/* The parts of a linear as kernels take them: by value, with what NIB's host structs spread over pointers. */
+/* The parts of a linear as kernels take them: by value, with the places of their outputs and ranks. */
 #ifndef NIB_CUDA_LINEAR_PARTS_CUH
 #define NIB_CUDA_LINEAR_PARTS_CUH
 
 #include "cuda/c_headers.h"
 
-#include <cuda_bf16.h>
+#include "cuda/intrinsics.cuh"
 
 struct linear_part {
     nib_nf4 nf4;
@@ -58,6 +58,18 @@ __device__ inline const linear_part &part_of_row(const linear_parts &parts, int6
     int p = 0;
     while (p + 1 < parts.count && row >= parts.part[p + 1].first_row) p++;
     return parts.part[p];
+}
+
+/* What an output n of a part has beside the base product: bias[n] + scale * sum over r of u[r] b[n][r], where u is the
+ * token's row over all parts' ranks, or NULL. */
+__device__ inline float beside_base(const linear_part &part, int64_t n, const __nv_bfloat16 *u)
+{
+    const float bias = part.bias != nullptr ? part.bias[n] : 0.0f;
+    if (u == nullptr) return bias;
+    float lora = 0.0f;
+    for (int r = 0; r < part.rank; r++)
+        lora = fmaf(to_float(u[part.first_rank + r]), to_float(part.b[n * part.b_stride + r]), lora);
+    return fmaf(part.scale, lora, bias);
 }
 
 #endif

@@ -129,7 +129,9 @@ __global__ void __launch_bounds__(THREADS)
     for (int64_t t = 0; t < T; t++) {
         float factor[4];
         dropout_factors(part.key, p, keep, t, k / 4 * 4, factor);
-        sum = fmaf(du.at(t, part.first_rank + r), to_float(to_bf16(x.at(t, k) * factor[k % 4])), sum);
+        float kept = factor[0];
+        for (int j = 1; j < 4; j++) kept = k % 4 == j ? factor[j] : kept;
+        sum = fmaf(du.at(t, part.first_rank + r), to_float(to_bf16(x.at(t, k) * kept)), sum);
     }
     da[i] += sum;
 }

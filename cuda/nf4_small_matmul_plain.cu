@@ -39,16 +39,6 @@ __device__ void multiply_8(uint32_t codes, float absmax, const float *table, con
     }
 }
 
-/* bias and adapter of one output, which lane m of the warp adds for row m. */
-__device__ float beside_base(const linear_part &part, int64_t n, const __nv_bfloat16 *u)
-{
-    float value = part.bias != nullptr ? part.bias[n] : 0.0f, lora = 0.0f;
-    if (u == nullptr) return value;
-    for (int r = 0; r < part.rank; r++)
-        lora = fmaf(to_float(u[part.first_rank + r]), to_float(part.b[n * part.b_stride + r]), lora);
-    return fmaf(part.scale, lora, value);
-}
-
 __global__ void __launch_bounds__(32 * WARPS)
     nf4_small_matmul_plain_kernel(linear_parts parts, nf4_values values, const __nv_bfloat16 *x, int64_t x_stride,
                                   int M, int64_t N, const __nv_bfloat16 *u, int64_t u_stride, __nv_bfloat16 *y,
