@@ -1,3 +1,4 @@
+/* What the backend calls. There is no tensor-core form yet: each is its plain sibling. */
 #include "cuda/lora.h"
 
 nib_status nib_cuda_lora_down(nib_ops *ops, const nib_linear *linear, nib_matrix x, nib_dropout dropout, nib_matrix u)

@@ -5,8 +5,8 @@
  * the parts one after the other, parts of rank 0 having none. Sums are fp32 in a fixed order. Dropout's masks are those
  * of the CPU backend, computed again wherever they are needed. A linear without any adapter is nothing to do.
  *
- * _plain: the same without tensor cores and asynchronous copies; it also takes ranks, widths and strides that are no
- * multiple of 8, to which the fast form falls back by itself.
+ * _plain: without tensor cores and asynchronous copies, any rank, width and stride. The names without it are what the
+ * backend calls; today they are the plain ones.
  */
 #ifndef NIB_CUDA_LORA_H
 #define NIB_CUDA_LORA_H
