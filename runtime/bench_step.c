@@ -17,7 +17,7 @@ typedef struct {
     const char *model, *device;
     int64_t batch, length, rank;
     nib_dtype compute;
-    bool json;
+    bool json, random;
 } step_bench;
 
 static nib_status read_number(const char *name, const char *text, int64_t *out)
@@ -37,6 +37,10 @@ static nib_status read_options(int argc, char **argv, step_bench *o)
         const char *name = argv[i], *value = i + 1 < argc ? argv[i + 1] : NULL;
         if (strcmp(name, "--json") == 0) {
             o->json = true;
+            continue;
+        }
+        if (strcmp(name, "--random") == 0) {
+            o->random = true;
             continue;
         }
         if (value == NULL) return NIB_FAIL(NIB_ERROR_USAGE, "unknown argument or missing value: '%s'", name);
@@ -150,6 +154,7 @@ nib_status nib_bench_step(int argc, char **argv)
     NIB_TRY(nib_parse_device(o.device, &device));
     NIB_TRY(nib_open_backend(device, o.compute, &ops));
     nib_model_options opening = {.path = o.model,
+                                 .random = o.random,
                                  .quantization = NIB_QUANT_NF4,
                                  .compute = o.compute,
                                  .lora = {.rank = o.rank, .alpha = 2.0 * (double)o.rank, .all_linear = true},

@@ -41,13 +41,15 @@ const nib_command nib_command_bench = {
     .name = "bench",
     .summary = "times training steps, generation and single ops on this machine",
     .usage =
-        "usage: nibble bench step --model M [--batch 4] [--length 512] [--rank 16] [--compute bf16|fp32] [--json]\n"
+        "usage: nibble bench step --model M [--random] [--batch 4] [--length 512] [--rank 16] [--compute bf16|fp32]\n"
+        "                         [--device D] [--json]\n"
         "       nibble bench generate --model M [--adapter A] [--prompt-tokens 512] [--new-tokens 100]\n"
         "                             [--quant nf4|none] [--compute bf16|fp32] [--device D] [--json]\n"
         "       nibble bench ops [--op NAME] [--json]\n"
         "\n"
         "step       whole training steps on random tokens, all of them supervised: LoRA on every linear over an\n"
-        "           NF4 base; the best of several is reported\n"
+        "           NF4 base; the best of several is reported. --random: M needs only a config.json, its weights are\n"
+        "           made up\n"
         "generate   one prompt of random tokens, then greedy decoding; the best of three\n"
         "ops        each op of the CPU at shapes of SmolLM2-135M and Llama 3 8B, against a plain product of oneDNN or\n"
         "           a copy of as many bytes, measured in the same run\n",

@@ -3,6 +3,7 @@
 #include "command.h"
 #include "machine.h"
 #include "plan.h"
+#include "plan_card.h"
 #include "plan_rates.h"
 #include "train_open.h"
 
@@ -17,9 +18,21 @@ typedef struct {
     const char *config;
     const char **overrides;
     int override_count;
-    double memory; /* GiB; 0: what is available */
-    bool gpus;
+    double memory;    /* GiB; 0: what is available */
+    const char *card; /* NULL: this machine */
+    int64_t length;   /* of a document; 0: data.max_length */
+    int gpus;         /* 0: not given */
 } arguments;
+
+static nib_status read_count(const char *name, const char *text, int64_t most, int64_t *out)
+{
+    char *end;
+    long long count = strtoll(text, &end, 10);
+    if (*end != 0 || count < 1 || count > most)
+        return NIB_FAIL(NIB_ERROR_USAGE, "%s %s: expected a number from 1 to %lld", name, text, (long long)most);
+    *out = count;
+    return NIB_OK;
+}
 
 static nib_status read_arguments(int argc, char **argv, arguments *a)
 {
@@ -32,11 +45,14 @@ static nib_status read_arguments(int argc, char **argv, arguments *a)
             a->memory = strtod(argv[++i], &end);
             if (*end != 0 || !(a->memory > 0) || a->memory > 1e6)
                 return NIB_FAIL(NIB_ERROR_USAGE, "--memory %s: expected a number of GiB", argv[i]);
+        } else if (strcmp(argv[i], "--card") == 0 && !last) {
+            a->card = argv[++i];
+        } else if (strcmp(argv[i], "--length") == 0 && !last) {
+            NIB_TRY(read_count("--length", argv[++i], 1 << 20, &a->length));
         } else if (strcmp(argv[i], "--gpus") == 0 && !last) {
-            long count = strtol(argv[++i], &end, 10);
-            if (*end != 0 || count < 1 || count > 1 << 20)
-                return NIB_FAIL(NIB_ERROR_USAGE, "--gpus %s: expected a number of GPUs", argv[i]);
-            a->gpus = true;
+            int64_t count = 0;
+            NIB_TRY(read_count("--gpus", argv[++i], 1 << 20, &count));
+            a->gpus = (int)count;
         } else if (argv[i][0] != '-' && a->config == NULL) {
             a->config = argv[i];
         } else {
@@ -44,22 +60,22 @@ static nib_status read_arguments(int argc, char **argv, arguments *a)
         }
     }
     if (a->config == NULL) return NIB_FAIL(NIB_ERROR_USAGE, "a CONFIG is needed");
-    if (a->gpus)
-        return NIB_FAIL(NIB_ERROR_DEVICE, "--gpus: this build has no CUDA backend, so there is nothing to plan for; "
-                                          "build the preset cuda, or leave --gpus out");
+    if (a->card == NULL && (a->gpus > 0 || a->length > 0))
+        return NIB_FAIL(NIB_ERROR_USAGE, "--gpus and --length plan for a card: name it with --card");
     return NIB_OK;
 }
 
-static void print_memory(const nib_plan *plan)
+/* The first `arenas` of `classes` are exact. */
+static void print_memory(const nib_memory_class *memory, int arenas, int classes, double peak)
 {
+    size_t exact = 0;
     printf("memory                    MiB\n");
-    for (int i = 0; i < plan->classes; i++) {
-        printf("  %-18s %10.1f\n", plan->memory[i].name, (double)plan->memory[i].bytes / MIB);
-        if (i + 1 == plan->arenas)
-            printf("  %-18s %10.1f  exactly (%zu bytes)\n", "= in arenas", (double)plan->arena_bytes / MIB,
-                   plan->arena_bytes);
+    for (int i = 0; i < classes; i++) {
+        printf("  %-18s %10.1f\n", memory[i].name, (double)memory[i].bytes / MIB);
+        exact += i < arenas ? memory[i].bytes : 0;
+        if (i + 1 == arenas) printf("  %-18s %10.1f  exactly (%zu bytes)\n", "= in arenas", (double)exact / MIB, exact);
     }
-    printf("  %-18s %10.1f  expected\n", "= peak", (double)plan->peak / MIB);
+    printf("  %-18s %10.1f  expected\n", "= peak", peak / MIB);
 }
 
 static void print_choice(const nib_training *t, const nib_plan *plan, double memory)
@@ -71,19 +87,28 @@ static void print_choice(const nib_training *t, const nib_plan *plan, double mem
     printf("  the most tokens, then the least recomputing, that fit into %.2f GiB\n\n", memory / GIB);
 }
 
+static void print_seconds(const char *name, double seconds, double sum)
+{
+    if (seconds > 0) printf("  %-18s %10.4f  %4.0f %%\n", name, seconds, 100 * seconds / sum);
+}
+
+/* Of one step. */
+static void print_kinds(const nib_work_seconds *s, double steps, double sum)
+{
+    printf("\na step                      s  share\n");
+    print_seconds("base products", s->base / steps, sum);
+    print_seconds("LoRA", s->lora / steps, sum);
+    print_seconds("attention", s->attention / steps, sum);
+    print_seconds("loss", s->loss / steps, sum);
+    print_seconds("elementwise", s->elementwise / steps, sum);
+    print_seconds("optimizer", s->optimizer / steps, sum);
+}
+
 static void print_time(const nib_training *t, const nib_plan *plan, const nib_rates *rates)
 {
     nib_work_seconds s = nib_work_time(&plan->work, rates);
     double steps = (double)plan->steps;
-    const struct {
-        const char *name;
-        double seconds;
-    } kinds[] = {{"base products", s.base},      {"LoRA", s.lora},
-                 {"attention", s.attention},     {"loss", s.loss},
-                 {"elementwise", s.elementwise}, {"optimizer", s.optimizer}};
-    printf("\na step                      s  share\n");
-    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
-        printf("  %-18s %10.4f  %4.0f %%\n", kinds[i].name, kinds[i].seconds / steps, 100 * kinds[i].seconds / s.sum);
+    print_kinds(&s, steps, s.sum / steps);
     printf("  %-18s %10.4f  modelled\n", "= sum", s.sum / steps);
     printf("  %.0f tokens, of which %.0f computed (%.2f times fewer by shared prefixes), %.0f supervised\n",
            (double)plan->tokens / steps, (double)plan->computed_tokens / steps,
@@ -108,11 +133,41 @@ static nib_status plan_run(nib_training *t, size_t memory)
     if (chosen != NIB_OK && chosen != NIB_ERROR_MEMORY) return chosen;
     if (plan.classes == 0) return chosen; /* not even the plan had memory */
     if (chosen == NIB_OK) print_choice(t, &plan, (double)memory);
-    print_memory(&plan);
+    print_memory(plan.memory, plan.arenas, plan.classes, (double)plan.peak);
     if (chosen != NIB_OK) return chosen;
     NIB_TRY(nib_rates_measure(t->ops, &options, &model, plan.computed_tokens / plan.steps, &rates));
     print_time(t, &plan, &rates);
     return NIB_OK;
+}
+
+/* A step of the plan is one micro-batch on each GPU. */
+static void print_card(const nib_card_question *q, const nib_card_plan *plan, bool fits)
+{
+    double sum = plan->step.sum + plan->dequantize + plan->exchange;
+    printf("%d x %s, documents of %lld tokens, all supervised: micro-batches of %lld tokens, recompute %s\n", q->gpus,
+           q->card->name, (long long)q->length, (long long)plan->T, nib_recompute_name(plan->recompute));
+    printf(fits ? "  the fastest of those that fit into %.1f GiB\n\n" : "  the smallest, for %.1f GiB\n\n",
+           q->memory / GIB);
+    print_memory(plan->memory, plan->arenas, plan->classes, plan->peak);
+    if (!fits) return;
+    print_kinds(&plan->step, 1, sum);
+    print_seconds("dequantising", plan->dequantize, sum);
+    print_seconds("exchange", plan->exchange, sum);
+    printf("  %-18s %10.4f  modelled, not measured\n", "= sum", sum);
+    printf("  %.0f tokens/s\n", plan->tokens_per_second);
+}
+
+static nib_status plan_card(const nib_config *config, const arguments *a)
+{
+    nib_model_options options = nib_config_model(config, true);
+    nib_card_question question = {.gpus = a->gpus > 0 ? a->gpus : 1,
+                                  .length = a->length > 0 ? a->length : config->data.max_length};
+    nib_card_plan plan;
+    NIB_TRY(nib_card_find(a->card, &question.card));
+    question.memory = a->memory > 0 ? a->memory * GIB : question.card->memory;
+    nib_status status = nib_card_plan_make(&options, &question, &plan);
+    if (plan.classes > 0) print_card(&question, &plan, status == NIB_OK);
+    return status;
 }
 
 static nib_status run(int argc, char **argv)
@@ -124,6 +179,10 @@ static nib_status run(int argc, char **argv)
     if (a.overrides == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "no memory for the arguments");
     NIB_TRY_GOTO(read_arguments(argc, argv, &a), done);
     NIB_TRY_GOTO(nib_config_read(a.config, a.overrides, a.override_count, &config), done);
+    if (a.card != NULL) {
+        status = plan_card(&config, &a);
+        goto done;
+    }
     status = plan_run(&training, (size_t)(a.memory * GIB));
 done:
     nib_train_close(&training);
@@ -136,11 +195,16 @@ const nib_command nib_command_plan = {
     .name = "plan",
     .summary = "memory and time of a run, before anything is allocated",
     .usage =
-        "usage: nibble plan CONFIG [--set a.b=value]... [--memory GiB] [--gpus N]\n\n"
+        "usage: nibble plan CONFIG [--set a.b=value]... [--memory GiB]\n"
+        "       nibble plan CONFIG --card NAME [--gpus N] [--length L] [--memory GiB] [--set a.b=value]...\n\n"
         "Prints what train would choose (tokens of a micro-batch, slots, recompute policy), the memory of each class\n"
         "with the peak of the process, and the time of a step by kind of work. The data is read, of the model only\n"
         "its header.\n\n"
-        "  --memory GiB  plan for so much memory instead of what this machine has left; exit 71 if nothing fits\n"
-        "  --gpus N      plan for N GPUs; exit 69 if this build has no CUDA backend\n",
+        "  --memory GiB  plan for so much memory instead of what this machine, or the card, has; exit 71 if nothing\n"
+        "                fits\n"
+        "  --card NAME   plan for a GPU that need not be here: A100, H100, H200, B200, L40S, A6000, RTX3090, RTX4090,\n"
+        "                RTX5090. Of the model only its config.json is read, of the data nothing\n"
+        "  --gpus N      so many of them, each with a batch of its own\n"
+        "  --length L    tokens of a document (data.max_length)\n",
     .run = run,
 };

@@ -1,5 +1,7 @@
 /* Reads the base weights into the places that layout.c chose. */
+#include "base/memory.h"
 #include "model/model_internal.h"
+#include "model/random_weights.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -72,6 +74,34 @@ static nib_status load_nf4(nib_model *model, const char *name, const nib_nf4 *to
     return ops->upload(ops, (void *)to->nested_absmax, from.nested_absmax->data, from.nested_absmax->bytes);
 }
 
+static nib_status upload_random(nib_ops *ops, uint8_t *to, int64_t bytes)
+{
+    nib_status status = NIB_OK;
+    uint8_t *codes = nib_calloc(PIECE_ELEMENTS, 1);
+    if (codes == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "no memory to make up weights");
+    nib_random_codes(codes, PIECE_ELEMENTS);
+    for (int64_t at = 0; at < bytes && status == NIB_OK; at += PIECE_ELEMENTS)
+        status = ops->upload(ops, to + at, codes, (size_t)(bytes - at < PIECE_ELEMENTS ? bytes - at : PIECE_ELEMENTS));
+    nib_free(codes);
+    return status;
+}
+
+static nib_status load_random_nf4(nib_ops *ops, int64_t values, nib_nf4 *to)
+{
+    int64_t blocks = (values + 63) / 64, nested = (blocks + 255) / 256;
+    float *scale = nib_calloc((size_t)nested, sizeof *scale);
+    nib_status status;
+    if (scale == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "no memory to make up weights");
+    for (int64_t i = 0; i < nested; i++) scale[i] = NIB_RANDOM_NESTED_ABSMAX;
+    to->nested_offset = NIB_RANDOM_NESTED_OFFSET;
+    NIB_TRY_GOTO(upload_random(ops, (uint8_t *)to->codes, (values + 1) / 2), done);
+    NIB_TRY_GOTO(upload_random(ops, (uint8_t *)to->absmax_codes, blocks), done);
+    status = ops->upload(ops, (void *)to->nested_absmax, scale, (size_t)nested * sizeof *scale);
+done:
+    nib_free(scale);
+    return status;
+}
+
 /* In full fine-tuning the master is loaded; the copy that the forward pass reads is made by nib_model_refresh. */
 static nib_status load_parameters(nib_model *model)
 {
@@ -93,10 +123,15 @@ static nib_status load_layer(nib_model *model, int64_t l)
     NIB_TRY(load_vector(model, name, layer->ffn_norm, C));
     for (int i = 0; i < NIB_MODULES; i++) {
         nib_module module = nib_model_module(&model->config, i);
-        const nib_linear_part *part = nib_layer_part(layer, &module);
+        nib_linear_part *part = nib_layer_part(layer, &module);
         nib_module_name(module_name, l, &module);
         snprintf(name, sizeof name, "%s.weight", module_name);
-        NIB_TRY(part->nf4.codes != NULL ? load_nf4(model, name, &part->nf4) : load_matrix(model, name, part->dense));
+        if (part->nf4.codes == NULL)
+            NIB_TRY(load_matrix(model, name, part->dense));
+        else if (model->source.random)
+            NIB_TRY(load_random_nf4(model->ops, module.rows * module.columns, &part->nf4));
+        else
+            NIB_TRY(load_nf4(model, name, &part->nf4));
         snprintf(name, sizeof name, "%s.bias", module_name);
         if (module.bias) NIB_TRY(load_vector(model, name, (float *)part->bias, part->rows));
     }

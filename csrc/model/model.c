@@ -44,7 +44,8 @@ static nib_status begin(nib_ops *ops, const nib_model_options *options, nib_mode
     model->options = *options;
     for (int i = 0; i < NIB_ARENAS; i++) model->arena[i].name = arena_names[i];
     if (options->full) model->arena[NIB_ARENA_ADAPTER].name = "trained weights";
-    NIB_TRY(nib_weight_source_open(options->path, &model->source));
+    NIB_TRY(options->random ? nib_weight_source_open_random(options->path, &model->source)
+                            : nib_weight_source_open(options->path, &model->source));
     NIB_TRY(read_lora(model));
     return check_options(model);
 }
@@ -62,7 +63,7 @@ static nib_status make_saves(nib_model *model)
 static nib_status open_model(nib_model *model)
 {
     const nib_model_options *o = &model->options;
-    if (o->quantization == NIB_QUANT_NF4 && !model->source.quantized && !model->ops->rehearsal)
+    if (o->quantization == NIB_QUANT_NF4 && !model->source.quantized && !o->random && !model->ops->rehearsal)
         NIB_TRY(nib_nf4_cache_open(model->ops, o->cache_folder, &model->source));
     model->config = model->source.config;
     NIB_TRY(nib_model_layout(model));

@@ -28,6 +28,7 @@ typedef struct {
 
 typedef struct {
     const char *path; /* M of cli.md: folder or .gguf */
+    bool random;      /* path needs nothing but a config.json: weights are made up (model/random_weights.h) */
     nib_quantization quantization;
     nib_dtype compute;        /* NIB_DTYPE_F32 or NIB_DTYPE_BF16 */
     nib_lora_options lora;    /* for training */

@@ -1,5 +1,6 @@
 #include "model/weight_source.h"
 #include "base/memory.h"
+#include "model/random_weights.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -196,6 +197,21 @@ void nib_weight_source_close(nib_weight_source *source)
     source->set = NULL;
 }
 
+nib_status nib_weight_source_open_random(const char *path, nib_weight_source *source)
+{
+    if (ends_with(path, ".gguf")) { /* its configuration lies beside its tensors */
+        NIB_TRY(nib_weight_source_open(path, source));
+        nib_weight_source_close(source);
+        source->quantized = false;
+    } else {
+        *source = (nib_weight_source){0};
+        snprintf(source->path, sizeof source->path, "%s", path);
+        NIB_TRY(nib_model_config_read(path, &source->config));
+    }
+    source->random = true;
+    return NIB_OK;
+}
+
 static bool is_finite(nib_bf16 value) { return (value.bits & 0x7f80) != 0x7f80; }
 
 /* values: rows from `first` on of a tensor of this many columns. */
@@ -223,6 +239,10 @@ static int64_t interleaved_row(int64_t r, int64_t head_dim)
 nib_status nib_weight_source_read(const nib_weight_source *source, const char *name, int64_t first, int64_t rows,
                                   int64_t columns, nib_bf16 *out)
 {
+    if (source->random) {
+        nib_random_weights(name, out, rows * columns);
+        return NIB_OK;
+    }
     const nib_tensor_view *tensor = nib_weight_source_find(source, name);
     if (tensor == NULL) return NIB_FAIL(NIB_ERROR_INTERNAL, "%s: tensor \"%s\" was not checked", source->path, name);
     bool permuted = nib_tensor_set_gguf(source->set) != NULL &&
@@ -250,6 +270,10 @@ void nib_weight_source_hash_table(const nib_weight_source *source, nib_sha256 *h
 void nib_weight_source_hash(const nib_weight_source *source, char hex[65])
 {
     enum { SAMPLE = 4096 };
+    if (source->random) {
+        snprintf(hex, 65, "random");
+        return;
+    }
     nib_sha256 hash;
     uint8_t digest[32];
     nib_sha256_begin(&hash);

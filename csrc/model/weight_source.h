@@ -14,12 +14,15 @@ typedef struct {
     nib_tensor_set *set;
     nib_model_config config;
     bool quantized; /* a bitsandbytes NF4 checkpoint */
+    bool random;    /* no tensors: values are made up (model/random_weights.h) */
     char path[4096];
 } nib_weight_source;
 
 /* path: M of cli.md. Reads the config and the tensor table, checks that every tensor that the model needs is there in
  * its shape, and that there is none besides. Fails with NIB_ERROR_DATA naming the tensor. */
 nib_status nib_weight_source_open(const char *path, nib_weight_source *source);
+/* A source of made-up weights, which needs nothing but the folder's config.json (or a GGUF's metadata). */
+nib_status nib_weight_source_open_random(const char *path, nib_weight_source *source);
 void nib_weight_source_close(nib_weight_source *source);
 
 /* Rows first .. first + rows of a [*, columns] matrix (or a vector, as one row of `columns`) in bf16. NaN or Inf is

@@ -5,7 +5,7 @@ _nibble_options() { # COMMAND: its options
     case $1 in
     train) echo --set --resume --device --help ;;
     check) echo --set --help ;;
-    plan) echo --set --memory --gpus --help ;;
+    plan) echo --set --memory --card --gpus --length --help ;;
     eval) echo --model --adapter --data --generate --max-new-tokens --out --json --quant --compute --device \
         --tokenizer --chat-template --help ;;
     chat) echo --model --adapter --prompt --system --temperature --top-p --top-k --seed --max-new-tokens --context \
@@ -13,7 +13,7 @@ _nibble_options() { # COMMAND: its options
     export) echo --model --adapter --to --out --tokenizer --chat-template --device --help ;;
     score) echo --model --adapter --quant --compute --per-token --device --data --out --help ;;
     quantize) echo --model --out --help ;;
-    bench) echo --model --batch --length --rank --compute --json --adapter --prompt-tokens --new-tokens --quant \
+    bench) echo --model --random --batch --length --rank --compute --json --adapter --prompt-tokens --new-tokens --quant \
         --device --op --help ;;
     tokenize) echo --tokenizer --no-special --decode --skip-special --help ;;
     render) echo --template --model --messages --tools --generation-prompt --bos-token --eos-token --now --help ;;
