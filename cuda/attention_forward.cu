@@ -84,7 +84,8 @@ __device__ __forceinline__ void softmax_step(float (&score)[N][4], float (&sum)[
     }
 }
 
-template <int HD, bool CAPPED> __global__ void __launch_bounds__(THREADS) attention_forward_kernel(forward_operands p)
+template <int HD, bool CAPPED>
+__global__ void __launch_bounds__(THREADS, 2) attention_forward_kernel(forward_operands p)
 {
     constexpr int M = forward_tiles<HD>::M, QUERIES = forward_tiles<HD>::QUERIES, KEYS = forward_tiles<HD>::KEYS;
     constexpr int TILE = KEYS * TILE_STRIDE(HD);

@@ -85,10 +85,7 @@ void plain_meets_the_cpu(void **)
     check_all(nib_cuda_attention_forward_plain, nib_cuda_attention_backward_plain, 1.0 / 512);
 }
 
-void tiled_meets_the_cpu(void **)
-{
-    check_all(nib_cuda_attention_forward, nib_cuda_attention_backward_plain, 2.0 / 512);
-}
+void tiled_meets_the_cpu(void **) { check_all(nib_cuda_attention_forward, nib_cuda_attention_backward, 2.0 / 512); }
 
 } // namespace
 
