@@ -114,8 +114,8 @@ __device__ __forceinline__ void multiply_rows(float (&sum)[M][N / 8][4], const _
 {
     int lane = threadIdx.x % 32;
     const __nv_bfloat16 *b_row = b + (lane % 8 + lane / 16 * 8) * TILE_STRIDE(HD) + lane / 8 % 2 * 8;
-    constexpr int UNROLLED = HD <= 128 ? HD / 16 : 4; /* longer rows leave no registers for operands loaded ahead */
-#pragma unroll UNROLLED
+    /* Longer rows leave no registers for operands loaded ahead. */
+#pragma unroll(HD <= 128 ? HD / 16 : 4)
     for (int k = 0; k < HD; k += 16) {
         uint32_t left[M][4];
 #pragma unroll
