@@ -22,7 +22,7 @@ nib_status nib_cuda_attention_forward(nib_ops *ops, nib_attention_shape shape, n
 nib_status nib_cuda_attention_backward(nib_ops *ops, nib_attention_shape shape, nib_tree tree, nib_matrix q,
                                        nib_matrix k, nib_matrix v, nib_matrix out, const float *lse, nib_matrix dout,
                                        nib_matrix dq, nib_matrix dk, nib_matrix dv);
-/* Scratch: the visible runs of the cache, 12 bytes each. A paged cache is a list of ranges too, one a page. */
+/* A paged cache is a list of ranges too, one a page. The ranges are uploaded at each call. */
 nib_status nib_cuda_attention_cached(nib_ops *ops, nib_attention_shape shape, nib_matrix q, nib_matrix k, nib_matrix v,
                                      const int32_t *range_begin, const nib_cache_range *range, nib_matrix out);
 

@@ -186,7 +186,7 @@ static void fill_table(nib_ops *ops)
     ops->rotary = nib_cuda_rotary;
     ops->attention_forward = nib_cuda_attention_forward;
     ops->attention_backward = nib_cuda_attention_backward;
-    ops->attention_cached = nib_cuda_attention_cached_plain;
+    ops->attention_cached = nib_cuda_attention_cached;
     ops->linear_forward = nib_cuda_linear_forward;
     ops->linear_backward = nib_cuda_linear_backward;
     ops->glu_forward = nib_cuda_glu_forward;

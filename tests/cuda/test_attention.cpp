@@ -87,6 +87,155 @@ void plain_meets_the_cpu(void **)
 
 void tiled_meets_the_cpu(void **) { check_all(nib_cuda_attention_forward, nib_cuda_attention_backward, 2.0 / 512); }
 
+/* The definition, in double arithmetic: sum of dout times out. */
+double definition(const attention_case &c, const std::vector<double> &q, const std::vector<double> &k,
+                  const std::vector<double> &v)
+{
+    const int64_t HD = c.shape.head_dim, group = c.shape.heads / c.shape.kv_heads;
+    double result = 0;
+    for (int64_t h = 0; h < c.shape.heads; h++)
+        for (int64_t t = 0; t < c.T; t++) {
+            double total = 0, sum = 0;
+            for (int64_t key = 0; key <= t; key++) {
+                if (!c.visible(t, key)) continue;
+                double s = 0, product = 0;
+                for (int64_t i = 0; i < HD; i++) {
+                    s += q[(size_t)(t * c.queries + h * HD + i)] * k[(size_t)(key * c.keys + h / group * HD + i)];
+                    product += (double)c.dout[(size_t)(t * c.queries + h * HD + i)] *
+                               v[(size_t)(key * c.keys + h / group * HD + i)];
+                }
+                s *= (double)c.shape.scale;
+                double cap = (double)c.shape.softcap, weight = std::exp(cap > 0 ? cap * std::tanh(s / cap) : s);
+                total += weight;
+                sum += weight * product;
+            }
+            result += sum / total;
+        }
+    return result;
+}
+
+/* One number checks every element: the slope along a random direction. Each of its terms is off by up to some 2^-8, at
+ * random, so that 1 % of the root of their squares is far beyond rounding, and one wrong element in a thousand shows.
+ */
+void tiled_gradients_meet_differences(void **)
+{
+    nib_ops *ops = create_backend();
+    for (const problem &each : {problem{shape_of(2, 1, 64), 90, 90, 3}, {shape_of(2, 1, 128, 20, 2.0f), 90, 60, 2}}) {
+        attention_case c(each.shape, each.T, each.length, each.depth, 7);
+        results r = run(ops, c, nib_cuda_attention_forward, nib_cuda_attention_backward);
+        const std::vector<float> *gradients[3] = {&r.dq, &r.dk, &r.dv};
+        for (int which = 0; which < 3; which++) {
+            double expected = 0, size = 0, value[2], step = 1e-4;
+            for (int side = 0; side < 2; side++) {
+                std::vector<double> x[3] = {
+                    {c.q.begin(), c.q.end()}, {c.k.begin(), c.k.end()}, {c.v.begin(), c.v.end()}};
+                for (size_t i = 0; i < x[which].size(); i++)
+                    x[which][i] += (side == 0 ? step : -step) * (double)test_uniform(50, i);
+                value[side] = definition(c, x[0], x[1], x[2]);
+            }
+            for (size_t i = 0; i < gradients[which]->size(); i++) {
+                double term = (double)(*gradients[which])[i] * (double)test_uniform(50, i);
+                expected += term;
+                size += term * term;
+            }
+            double found = (value[0] - value[1]) / (2 * step);
+            if (!(std::fabs(found - expected) < 0.01 * std::sqrt(size)))
+                fail_msg("gradient %d: difference %.7g, gradient %.7g, scale %.3g", which, found, expected,
+                         std::sqrt(size));
+        }
+    }
+    ops->close(ops);
+}
+
+/* Whatever the order of warps and blocks; and the layout of tiles leaves no bank conflict. */
+void order_changes_no_bit(void **)
+{
+    nib_ops *ops = create_backend();
+    for (int64_t head_dim : {16, 64, 80, 96, 128, 256}) {
+        attention_case c(shape_of(2, 1, head_dim), 100, 100, 2, 5);
+        nib_emulator::reset_counters();
+        results first = run(ops, c, nib_cuda_attention_forward, nib_cuda_attention_backward);
+        assert_int_equal(nib_emulator::counters().bank_conflicts, 0);
+        nib_emulator::set_seed(99);
+        results again = run(ops, c, nib_cuda_attention_forward, nib_cuda_attention_backward);
+        assert_true(first.out == again.out && first.lse == again.lse && first.dq == again.dq && first.dk == again.dk &&
+                    first.dv == again.dv);
+    }
+    ops->close(ops);
+}
+
+/* Two documents of which the second sees nothing of the first cost what they cost apart, not what one of both would. */
+void hidden_tiles_are_not_loaded(void **)
+{
+    nib_ops *ops = create_backend();
+    uint64_t copies[2];
+    for (int documents = 1; documents <= 2; documents++) {
+        attention_case c(shape_of(1, 1, 64), 256 * documents, 256 * documents, 1, 3);
+        for (int64_t t = 0; t < c.T; t++) {
+            c.tree.end[(size_t)t] = (int32_t)(t / 256 * 256 + 256);
+            c.tree.position[(size_t)t] = (int32_t)(t % 256);
+        }
+        nib_emulator::reset_counters();
+        run(ops, c, nib_cuda_attention_forward, nib_cuda_attention_backward);
+        copies[documents - 1] = nib_emulator::counters().async_copies;
+    }
+    assert_true(copies[0] > 0);
+    assert_int_equal(copies[1], 2 * copies[0]);
+    ops->close(ops);
+}
+
+/* Ranges of any length, some empty, before a window or not; several queries; a group larger than 16. */
+void cached_meets_the_cpu(void **)
+{
+    const nib_cache_range ranges[] = {{3, 1}, {10, 200}, {0, 0}, {260, 129}, {5, 7}, {0, 300}, {299, 90}};
+    const int32_t begin[] = {0, 1, 4, 5, 7};
+    const nib_attention_shape shapes[] = {shape_of(2, 1, 8),         shape_of(4, 2, 16),       shape_of(9, 3, 64),
+                                          shape_of(40, 2, 64, 150),  shape_of(2, 2, 80),       shape_of(2, 1, 96, 33),
+                                          shape_of(4, 1, 128, 0, 2), shape_of(2, 1, 256, 260), shape_of(16, 1, 256)};
+    nib_ops *ops = create_backend(), *cpu;
+    check_ok(nib_cpu_backend_create(64 << 20, &cpu));
+    for (const nib_attention_shape &shape : shapes)
+        for (auto cached : {nib_cuda_attention_cached_plain, nib_cuda_attention_cached}) {
+            const int64_t queries = shape.heads * shape.head_dim, keys = shape.kv_heads * shape.head_dim, rows = 389;
+            std::vector<float> q = bf16_values(1, (size_t)(4 * queries)), k = bf16_values(2, (size_t)(rows * keys));
+            std::vector<float> v = bf16_values(3, (size_t)(rows * keys)), want((size_t)(4 * queries));
+            check_ok(cpu->attention_cached(cpu, shape, {q.data(), 4, queries, queries, NIB_DTYPE_F32},
+                                           {k.data(), rows, keys, keys, NIB_DTYPE_F32},
+                                           {v.data(), rows, keys, keys, NIB_DTYPE_F32}, begin, ranges,
+                                           {want.data(), 4, queries, queries, NIB_DTYPE_F32}));
+            device_matrix dq(q, 4, queries), dk(k, rows, keys), dv(v, rows, keys), out(4, queries);
+            check_ok(cached(ops, shape, dq.matrix(), dk.matrix(), dv.matrix(), begin, ranges, out.matrix()));
+            check_close("out", out.download(), want, 2.0 / 512);
+            const nib_cache_range outside = {300, 90};
+            const int32_t one[] = {0, 1, 1, 1, 1};
+            assert_int_equal(cached(ops, shape, dq.matrix(), dk.matrix(), dv.matrix(), one, &outside, out.matrix()),
+                             NIB_ERROR_SHAPE);
+        }
+    nib_cpu_backend_free(cpu);
+    ops->close(ops);
+}
+
+void unsupported_shapes_are_refused(void **)
+{
+    nib_ops *ops = create_backend();
+    attention_case c(shape_of(2, 1, 64), 10, 10, 1, 3);
+    device_matrix q(c.q, c.T, c.queries), k(c.k, c.T, c.keys), out(c.T, c.queries);
+    nib_tree tree = {c.T, NULL, NULL};
+    nib_matrix odd = q.matrix(), fp32 = q.matrix();
+    odd.stride = c.queries + 4;
+    fp32.dtype = NIB_DTYPE_F32;
+    assert_int_equal(nib_cuda_attention_forward(ops, c.shape, tree, odd, k.matrix(), k.matrix(), out.matrix(), NULL),
+                     NIB_ERROR_SHAPE);
+    assert_non_null(strstr(nib_error_message(), "rows of q [10, 128], 132 apart"));
+    assert_int_equal(nib_cuda_attention_forward(ops, c.shape, tree, fp32, k.matrix(), k.matrix(), out.matrix(), NULL),
+                     NIB_ERROR_SHAPE);
+    assert_int_equal(nib_cuda_attention_forward(ops, shape_of(2, 1, 60), tree, q.matrix(), k.matrix(), k.matrix(),
+                                                out.matrix(), NULL),
+                     NIB_ERROR_SHAPE);
+    assert_non_null(strstr(nib_error_message(), "2 heads, 1 key/value heads of 60"));
+    ops->close(ops);
+}
+
 } // namespace
 
 int main()
@@ -94,6 +243,11 @@ int main()
     const CMUnitTest tests[] = {
         cmocka_unit_test_setup(plain_meets_the_cpu, reset_emulator),
         cmocka_unit_test_setup(tiled_meets_the_cpu, reset_emulator),
+        cmocka_unit_test_setup(tiled_gradients_meet_differences, reset_emulator),
+        cmocka_unit_test_setup(order_changes_no_bit, reset_emulator),
+        cmocka_unit_test_setup(hidden_tiles_are_not_loaded, reset_emulator),
+        cmocka_unit_test_setup(cached_meets_the_cpu, reset_emulator),
+        cmocka_unit_test_setup(unsupported_shapes_are_refused, reset_emulator),
     };
     return cmocka_run_group_tests(tests, nullptr, nullptr);
 }
