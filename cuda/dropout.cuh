@@ -23,4 +23,13 @@ __device__ inline void dropout_factors(uint64_t key, float p, float keep, int64_
     factor[3] = dropout_factor(word.w, p, keep);
 }
 
+/* Of one element. */
+__device__ inline float dropout_factor_of(uint64_t key, float p, float keep, int64_t token, int64_t column)
+{
+    if (p == 0.0f) return keep;
+    const uint4 word = philox4x32(key, (uint64_t)token, (uint64_t)column / 4);
+    const uint32_t low = column % 2 == 0 ? word.x : word.y, high = column % 2 == 0 ? word.z : word.w;
+    return dropout_factor(column % 4 < 2 ? low : high, p, keep);
+}
+
 #endif

@@ -51,8 +51,11 @@ __global__ void __launch_bounds__(REDUCE_THREADS)
     for (int64_t k = 4 * (int64_t)threadIdx.x; k < parts.K; k += 4 * REDUCE_THREADS) {
         float factor[4];
         dropout_factors(part.key, p, keep, t, k, factor);
-        for (int i = 0; i < 4 && k + i < parts.K; i++)
-            sum = fmaf(to_float(to_bf16(x.at(t, k + i) * factor[i])), a.at(blockIdx.y - part.first_rank, k + i), sum);
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            if (k + i < parts.K)
+                sum =
+                    fmaf(to_float(to_bf16(x.at(t, k + i) * factor[i])), a.at(blockIdx.y - part.first_rank, k + i), sum);
     }
     sum = block_sum(sum, dynamic_shared<float>());
     if (threadIdx.x == 0) u.data[t * u.stride + blockIdx.y] = to_bf16(sum);
@@ -127,10 +130,7 @@ __global__ void __launch_bounds__(THREADS)
     if (r >= part.rank) return;
     float sum = 0.0f;
     for (int64_t t = 0; t < T; t++) {
-        float factor[4];
-        dropout_factors(part.key, p, keep, t, k / 4 * 4, factor);
-        float kept = factor[0];
-        for (int j = 1; j < 4; j++) kept = k % 4 == j ? factor[j] : kept;
+        const float kept = dropout_factor_of(part.key, p, keep, t, k);
         sum = fmaf(du.at(t, part.first_rank + r), to_float(to_bf16(x.at(t, k) * kept)), sum);
     }
     da[i] += sum;
