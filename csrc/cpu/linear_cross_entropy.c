@@ -48,7 +48,7 @@ NIB_CPU_CLONES static float log_sum_exp(float *z, int64_t V, float softcap)
     return largest + logf(nib_v16_sum(sum) + tail);
 }
 
-/* dz of one row in dtype, written to `out`: weight * softmax, before the labels are taken off. */
+/* dz of one row in dtype, written to `out`, but for its labels: weight * softmax. */
 NIB_CPU_CLONES static void softmax_gradient(const float *z, int64_t V, float lse, float weight, float softcap,
                                             nib_dtype dtype, void *out)
 {
@@ -64,16 +64,6 @@ NIB_CPU_CLONES static void softmax_gradient(const float *z, int64_t V, float lse
     }
 }
 
-/* Takes weight off dz[label]. */
-static void take_off(void *dz, nib_dtype dtype, int32_t label, float weight, float z, float softcap)
-{
-    if (softcap > 0.0f) weight *= 1.0f - z * z / (softcap * softcap);
-    if (dtype == NIB_DTYPE_F32)
-        ((float *)dz)[label] -= weight;
-    else
-        ((nib_bf16 *)dz)[label] = nib_bf16_from_float(nib_bf16_to_float(((nib_bf16 *)dz)[label]) - weight);
-}
-
 typedef struct {
     nib_matrix x, head;
     float softcap, gradient_scale;
@@ -81,6 +71,19 @@ typedef struct {
     float *nll;
     bool backward;
 } loss_inputs;
+
+/* dz at the label of target n: softmax less the weight of every target with that label, rounded once. Taken off a
+ * softmax that is rounded already, what is left of a nearly certain label would be that rounding. */
+static void label_gradient(const loss_inputs *in, int64_t first, int64_t last, int64_t n, float lse, float weight,
+                           void *dz)
+{
+    int32_t label = in->targets.label[n];
+    float z = lse - in->nll[n], own = 0.0f; /* the label's logit; z itself is overwritten by now */
+    for (int64_t m = first; m < last; m++) own += in->targets.label[m] == label ? in->targets.weight[m] : 0.0f;
+    float value = (expm1f(-in->nll[n]) * weight + (weight - own)) * in->gradient_scale;
+    if (in->softcap > 0.0f) value *= 1.0f - z * z / (in->softcap * in->softcap);
+    nib_store_row(&value, in->x.dtype, 1, (char *)dz + label * (in->x.dtype == NIB_DTYPE_F32 ? 4 : 2));
+}
 
 /* One row of logits: its targets' losses, and dz over it in the activation type. */
 static void score_row(const loss_inputs *in, const chunk_rows *chunk, int64_t i, float *z, void *dz)
@@ -93,9 +96,7 @@ static void score_row(const loss_inputs *in, const chunk_rows *chunk, int64_t i,
     }
     if (!in->backward) return;
     softmax_gradient(z, V, lse, weight * in->gradient_scale, in->softcap, in->x.dtype, dz);
-    for (int64_t n = first; n < last; n++)
-        take_off(dz, in->x.dtype, in->targets.label[n], in->targets.weight[n] * in->gradient_scale, lse - in->nll[n],
-                 in->softcap); /* the label's logit; z itself is overwritten by now */
+    for (int64_t n = first; n < last; n++) label_gradient(in, first, last, n, lse, weight, dz);
 }
 
 static nib_status take_matrix(nib_ops *ops, int64_t rows, int64_t columns, nib_dtype dtype, nib_matrix *matrix)

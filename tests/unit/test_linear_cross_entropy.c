@@ -123,6 +123,28 @@ static void bf16_head_is_widened_exactly(void **state)
     end(&f);
 }
 
+/* Two logits, 8 and 0, the first the label: dx[0] = p - 1 = -1 / (1 + e^8) and dx[1] is its opposite. Each is rounded
+ * to bf16 twice, as dz and as dx (2^-8 in all); softmax rounded before the label is taken off would leave 0. */
+static void nearly_certain_labels_keep_their_gradient_in_bf16(void **state)
+{
+    (void)state;
+    fixture f;
+    begin(&f, 0.0f);
+    nib_bf16 x[2] = {nib_bf16_from_float(8.0f), nib_bf16_from_float(0.0f)}, dx[2];
+    nib_bf16 head[4] = {nib_bf16_from_float(1.0f), {0}, {0}, nib_bf16_from_float(1.0f)};
+    int32_t row = 0, label = 0;
+    float weight = 1.0f, nll;
+    assert_int_equal(f.ops->linear_cross_entropy(f.ops, (nib_matrix){x, 1, 2, 2, NIB_DTYPE_BF16},
+                                                 (nib_matrix){head, 2, 2, 2, NIB_DTYPE_BF16}, 0.0f,
+                                                 (nib_targets){1, &row, &label, &weight}, 1.0f, &nll,
+                                                 (nib_matrix){dx, 1, 2, 2, NIB_DTYPE_BF16}, NULL),
+                     NIB_OK);
+    double expected = 1.0 / (1.0 + exp(8.0));
+    for (int i = 0; i < 2; i++)
+        assert_true(fabs(nib_bf16_to_float(dx[i]) - (i == 0 ? -expected : expected)) <= expected / 256);
+    end(&f);
+}
+
 static void bad_targets_are_refused(void **state)
 {
     (void)state;
@@ -143,6 +165,7 @@ int main(void)
         cmocka_unit_test(soft_capped),
         cmocka_unit_test(rows_without_a_target_are_zero),
         cmocka_unit_test(bf16_head_is_widened_exactly),
+        cmocka_unit_test(nearly_certain_labels_keep_their_gradient_in_bf16),
         cmocka_unit_test(bad_targets_are_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
