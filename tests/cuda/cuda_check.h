@@ -38,6 +38,7 @@ template <class T> class device_buffer
     size_t size() const { return n_; }
     void upload(const std::vector<T> &values)
     {
+        if (values.empty()) return; /* no pointer to copy from: the part of rank 0 */
         check_cuda(cudaMemcpy(data_, values.data(), values.size() * sizeof(T), cudaMemcpyHostToDevice));
     }
     /* Waits for all that was asked for. */
@@ -45,6 +46,7 @@ template <class T> class device_buffer
     {
         std::vector<T> values(n_);
         check_cuda(cudaDeviceSynchronize());
+        if (n_ == 0) return values;
         check_cuda(cudaMemcpy(values.data(), data_, n_ * sizeof(T), cudaMemcpyDeviceToHost));
         return values;
     }
