@@ -314,8 +314,8 @@ nib_status nib_train_open(nib_config *config, bool resume, nib_collectives *coll
     *t = (nib_training){.config = config, .collectives = collectives, .folder.lock = -1, .metrics.fd = -1};
     nib_buffer text = {0};
     collectives->note(collectives, "opening data and model");
+    nib_train_settle(config); /* as the folder's config.json has it */
     NIB_TRY(open_folder(t, resume));
-    nib_train_settle(config);
     NIB_TRY(nib_train_open_data(t));
     NIB_TRY(check_tokenizer(t));
     NIB_TRY(choose_sizes(t));
