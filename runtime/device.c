@@ -4,6 +4,7 @@
 #include "model/plugin.h"
 #include "plugin_file.h"
 
+#include <dlfcn.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -28,8 +29,18 @@ static nib_status load(const char *file, const char *remedy, const nib_plugin **
     return nib_plugin_same_build(file, (*plugin)->build);
 }
 
+/* The plugin brings cuBLASLt, 150 MB resident, so where there is no driver it is not even loaded. */
+static nib_status find_driver(void)
+{
+    void *driver = dlopen("libcuda.so.1", RTLD_LAZY | RTLD_LOCAL);
+    if (driver == NULL) return NIB_FAIL(NIB_ERROR_DEVICE, "no NVIDIA driver is installed (libcuda.so.1 is not found)");
+    dlclose(driver);
+    return NIB_OK;
+}
+
 static nib_status load_device(nib_device device, const nib_plugin **plugin)
 {
+    if (device == NIB_DEVICE_CUDA) NIB_TRY(find_driver());
     return device == NIB_DEVICE_CUDA
                ? load("libnibble_cuda.so", "build the preset release where a CUDA toolkit is installed", plugin)
                : load("libnibble_cuda_emulated.so", "build the preset emulated", plugin);
