@@ -256,7 +256,11 @@ static nib_status check_device(int index, cudaDeviceProp *properties)
     int count;
     NIB_TRY(count_devices(&count));
     if (index >= count)
-        return NIB_FAIL(NIB_ERROR_DEVICE, "rank %d of this machine has no GPU of its own: there are %d", index, count);
+        return NIB_FAIL(
+            NIB_ERROR_DEVICE,
+            "rank %d of this machine has no GPU of its own: it sees %d; start at most one rank a GPU, and let "
+            "every rank see all of them (CUDA_VISIBLE_DEVICES, under Slurm --gpu-bind=none)",
+            index, count);
     NIB_CHECK_CUDA(cudaGetDeviceProperties(properties, index));
     int architecture = 10 * properties->major + properties->minor;
     if (architecture < OLDEST_ARCHITECTURE)

@@ -111,7 +111,7 @@ nib_status nib_bench_generate(int argc, char **argv)
     timing best = {0};
     nib_status status;
     NIB_TRY_GOTO(read_arguments(argc, argv, &a), done);
-    NIB_TRY_GOTO(nib_open_backend(a.device, a.compute, &ops), done);
+    NIB_TRY_GOTO(nib_open_backend(a.device, a.compute, 0, &ops), done);
     nib_model_options open = {
         .path = a.model, .quantization = a.quantization, .compute = a.compute, .adapter = a.adapter};
     NIB_TRY_GOTO(nib_model_open(ops, &open, &model), done);

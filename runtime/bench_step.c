@@ -152,7 +152,7 @@ nib_status nib_bench_step(int argc, char **argv)
     nib_status status;
     NIB_TRY(read_options(argc, argv, &o));
     NIB_TRY(nib_parse_device(o.device, &device));
-    NIB_TRY(nib_open_backend(device, o.compute, &ops));
+    NIB_TRY(nib_open_backend(device, o.compute, 0, &ops));
     nib_model_options opening = {.path = o.model,
                                  .random = o.random,
                                  .quantization = NIB_QUANT_NF4,

@@ -232,7 +232,7 @@ static nib_status open_chat(chat *c)
 {
     const arguments *a = c->arguments;
     NIB_TRY(nib_text_open_for(a->model, a->adapter, a->tokenizer, a->chat_template, &c->text));
-    NIB_TRY(nib_open_backend(a->device, a->compute, &c->ops));
+    NIB_TRY(nib_open_backend(a->device, a->compute, 0, &c->ops));
     nib_model_options options = {
         .path = a->model, .quantization = a->quantization, .compute = a->compute, .adapter = a->adapter};
     NIB_TRY(nib_model_open(c->ops, &options, &c->model));

@@ -183,7 +183,7 @@ static nib_status run(int argc, char **argv)
         status = NIB_FAIL(NIB_ERROR_MEMORY, "no memory for the scores of %lld samples", (long long)e.expected);
         goto done;
     }
-    NIB_TRY_GOTO(nib_open_backend(a.device, a.compute, &ops), done);
+    NIB_TRY_GOTO(nib_open_backend(a.device, a.compute, 0, &ops), done);
     nib_model_options open = {
         .path = a.model, .quantization = a.quantization, .compute = a.compute, .adapter = a.adapter};
     NIB_TRY_GOTO(nib_model_open(ops, &open, &model), done);

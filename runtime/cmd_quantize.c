@@ -57,7 +57,7 @@ static nib_status run(int argc, char **argv)
         status = NIB_FAIL(NIB_ERROR_DATA, "%s: is NF4 already; expected 16-bit or 32-bit weights", model);
         goto done;
     }
-    NIB_TRY_GOTO(nib_open_backend(NIB_DEVICE_CPU, NIB_DTYPE_F32, &ops), done);
+    NIB_TRY_GOTO(nib_open_backend(NIB_DEVICE_CPU, NIB_DTYPE_F32, 0, &ops), done);
     NIB_TRY_GOTO(nib_nf4_write(ops, &source, out, hex), done);
     if (nib_file_is_folder(model)) NIB_TRY_GOTO(copy_tokenizer(model, out), done);
     nib_log("%s/model.safetensors, SHA-256 %s", out, hex);

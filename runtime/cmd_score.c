@@ -190,7 +190,7 @@ static nib_status run(int argc, char **argv)
                                 .bos_token = text.bos_token,
                                 .eos_token = text.eos_token};
     NIB_TRY_GOTO(nib_dataset_load(&source, 1, &options, config.vocabulary, &data), done);
-    NIB_TRY_GOTO(nib_open_backend(a.device, a.compute, &ops), done);
+    NIB_TRY_GOTO(nib_open_backend(a.device, a.compute, 0, &ops), done);
     nib_model_options open = {
         .path = a.model, .quantization = a.quantization, .compute = a.compute, .adapter = a.adapter};
     NIB_TRY_GOTO(nib_model_open(ops, &open, &model), done);

@@ -46,30 +46,41 @@ static nib_status load_device(nib_device device, const nib_plugin **plugin)
                : load("libnibble_cuda_emulated.so", "build the preset emulated", plugin);
 }
 
-static nib_status open_plugin(nib_device device, nib_ops **ops)
+static nib_status open_plugin(nib_device device, int local_rank, nib_ops **ops)
 {
     const nib_plugin *plugin;
     NIB_TRY(load_device(device, &plugin));
-    return plugin->create(0, ops);
+    return plugin->create(local_rank, ops);
 }
 
-nib_status nib_open_backend(nib_device device, nib_dtype compute, nib_ops **ops)
+/* A GPU, or *ops NULL and why there is none logged. Ranks of one machine must not compute on different kinds of device:
+ * where the first has a GPU, the others need one. */
+static nib_status open_gpu_if_any(int local_rank, nib_ops **ops)
+{
+    char first[256];
+    nib_status status = open_plugin(NIB_DEVICE_CUDA, local_rank, ops);
+    if (status != NIB_ERROR_DEVICE) return status;
+    if (local_rank > 0 && nib_device_describe(NIB_DEVICE_CUDA, first, sizeof first) == NIB_OK)
+        return open_plugin(NIB_DEVICE_CUDA, local_rank, ops); /* the refusal's own words again */
+    nib_log("no GPU: %s", nib_error_message());
+    return NIB_OK;
+}
+
+nib_status nib_open_backend(nib_device device, nib_dtype compute, int local_rank, nib_ops **ops)
 {
     nib_status status;
     *ops = NULL;
     switch (device) {
     case NIB_DEVICE_CUDA:
     case NIB_DEVICE_EMULATED:
-        status = open_plugin(device, ops);
+        status = open_plugin(device, local_rank, ops);
         return status == NIB_OK
                    ? NIB_OK
                    : nib_error_context(status, "--device %s", device == NIB_DEVICE_CUDA ? "cuda" : "emulated");
     case NIB_DEVICE_AUTO:
         if (compute == NIB_DTYPE_F32) break;
-        status = open_plugin(NIB_DEVICE_CUDA, ops);
-        if (status == NIB_OK) return NIB_OK;
-        if (status != NIB_ERROR_DEVICE) return status;
-        nib_log("no GPU: %s", nib_error_message());
+        NIB_TRY(open_gpu_if_any(local_rank, ops));
+        if (*ops != NULL) return NIB_OK;
         break;
     case NIB_DEVICE_CPU:
         break;

@@ -14,9 +14,10 @@ typedef enum { NIB_DEVICE_AUTO, NIB_DEVICE_CPU, NIB_DEVICE_CUDA, NIB_DEVICE_EMUL
 /* "auto", "cpu", "cuda" or "emulated". NIB_ERROR_USAGE. */
 nib_status nib_parse_device(const char *text, nib_device *device);
 
-/* The backend of `device` for activations of type `compute`. AUTO: the CPU for fp32, which GPUs do not compute in here;
- * else it logs why there is no GPU. NIB_ERROR_DEVICE if build or machine lack an explicit one. */
-nib_status nib_open_backend(nib_device device, nib_dtype compute, nib_ops **ops);
+/* The backend of `device` for activations of type `compute`; of the GPUs of this machine the one whose number is
+ * local_rank. AUTO: the CPU for fp32, which GPUs do not compute in here; else it logs why there is no GPU.
+ * NIB_ERROR_DEVICE if build or machine lack an explicit one, or one for this rank where there is one for rank 0. */
+nib_status nib_open_backend(nib_device device, nib_dtype compute, int local_rank, nib_ops **ops);
 void nib_close_backend(nib_ops *ops);
 
 /* One line about the device: "NVIDIA H200, ...". NIB_ERROR_DEVICE says why there is none. Not for AUTO. */

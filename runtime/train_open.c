@@ -176,6 +176,20 @@ static nib_status compare_ranks(const nib_training *t)
     return NIB_OK;
 }
 
+/* Kernels of another kind round otherwise: where only some of the ranks have a GPU, the run's bits would depend on
+ * which. */
+static nib_status compare_backends(const nib_training *t)
+{
+    char first[32] = "";
+    snprintf(first, sizeof first, "%s", t->ops->name);
+    NIB_TRY(t->collectives->broadcast(t->collectives, first, sizeof first, 0));
+    if (strcmp(first, t->ops->name) == 0) return NIB_OK;
+    return NIB_FAIL(NIB_ERROR_DEVICE,
+                    "rank %d computes on %s, rank 0 on %.31s; start the run where every rank has a GPU, or give it "
+                    "--device cpu",
+                    t->collectives->rank, t->ops->name, first);
+}
+
 /* The latest checkpoint into t->state and the tensors; *found: there is one. */
 static nib_status read_checkpoint(nib_training *t, bool *found)
 {
@@ -272,7 +286,8 @@ nib_status nib_train_open_data(nib_training *t)
 {
     nib_config *c = t->config;
     nib_model_config model;
-    NIB_TRY(nib_open_backend((nib_device)c->device, nib_config_model(c, true).compute, &t->ops));
+    int local_rank = t->collectives == NULL ? 0 : t->collectives->local_rank;
+    NIB_TRY(nib_open_backend((nib_device)c->device, nib_config_model(c, true).compute, local_rank, &t->ops));
     NIB_TRY(nib_open_model_config(c->model, &model));
     NIB_TRY(nib_text_open(c->model, c->tokenizer, c->data.chat_template, &t->text));
     NIB_TRY(nib_open_data(c, &c->data.train, &t->text, model.vocabulary, &t->train));
@@ -321,6 +336,7 @@ nib_status nib_train_open(nib_config *config, bool resume, nib_collectives *coll
     NIB_TRY(choose_sizes(t));
     NIB_TRY(open_model(t));
     nib_status status = first_state(t, &text);
+    if (status == NIB_OK) status = compare_backends(t);
     if (status == NIB_OK) status = compare_ranks(t);
     if (status == NIB_OK && !t->folder.fresh) status = load_checkpoint(t);
     if (status == NIB_OK && nib_train_leads(t)) status = open_output(t, &text);

@@ -40,6 +40,20 @@ static nib_ops *open_backend()
     return ops;
 }
 
+static void each_rank_has_its_own_device(void **)
+{
+    nib_emulator::set_device_count(2);
+    nib_ops *ops;
+    int current = 0;
+    check_ok(nib_cuda_backend_create(1, &ops));
+    check_cuda(cudaGetDevice(&current));
+    assert_int_equal(current, 1);
+    assert_non_null(strstr(ops->device, "emulated 1, sm_90"));
+    ops->close(ops);
+    assert_int_equal(nib_cuda_backend_create(2, &ops), NIB_ERROR_DEVICE);
+    assert_non_null(strstr(nib_error_message(), "rank 2 of this machine has no GPU of its own: it sees 2"));
+}
+
 static void copies_of_any_size_arrive(void **)
 {
     nib_ops *ops = open_backend();
@@ -139,6 +153,7 @@ int main()
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup(a_missing_device_is_explained, reset_emulator),
+        cmocka_unit_test_setup(each_rank_has_its_own_device, reset_emulator),
         cmocka_unit_test_setup(copies_of_any_size_arrive, reset_emulator),
         cmocka_unit_test_setup(too_large_a_tensor_is_named, reset_emulator),
         cmocka_unit_test_setup(scratch_grows, reset_emulator),

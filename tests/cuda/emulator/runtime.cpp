@@ -12,7 +12,7 @@ namespace nib_emulator
 
 /* The device as one thing, so that reset() is one assignment. */
 struct Device {
-    int count = 1, major = 9, minor = 0, multiprocessors = 4;
+    int count = 1, current = 0, major = 9, minor = 0, multiprocessors = 4;
     size_t memory = size_t{2} << 30;
     cudaError_t sticky = cudaSuccess, last = cudaSuccess;
     std::string text; /* of the sticky error, or of the last one */
@@ -24,6 +24,7 @@ struct Device {
         cudaError_t error;
     };
     std::map<std::string, Injection> injections;
+    std::map<std::string, cudaError_t> broken; /* kernels, by the beginning of their names */
     Counters counters;
 };
 static Device device;
@@ -48,6 +49,7 @@ cudaError_t fail_device(cudaError_t error, const std::string &what)
 /* What every call begins with: the error that stays, or one that a test asked for. */
 static cudaError_t enter(const char *function)
 {
+    read_environment();
     if (device.sticky != cudaSuccess) return device.sticky;
     auto found = device.injections.find(function);
     if (found == device.injections.end() || found->second.after-- > 0) return cudaSuccess;
@@ -84,6 +86,8 @@ void set_device(int major, int minor, int multiprocessors, size_t memory)
 void set_device_count(int count) { device.count = count; }
 
 void inject_error(const char *function, int after, cudaError_t error) { device.injections[function] = {after, error}; }
+
+void break_kernel(const char *name, cudaError_t error) { device.broken[name] = error; }
 
 Counters counters() { return device.counters; }
 void reset_counters() { device.counters = Counters{}; }
@@ -129,6 +133,9 @@ static std::string check_pointers(const std::vector<const void *> &pointers)
 
 static cudaError_t run_kernel(const Launch &kernel, const std::vector<const void *> &pointers)
 {
+    for (const auto &[name, error] : device.broken)
+        if (kernel.name.compare(0, name.size(), name) == 0)
+            return error == cudaSuccess ? cudaSuccess : fail_device(error, kernel.name + ": broken by a test");
     std::string failure = check_pointers(pointers);
     if (!failure.empty()) failure = kernel.name + ": " + failure;
     if (failure.empty()) failure = run_grid(kernel, device.counters);
@@ -245,12 +252,14 @@ cudaError_t cudaSetDevice(int number)
 {
     cudaError_t error = enter("cudaSetDevice");
     if (error != cudaSuccess) return error;
-    return number >= 0 && number < device.count ? cudaSuccess : remember(cudaErrorInvalidDevice);
+    if (number < 0 || number >= device.count) return remember(cudaErrorInvalidDevice);
+    device.current = number;
+    return cudaSuccess;
 }
 
 cudaError_t cudaGetDevice(int *number)
 {
-    *number = 0;
+    *number = device.current;
     return enter("cudaGetDevice");
 }
 
@@ -260,7 +269,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp *properties, int number)
     if (error != cudaSuccess) return error;
     if (number < 0 || number >= device.count) return remember(cudaErrorInvalidDevice);
     *properties = cudaDeviceProp{};
-    std::strcpy(properties->name, "emulated");
+    std::snprintf(properties->name, sizeof properties->name, number == 0 ? "emulated" : "emulated %d", number);
     properties->totalGlobalMem = device.memory;
     properties->sharedMemPerBlock = 48 << 10;
     properties->sharedMemPerBlockOptin = shared_memory_limit();

@@ -21,6 +21,11 @@ void set_device_count(int count);
 /* The (after + 1)-th call of the named function from now on fails with `error`, once: "cudaMalloc",
  * "cudaLaunchKernelEx". */
 void inject_error(const char *function, int after, cudaError_t error);
+/* From now on kernels whose name begins so do nothing, their outputs stay as they were; or end with `error`. */
+void break_kernel(const char *name, cudaError_t error);
+
+/* Does as the variable NIBBLE_EMULATOR asks (environment.cpp), once; CUDA's calls begin with it. */
+void read_environment();
 
 /* Since the start or the last reset. Reads after the work has been waited for. */
 Counters counters();
