@@ -14,6 +14,7 @@
 #include "cuda/attention.h"
 #include "cuda/attention_tiles.cuh"
 #include "cuda/backend.h"
+#include "cuda/choice.h"
 #include "cuda/launch.cuh"
 
 #define THREADS 128
@@ -304,6 +305,8 @@ nib_status nib_cuda_attention_backward(nib_ops *ops, nib_attention_shape shape, 
     NIB_TRY(nib_attention_check_shape("attention_backward", shape, dout, k, v));
     for (int i = 0; i < 8; i++) NIB_TRY(nib_attention_check_alignment("attention_backward", names[i], operands[i]));
     if (tree.T == 0) return NIB_OK;
+    if (nib_cuda_is_plain(ops, NIB_CUDA_ATTENTION_BACKWARD))
+        return nib_cuda_attention_backward_plain(ops, shape, tree, q, k, v, out, lse, dout, dq, dk, dv);
     backward_operands p = {nib_attention_clip_window(shape, tree.T), tree, q, k, v, dout, dq, dk, dv, NULL, 0, NULL};
     switch (shape.head_dim) {
     case 16:

@@ -10,6 +10,7 @@
 #include "cuda/attention.h"
 #include "cuda/attention_tiles.cuh"
 #include "cuda/backend.h"
+#include "cuda/choice.h"
 #include "cuda/launch.cuh"
 
 #define WARPS   4
@@ -193,6 +194,8 @@ nib_status nib_cuda_attention_cached(nib_ops *ops, nib_attention_shape shape, ni
     NIB_TRY(nib_attention_check_alignment("attention_cached", "k", k));
     NIB_TRY(nib_attention_check_alignment("attention_cached", "v", v));
     if (q.rows == 0) return NIB_OK;
+    if (nib_cuda_is_plain(ops, NIB_CUDA_ATTENTION_CACHED))
+        return nib_cuda_attention_cached_plain(ops, shape, q, k, v, range_begin, range, out);
     switch (shape.head_dim) {
     case 16:
         return launch_decode<16>(ops, p, range_begin, range);

@@ -10,6 +10,7 @@
 #include "cuda/attention.h"
 #include "cuda/attention_tiles.cuh"
 #include "cuda/backend.h"
+#include "cuda/choice.h"
 #include "cuda/launch.cuh"
 
 #define THREADS 128
@@ -198,6 +199,8 @@ nib_status nib_cuda_attention_forward(nib_ops *ops, nib_attention_shape shape, n
     NIB_TRY(nib_attention_check_alignment("attention_forward", "v", v));
     NIB_TRY(nib_attention_check_alignment("attention_forward", "out", out));
     if (tree.T == 0) return NIB_OK;
+    if (nib_cuda_is_plain(ops, NIB_CUDA_ATTENTION_FORWARD))
+        return nib_cuda_attention_forward_plain(ops, shape, tree, q, k, v, out, lse);
     p.shape = nib_attention_clip_window(shape, tree.T);
     switch (shape.head_dim) {
     case 16:

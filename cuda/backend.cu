@@ -1,6 +1,7 @@
 #include "cuda/adamw.h"
 #include "cuda/attention.h"
 #include "cuda/backend.h"
+#include "cuda/choice.h"
 #include "cuda/convert.h"
 #include "cuda/embedding.h"
 #include "cuda/global_norm.h"
@@ -41,6 +42,7 @@ typedef struct {
     nib_cuda_device device;
     nib_cuda_staging staging;
     nib_cuda_matmul_cache *matmul;
+    uint32_t plain; /* bits of nib_cuda_choice */
     char description[256];
 } cuda_context;
 
@@ -48,6 +50,10 @@ static cuda_context *context_of(nib_ops *ops) { return (cuda_context *)ops->cont
 cudaStream_t nib_cuda_stream(nib_ops *ops) { return context_of(ops)->stream; }
 const nib_cuda_device *nib_cuda_device_of(nib_ops *ops) { return &context_of(ops)->device; }
 nib_cuda_matmul_cache *nib_cuda_matmul_cache_of(nib_ops *ops) { return context_of(ops)->matmul; }
+
+bool nib_cuda_is_plain(nib_ops *ops, nib_cuda_choice choice) { return (context_of(ops)->plain >> choice & 1) != 0; }
+
+static void cuda_use_plain(nib_ops *ops, uint32_t mask) { context_of(ops)->plain = mask; }
 
 static double gib(size_t bytes) { return (double)bytes / (1 << 30); }
 
@@ -166,6 +172,9 @@ static void fill_table(nib_ops *ops)
 {
     ops->name = BACKEND_NAME;
     ops->bf16_only = true;
+    ops->choices = NIB_CUDA_CHOICES;
+    ops->choice = nib_cuda_choice_names;
+    ops->use_plain = cuda_use_plain;
     ops->close = close_backend;
     ops->rehearse = cuda_rehearse;
     ops->memory_left = cuda_memory_left;
@@ -227,6 +236,7 @@ static nib_status cuda_rehearse(nib_ops *ops, nib_ops **out)
     dry->scratch = &context->scratch;
     context->scratch.name = "scratch";
     context->device = context_of(ops)->device;
+    context->plain = context_of(ops)->plain; /* plain kernels take other scratch */
     context->stream = nib_cuda_dry_stream();
     *out = dry;
     return NIB_OK;

@@ -6,6 +6,7 @@
  *
  * Source of the calls: NVIDIA, "cuBLASLt API" (CUDA 13.0), cublasLtMatmul and cublasLtMatmulAlgoGetHeuristic. */
 #include "cuda/backend.h"
+#include "cuda/choice.h"
 #include "cuda/matmul.h"
 #include "cuda/status.cuh"
 
@@ -195,6 +196,8 @@ nib_status nib_cuda_matmul(nib_ops *ops, nib_matrix a, bool transpose_a, nib_mat
     product *p;
     NIB_TRY(check(a, transpose_a, b, transpose_b, c));
     if (c.rows == 0 || c.columns == 0 || ops->rehearsal) return NIB_OK;
+    if (nib_cuda_is_plain(ops, NIB_CUDA_MATMUL))
+        return nib_cuda_matmul_plain(ops, a, transpose_a, b, transpose_b, accumulate, c);
     shape_key shape = {
         c.rows,      c.columns,   transpose_a ? a.rows : a.columns, a.stride,        b.stride,        c.stride,
         transpose_a, transpose_b, c.dtype == NIB_DTYPE_F32,         alignment_of(a), alignment_of(b), alignment_of(c)};

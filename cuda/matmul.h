@@ -17,5 +17,8 @@ void nib_cuda_matmul_cache_free(nib_cuda_matmul_cache *cache);
  * NIB_ERROR_SHAPE for other types or sizes that do not match. */
 nib_status nib_cuda_matmul(nib_ops *ops, nib_matrix a, bool transpose_a, nib_matrix b, bool transpose_b,
                            bool accumulate, nib_matrix c);
+/* The same of operands that nib_cuda_matmul has checked, by a kernel of our own without tensor cores. */
+nib_status nib_cuda_matmul_plain(nib_ops *ops, nib_matrix a, bool transpose_a, nib_matrix b, bool transpose_b,
+                                 bool accumulate, nib_matrix c);
 
 #endif

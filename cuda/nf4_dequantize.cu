@@ -12,6 +12,7 @@
  * move for a weight in bf16.
  */
 #include "cuda/backend.h"
+#include "cuda/choice.h"
 #include "cuda/launch.cuh"
 #include "cuda/nf4_decode.cuh"
 #include "cuda/nf4_dequantize.h"
@@ -225,8 +226,8 @@ nib_status launch_elements(nib_ops *ops, const nib_nf4 *weight, int64_t n, int64
 
 template <typename Out> nib_status dequantize(nib_ops *ops, const nib_nf4 *weight, nib_matrix out)
 {
-    const bool vector = out.columns % 8 == 0 && aligned(weight->codes, 0, 4) &&
-                        aligned(out.data, out.stride * (int64_t)sizeof(Out), 16);
+    const bool vector = !nib_cuda_is_plain(ops, NIB_CUDA_NF4_DEQUANTIZE) && out.columns % 8 == 0 &&
+                        aligned(weight->codes, 0, 4) && aligned(out.data, out.stride * (int64_t)sizeof(Out), 16);
     if (vector) return launch_rows(ops, weight, out.rows, out.columns, nullptr, (Out *)out.data, out.stride);
     return launch_elements(ops, weight, out.rows, out.columns, (Out *)out.data, out.stride, 1);
 }

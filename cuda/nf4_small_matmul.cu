@@ -13,6 +13,7 @@
  * 256 threads, 64 rows: 32 sums a thread; shared memory 3 x (16 + 8) KB and the table of nf4_decode.cuh.
  */
 #include "cuda/backend.h"
+#include "cuda/choice.h"
 #include "cuda/launch.cuh"
 #include "cuda/linear_parts.cuh"
 #include "cuda/nf4_fragments.cuh"
@@ -194,9 +195,12 @@ nib_status nib_cuda_nf4_small_matmul(nib_ops *ops, const nib_linear *linear, nib
 {
     NIB_TRY(nib_cuda_nf4_small_matmul_check(linear, x, u, y));
     if (x.rows == 0) return NIB_OK;
+    const bool few = x.rows <= NIB_CUDA_MATVEC_ROWS;
+    if (nib_cuda_is_plain(ops, few ? NIB_CUDA_NF4_MATVEC : NIB_CUDA_NF4_SMALL_MATMUL))
+        return nib_cuda_nf4_small_matmul_plain(ops, linear, x, u, y);
     for (int p = 0; p < linear->parts; p++) /* a tile of outputs is of one part */
         if (linear->part[p].rows % NF4_TILE_ROWS != 0) return nib_cuda_nf4_small_matmul_plain(ops, linear, x, u, y);
-    if (x.rows <= NIB_CUDA_MATVEC_ROWS) return nib_cuda_nf4_matvec(ops, linear, x, u, y);
+    if (few) return nib_cuda_nf4_matvec(ops, linear, x, u, y);
     const size_t mark = ops->scratch->used;
     const nib_status status = x.rows <= 16   ? launch<16>(ops, linear, x, u, y)
                               : x.rows <= 32 ? launch<32>(ops, linear, x, u, y)

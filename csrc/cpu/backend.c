@@ -116,8 +116,20 @@ const char *nib_cpu_features(void)
 
 static nib_status cpu_rehearse(nib_ops *ops, nib_ops **dry);
 
+static const char *const choice_names[] = {"vectors"};
+
+static void cpu_use_plain(nib_ops *ops, uint32_t mask)
+{
+    nib_cpu_context *context = nib_cpu_context_of(ops);
+    detect(context);
+    if ((mask & 1) != 0) context->kernels = nib_cpu_kernels_at(NIB_CPU_PORTABLE);
+}
+
 static const nib_ops table = {
     .name = "cpu",
+    .choices = 1,
+    .choice = choice_names,
+    .use_plain = cpu_use_plain,
     .close = nib_cpu_backend_free,
     .rehearse = cpu_rehearse,
     .allocate = cpu_allocate,

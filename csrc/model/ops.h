@@ -133,6 +133,13 @@ struct nib_ops {
     bool bf16_only;     /* activations have to be bf16 */
     nib_arena *scratch;
 
+    /* Kernels of which there are two: a fast one, made for this device, and a plain one, its oracle and its fallback.
+     * use_plain: from now on choice i is computed by the plain one where bit i of `mask` is set, else by the fast one.
+     */
+    int choices;
+    const char *const *choice; /* [choices] names */
+    void (*use_plain)(nib_ops *ops, uint32_t mask);
+
     void (*close)(nib_ops *ops); /* gives back the backend itself; NULL is allowed */
     /* The same ops over a counting scratch arena, which they take and leave, doing nothing else; those that take none
      * may be NULL. For model/rehearsal.h. */
