@@ -1,23 +1,58 @@
 /* Preloaded: makes the n-th call of one function fail once. NIB_FAULT is "write:N", "fsync:N" or "rename:N", counted
- * from 1 over calls that concern the folder named by NIB_FAULT_FOLDER. The errors are those of a full or broken disk.
+ * from 1 over calls that concern the folder named by NIB_FAULT_FOLDER; or "malloc:N" (calloc, realloc and aligned_alloc
+ * too) or "mmap:N", counted over the program's own calls, not its libraries'. The errors are those of a full or broken
+ * disk, or of no memory.
  */
+#define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
+#include <link.h>
 #include <stdatomic.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 static atomic_int calls;
+static uintptr_t program_begin, program_end; /* where the program's own code lies */
+
+static int find_program(struct dl_phdr_info *info, size_t size, void *user)
+{
+    (void)size, (void)user;
+    for (int i = 0; i < info->dlpi_phnum; i++) {
+        const ElfW(Phdr) *part = &info->dlpi_phdr[i];
+        if (part->p_type != PT_LOAD || !(part->p_flags & PF_X)) continue;
+        program_begin = info->dlpi_addr + part->p_vaddr;
+        program_end = program_begin + part->p_memsz;
+    }
+    return 1; /* the first is the program */
+}
+
+__attribute__((constructor)) static void set(void) { dl_iterate_phdr(find_program, NULL); }
+
+/* Whether this call is the one. */
+static int counts(const char *function)
+{
+    const char *fault = getenv("NIB_FAULT");
+    size_t length = strlen(function);
+    if (fault == NULL || strncmp(fault, function, length) != 0 || fault[length] != ':') return 0;
+    return atomic_fetch_add(&calls, 1) + 1 == atoi(fault + length + 1);
+}
 
 static int fails(const char *function, const char *path)
 {
-    const char *fault = getenv("NIB_FAULT"), *folder = getenv("NIB_FAULT_FOLDER");
-    size_t length = strlen(function);
-    if (fault == NULL || folder == NULL || strncmp(fault, function, length) != 0 || fault[length] != ':') return 0;
-    if (strncmp(path, folder, strlen(folder)) != 0) return 0;
-    return atomic_fetch_add(&calls, 1) + 1 == atoi(fault + length + 1);
+    const char *folder = getenv("NIB_FAULT_FOLDER");
+    return folder != NULL && strncmp(path, folder, strlen(folder)) == 0 && counts(function);
+}
+
+static int memory_fails(const char *function, const void *caller)
+{
+    if ((uintptr_t)caller < program_begin || (uintptr_t)caller >= program_end || !counts(function)) return 0;
+    fprintf(stderr, "shim.c: %s\n", getenv("NIB_FAULT")); /* it may be of no consequence: a cache is done without */
+    errno = ENOMEM;
+    return 1;
 }
 
 static int descriptor_fails(const char *function, int fd)
@@ -55,4 +90,33 @@ int rename(const char *from, const char *to)
     if (!fails("rename", to)) return real(from, to);
     errno = EIO;
     return -1;
+}
+
+#define CALLER __builtin_return_address(0)
+
+/* glibc's own, so that none is needed to look them up. */
+void *__libc_malloc(size_t bytes);
+void *__libc_calloc(size_t count, size_t size);
+void *__libc_realloc(void *block, size_t bytes);
+void *__libc_memalign(size_t alignment, size_t bytes);
+
+void *malloc(size_t bytes) { return memory_fails("malloc", CALLER) ? NULL : __libc_malloc(bytes); }
+
+void *calloc(size_t count, size_t size) { return memory_fails("malloc", CALLER) ? NULL : __libc_calloc(count, size); }
+
+void *realloc(void *block, size_t bytes)
+{
+    return memory_fails("malloc", CALLER) ? NULL : __libc_realloc(block, bytes);
+}
+
+void *aligned_alloc(size_t alignment, size_t bytes)
+{
+    return memory_fails("malloc", CALLER) ? NULL : __libc_memalign(alignment, bytes);
+}
+
+void *mmap(void *address, size_t bytes, int protection, int flags, int fd, off_t offset)
+{
+    void *(*real)(void *, size_t, int, int, int, off_t);
+    *(void **)&real = dlsym(RTLD_NEXT, "mmap");
+    return memory_fails("mmap", CALLER) ? MAP_FAILED : real(address, bytes, protection, flags, fd, offset);
 }
