@@ -22,6 +22,7 @@ extern const nib_command nib_command_chat;
 extern const nib_command nib_command_eval;
 extern const nib_command nib_command_export;
 extern const nib_command nib_command_inspect;
+extern const nib_command nib_command_pack;
 extern const nib_command nib_command_plan;
 extern const nib_command nib_command_quantize;
 extern const nib_command nib_command_render;

@@ -16,6 +16,7 @@ static const nib_command *const commands[] = {
     &nib_command_check,
     &nib_command_plan,
     &nib_command_score,
+    &nib_command_pack,
     &nib_command_quantize,
     &nib_command_bench,
     &nib_command_tokenize,

@@ -1,14 +1,12 @@
 #include "data/dataset.h"
 
 #include "base/sha256.h"
+#include "data/fingerprints.h"
 #include "data/row_encoder.h"
 #include "formats/row_reader.h"
 
 #include <stdio.h>
 #include <string.h>
-
-/* A line is at most 64 MiB; its JSON may not take more than this, whatever it is made of. */
-#define MAX_ROW_MEMORY ((size_t)2 << 30)
 
 typedef struct {
     int64_t first;     /* of its tokens in the store */
@@ -18,12 +16,6 @@ typedef struct {
     int32_t length, prompt_length, source;
     float weight;
 } sample;
-
-/* Fingerprints seen so far: open addressing, at most half full. 0 marks an empty place. */
-typedef struct {
-    uint64_t *place;
-    size_t capacity, used;
-} fingerprint_set;
 
 struct nib_dataset {
     sample *samples;
@@ -47,64 +39,16 @@ typedef struct {
     const nib_data_options *options;
     int64_t vocabulary;
     nib_source_report *report;
-    fingerprint_set seen;
+    nib_fingerprints seen;
     const char *where;
     int source;
     int64_t line;
-    float weight;
 } loader;
 
 static nib_status no_memory(const loader *load)
 {
     return NIB_FAIL(NIB_ERROR_MEMORY, "%s: no memory for the data set (%zu tokens so far)", load->where,
                     load->dataset->tokens);
-}
-
-/* Its place in the table, or the empty one where it belongs. */
-static size_t place_of(const fingerprint_set *set, uint64_t fingerprint)
-{
-    size_t i = fingerprint & (set->capacity - 1);
-    while (set->place[i] != 0 && set->place[i] != fingerprint) i = (i + 1) & (set->capacity - 1);
-    return i;
-}
-
-static bool has_seen(const fingerprint_set *set, uint64_t fingerprint)
-{
-    if (fingerprint == 0) fingerprint = 1;
-    return set->capacity > 0 && set->place[place_of(set, fingerprint)] == fingerprint;
-}
-
-/* Adds a fingerprint; *known: was it there? false: no memory. */
-static bool see(fingerprint_set *set, uint64_t fingerprint, bool *known)
-{
-    if (fingerprint == 0) fingerprint = 1;
-    if (2 * (set->used + 1) > set->capacity) {
-        fingerprint_set larger = {.capacity = set->capacity == 0 ? 1024 : 2 * set->capacity};
-        bool ignored;
-        larger.place = nib_calloc(larger.capacity, sizeof *larger.place);
-        if (larger.place == NULL) return false;
-        for (size_t i = 0; i < set->capacity; i++)
-            if (set->place[i] != 0) see(&larger, set->place[i], &ignored);
-        nib_free(set->place);
-        *set = larger;
-    }
-    size_t i = place_of(set, fingerprint);
-    *known = set->place[i] == fingerprint;
-    set->used += !*known;
-    set->place[i] = fingerprint;
-    return true;
-}
-
-static uint64_t fingerprint_of(const nib_draft *draft)
-{
-    nib_sha256 hash;
-    uint8_t digest[32];
-    uint64_t value;
-    nib_sha256_begin(&hash);
-    nib_sha256_update(&hash, draft->ids, draft->length * sizeof *draft->ids);
-    nib_sha256_end(&hash, digest);
-    memcpy(&value, digest, sizeof value);
-    return value;
 }
 
 /* Stores tokens [begin, end) of the draft as a sample. */
@@ -125,7 +69,7 @@ static nib_status store(loader *load, const nib_draft *draft, size_t begin, size
                   .length = (int32_t)length,
                   .prompt_length = whole ? (int32_t)draft->prompt_length : 0,
                   .source = load->source,
-                  .weight = load->weight};
+                  .weight = draft->weight};
     if (whole && draft->reference != NULL) {
         s->reference = (int64_t)d->references.length;
         nib_buffer_append(&d->references, draft->reference->string, draft->reference->length + 1);
@@ -188,34 +132,12 @@ static nib_status take_draft(void *context, const nib_draft *draft)
                             "%s: token %zu has id %d, the model's vocabulary ends at %lld; is this "
                             "another model's tokenizer?",
                             load->where, i, draft->ids[i], (long long)load->vocabulary - 1);
-    uint64_t fingerprint = fingerprint_of(draft);
-    if (!see(&load->seen, fingerprint, &known)) return no_memory(load);
+    uint64_t fingerprint = nib_draft_fingerprint(draft);
+    if (!nib_fingerprints_add(&load->seen, fingerprint, &known)) return no_memory(load);
     load->report->duplicates += known;
     if ((int64_t)draft->length > load->report->longest) load->report->longest = (int64_t)draft->length;
     if ((int64_t)draft->length > load->options->max_length) return store_over_long(load, draft, fingerprint);
     return store(load, draft, 0, draft->length, fingerprint);
-}
-
-static bool is_blank(const char *line, size_t length)
-{
-    while (length > 0 && (line[length - 1] == ' ' || line[length - 1] == '\t' || line[length - 1] == '\r')) length--;
-    return length == 0;
-}
-
-static nib_status load_row(loader *load, nib_row_encoder *encoder, const char *line, size_t length)
-{
-    nib_pool pool = {.limit = MAX_ROW_MEMORY};
-    nib_json *root = NULL;
-    nib_parsed_row row;
-    nib_status status;
-    NIB_TRY_GOTO(nib_json_parse(load->where, line, length, (nib_json_options){0}, &pool, &root), done);
-    NIB_TRY_GOTO(nib_row_parse(load->where, root, load->options->chat_template != NULL, &pool, &row), done);
-    load->weight = row.weight;
-    load->report->rows++;
-    status = nib_row_encode(encoder, load->where, &row);
-done:
-    nib_pool_free(&pool);
-    return status;
 }
 
 static nib_status load_source(loader *load, nib_row_encoder *encoder, const char *path)
@@ -229,12 +151,13 @@ static nib_status load_source(loader *load, nib_row_encoder *encoder, const char
     for (;;) {
         NIB_TRY_GOTO(nib_row_reader_next(reader, &line, &length), done);
         if (line == NULL) break;
-        if (is_blank(line, length)) continue;
+        if (nib_row_is_blank(line, length)) continue;
         load->line = (int64_t)nib_row_reader_line(reader);
         nib_buffer_clear(&where);
         nib_buffer_format(&where, "%s:%lld", path, (long long)load->line);
         load->where = where.failed ? path : where.data;
-        NIB_TRY_GOTO(load_row(load, encoder, line, length), done);
+        load->report->rows++;
+        NIB_TRY_GOTO(nib_row_encode_line(encoder, load->where, line, length), done);
     }
     if (load->report->rows == 0)
         status = NIB_FAIL(NIB_ERROR_DATA, "%s: the file holds no row, expected one JSON object a line", path);
@@ -307,7 +230,7 @@ nib_status nib_dataset_load(const nib_data_source *sources, int count, const nib
     memcpy(d->terminator, encoder.terminator, sizeof d->terminator);
     d->terminators = encoder.terminators;
     nib_row_encoder_free(&encoder);
-    nib_free(load.seen.place);
+    nib_fingerprints_free(&load.seen);
     if (status == NIB_OK) {
         hash_samples(d);
     } else {
@@ -377,14 +300,15 @@ uint64_t nib_dataset_fingerprint(const nib_dataset *dataset, int64_t index)
 
 nib_status nib_dataset_leaks(const nib_dataset *train, const nib_dataset *eval, int64_t **indices, int64_t *count)
 {
-    fingerprint_set known = {0};
+    nib_fingerprints known = {0};
     bool found, enough = true;
     *count = 0;
     *indices = nib_calloc(eval->count, sizeof **indices);
-    for (size_t i = 0; i < train->count && enough; i++) enough = see(&known, train->samples[i].fingerprint, &found);
+    for (size_t i = 0; i < train->count && enough; i++)
+        enough = nib_fingerprints_add(&known, train->samples[i].fingerprint, &found);
     for (size_t i = 0; i < eval->count && enough && *indices != NULL; i++)
-        if (has_seen(&known, eval->samples[i].fingerprint)) (*indices)[(*count)++] = (int64_t)i;
-    nib_free(known.place);
+        if (nib_fingerprints_has(&known, eval->samples[i].fingerprint)) (*indices)[(*count)++] = (int64_t)i;
+    nib_fingerprints_free(&known);
     if (enough && *indices != NULL) return NIB_OK;
     nib_free(*indices);
     *indices = NULL;

@@ -1,5 +1,7 @@
 #include "data/row_encoder.h"
 
+#include "base/sha256.h"
+
 #include <string.h>
 
 /* 2024-07-26 00:00 UTC: the day that Llama 3's templates fall back to when there is no clock. */
@@ -57,7 +59,7 @@ static nib_status finish(nib_row_encoder *encoder, const char *where, size_t len
                         "%s: nothing in this row is supervised (%zu tokens), so it would teach nothing; "
                         "it needs an assistant turn, a completion, or labels other than -100; else remove it",
                         where, length);
-    nib_draft draft = {ids, encoder->mask, length, prompt_length, reference};
+    nib_draft draft = {ids, encoder->mask, length, prompt_length, reference, encoder->weight};
     return encoder->sink(encoder->sink_context, &draft);
 }
 
@@ -330,6 +332,33 @@ nib_status nib_row_encode(nib_row_encoder *encoder, const char *where, nib_parse
     default:
         return encode_conversation(encoder, where, row);
     }
+}
+
+nib_status nib_row_encode_line(nib_row_encoder *encoder, const char *where, const char *line, size_t length)
+{
+    nib_pool pool = {.limit = NIB_MAX_ROW_MEMORY};
+    nib_json *root = NULL;
+    nib_parsed_row row;
+    nib_status status;
+    NIB_TRY_GOTO(nib_json_parse(where, line, length, (nib_json_options){0}, &pool, &root), done);
+    NIB_TRY_GOTO(nib_row_parse(where, root, encoder->options->chat_template != NULL, &pool, &row), done);
+    encoder->weight = row.weight;
+    status = nib_row_encode(encoder, where, &row);
+done:
+    nib_pool_free(&pool);
+    return status;
+}
+
+uint64_t nib_draft_fingerprint(const nib_draft *draft)
+{
+    nib_sha256 hash;
+    uint8_t digest[32];
+    uint64_t value;
+    nib_sha256_begin(&hash);
+    nib_sha256_update(&hash, draft->ids, draft->length * sizeof *draft->ids);
+    nib_sha256_end(&hash, digest);
+    memcpy(&value, digest, sizeof value);
+    return value;
 }
 
 void nib_row_encoder_free(nib_row_encoder *encoder)

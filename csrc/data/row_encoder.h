@@ -30,14 +30,21 @@ typedef struct {
     size_t length;
     size_t prompt_length;      /* tokens before the last assistant turn; 0: the row has no such turn */
     const nib_json *reference; /* that turn's text, or NULL */
+    float weight;              /* of the row */
 } nib_draft;
 
+/* Hash of a sample's ids: equal ones have equal fingerprints, others (but for chance, 2^-64) not. */
+uint64_t nib_draft_fingerprint(const nib_draft *draft);
+
 enum { NIB_MAX_TERMINATORS = 8 };
+/* A line is at most 64 MiB; its JSON may not take more than this, whatever it is made of. */
+#define NIB_MAX_ROW_MEMORY ((size_t)2 << 30)
 
 typedef struct {
     const nib_data_options *options;
     nib_status (*sink)(void *context, const nib_draft *draft); /* takes every sample */
     void *sink_context;
+    float weight; /* of the row at hand */
     int32_t terminator[NIB_MAX_TERMINATORS];
     int terminators;
     /* scratch, kept between rows */
@@ -47,7 +54,9 @@ typedef struct {
     size_t mask_capacity;
 } nib_row_encoder;
 
-/* Gives the samples of a row to the sink. Fails as nib_dataset_load does, or as the sink does. */
+/* Gives the samples of one line of JSON to the sink. where: "file:line" for messages. Fails as nib_dataset_load does,
+ * or as the sink does. */
+nib_status nib_row_encode_line(nib_row_encoder *encoder, const char *where, const char *line, size_t length);
 nib_status nib_row_encode(nib_row_encoder *encoder, const char *where, nib_parsed_row *row);
 void nib_row_encoder_free(nib_row_encoder *encoder);
 

@@ -249,3 +249,9 @@ nib_status nib_row_parse(const char *where, const nib_json *row, bool has_templa
     link_messages(parsed);
     return NIB_OK;
 }
+
+bool nib_row_is_blank(const char *line, size_t length)
+{
+    while (length > 0 && (line[length - 1] == ' ' || line[length - 1] == '\t' || line[length - 1] == '\r')) length--;
+    return length == 0;
+}

@@ -32,4 +32,7 @@ typedef struct {
 nib_status nib_row_parse(const char *where, const nib_json *row, bool has_template, nib_pool *pool,
                          nib_parsed_row *parsed);
 
+/* Only spaces: such lines of a file are no rows. */
+bool nib_row_is_blank(const char *line, size_t length);
+
 #endif

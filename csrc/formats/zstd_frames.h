@@ -35,8 +35,8 @@ typedef struct {
 nib_status nib_zstd_writer_open(const char *path, nib_zstd_writer *writer);
 /* One frame of nib_zstd_frame_append and the length of its content. */
 nib_status nib_zstd_writer_add(nib_zstd_writer *writer, const void *frame, size_t size, size_t content_length);
-/* Writes the table, fsyncs and closes. hex: SHA-256 of the file. NIB_ERROR_IO. */
-nib_status nib_zstd_writer_finish(nib_zstd_writer *writer, char hex[65]);
+/* Writes the table, fsyncs and closes. size, hex: bytes and SHA-256 of the file. NIB_ERROR_IO. */
+nib_status nib_zstd_writer_finish(nib_zstd_writer *writer, uint64_t *size, char hex[65]);
 void nib_zstd_writer_close(nib_zstd_writer *writer); /* also one that was not finished; the file stays */
 
 /* A reader is used by one thread at a time. It reads, and does not map: a file that is cut while it is read is an

@@ -77,7 +77,7 @@ nib_status nib_zstd_writer_add(nib_zstd_writer *writer, const void *frame, size_
     return append(writer, frame, size);
 }
 
-nib_status nib_zstd_writer_finish(nib_zstd_writer *writer, char hex[65])
+nib_status nib_zstd_writer_finish(nib_zstd_writer *writer, uint64_t *size, char hex[65])
 {
     uint8_t header[8], footer[FOOTER_BYTES], digest[32];
     put32(header, TABLE_MAGIC);
@@ -91,6 +91,7 @@ nib_status nib_zstd_writer_finish(nib_zstd_writer *writer, char hex[65])
     if (fsync(writer->fd) != 0) return NIB_FAIL(NIB_ERROR_IO, "%s: fsync failed: %s", writer->path, strerror(errno));
     nib_sha256_end(&writer->hash, digest);
     nib_sha256_hex(digest, hex);
+    *size = writer->size;
     nib_zstd_writer_close(writer);
     return NIB_OK;
 }

@@ -1,5 +1,6 @@
 #include "tokenizer/chat_template.h"
 
+#include "base/sha256.h"
 #include "tokenizer/jinja_render.h"
 
 #include <string.h>
@@ -8,6 +9,7 @@ struct nib_chat_template {
     char *name;
     nib_pool pool;
     nib_jinja_nodes body;
+    char hash[65];
 };
 
 /* What a template of a model may take when it is compiled; real ones take well under 1 MiB. */
@@ -25,6 +27,7 @@ nib_status nib_chat_template_compile(const char *name, const char *source, nib_c
         status = NIB_FAIL(NIB_ERROR_MEMORY, "%s: no memory for the template", name);
         goto done;
     }
+    nib_sha256_of(source, strlen(source), made->hash);
     NIB_TRY_GOTO(nib_jinja_parse(made->name, source, strlen(source), &made->pool, &made->body), done);
     *chat_template = made;
     made = NULL;
@@ -39,6 +42,8 @@ void nib_chat_template_free(nib_chat_template *chat_template)
     nib_pool_free(&chat_template->pool);
     nib_free(chat_template);
 }
+
+const char *nib_chat_template_hash(const nib_chat_template *chat_template) { return chat_template->hash; }
 
 static nib_status define(nib_jinja_render *render, const char *name, nib_jinja_value value)
 {

@@ -14,6 +14,7 @@ typedef struct nib_chat_template nib_chat_template;
 /* Compiles source. name is used in messages ("name:line: ..."). NIB_ERROR_DATA on a syntax error. */
 nib_status nib_chat_template_compile(const char *name, const char *source, nib_chat_template **chat_template);
 void nib_chat_template_free(nib_chat_template *chat_template);
+const char *nib_chat_template_hash(const nib_chat_template *chat_template); /* SHA-256 of its source, as hex */
 
 typedef struct {
     const nib_json *messages; /* array of objects; required */

@@ -12,6 +12,7 @@ _nibble_options() { # COMMAND: its options
         --quant --compute --device --tokenizer --chat-template --help ;;
     export) echo --model --adapter --to --out --tokenizer --chat-template --device --help ;;
     score) echo --model --adapter --quant --compute --per-token --device --data --out --help ;;
+    pack) echo --in --out --tokenizer --template --help ;;
     quantize) echo --model --out --help ;;
     bench) echo --model --random --batch --length --rank --compute --json --adapter --prompt-tokens --new-tokens --quant \
         --device --op --help ;;
@@ -68,7 +69,7 @@ _nibble() {
     local current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD - 1]} command=${COMP_WORDS[1]}
     COMPREPLY=()
     if ((COMP_CWORD == 1)); then
-        _nibble_words "train check plan eval chat export score quantize bench tokenize render inspect --help --version" "$current"
+        _nibble_words "train check plan eval chat export score pack quantize bench tokenize render inspect --help --version" "$current"
         return
     fi
     # A word with an equals sign comes in up to three: KEY, =, VALUE.
@@ -88,7 +89,7 @@ _nibble() {
     --model) _nibble_files "$current" "*.gguf" ;;
     --adapter) _nibble_files "$current" "" ;;
     --tokenizer) _nibble_files "$current" "*.@(json|gguf)" ;;
-    --data) _nibble_files "$current" "*.jsonl?(.zst)" ;;
+    --data | --in) _nibble_files "$current" "*.jsonl?(.zst)" ;;
     --messages | --tools) _nibble_files "$current" "*.json" ;;
     --template | --chat-template) _nibble_files "$current" "*.jinja" ;;
     --out) _nibble_files "$current" "*" ;;
@@ -103,7 +104,7 @@ _nibble() {
             _nibble_files "$current" "*.json"
         elif [[ $command == inspect ]]; then
             _nibble_files "$current" "*.@(safetensors|gguf)"
-        elif [[ $command == eval ]]; then # --data takes several
+        elif [[ $command == @(eval|pack) ]]; then # --data and --in take several
             _nibble_files "$current" "*.jsonl?(.zst)"
         fi
         ;;

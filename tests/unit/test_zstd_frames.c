@@ -44,6 +44,7 @@ static void write_frames(const char *content, size_t length, size_t frame_length
 {
     nib_zstd_writer writer;
     nib_buffer frame = {0};
+    uint64_t file_size;
     unlink(path);
     assert_int_equal(nib_zstd_writer_open(path, &writer), NIB_OK);
     for (size_t at = 0, n; at < length; at += n) {
@@ -52,7 +53,7 @@ static void write_frames(const char *content, size_t length, size_t frame_length
         assert_int_equal(nib_zstd_frame_append(content + at, n, &frame), NIB_OK);
         assert_int_equal(nib_zstd_writer_add(&writer, frame.data, frame.length, n), NIB_OK);
     }
-    assert_int_equal(nib_zstd_writer_finish(&writer, hex), NIB_OK);
+    assert_int_equal(nib_zstd_writer_finish(&writer, &file_size, hex), NIB_OK);
     nib_buffer_free(&frame);
 }
 
