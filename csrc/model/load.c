@@ -2,6 +2,7 @@
 #include "base/memory.h"
 #include "model/model_internal.h"
 #include "model/random_weights.h"
+#include "model/weight_hash.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -150,7 +151,7 @@ nib_status nib_model_load(nib_model *model)
 {
     const nib_model_config *c = &model->config;
     nib_ops *ops = model->ops;
-    nib_weight_source_hash(&model->source, model->base_hash);
+    if (model->options.train) NIB_TRY(nib_weight_hash(&model->source, model->base_hash));
     NIB_TRY(load_frequencies(model));
     if (model->nested_map != NULL)
         NIB_TRY(ops->upload(ops, model->nested_map, nib_nf4_dynamic_map, sizeof nib_nf4_dynamic_map));

@@ -60,7 +60,7 @@ int nib_model_parameters(const nib_model *model, nib_parameter **parameters);
 nib_clip *nib_model_clip(nib_model *model);
 /* Copies masters into the activation type; after every optimizer step and after loading. */
 nib_status nib_model_refresh(nib_model *model);
-/* SHA-256 of the frozen base (its NF4 cache or files), as hex. */
+/* SHA-256 of every byte of the base (weight_hash.h), as hex; "" if the model is not trained. */
 const char *nib_model_base_hash(const nib_model *model);
 
 /* Activations for micro-batches of up to T tokens and N targets under a recompute policy; again for other sizes. */

@@ -4,6 +4,7 @@
 #include "base/log.h"
 #include "base/sha256.h"
 #include "formats/safetensors_writer.h"
+#include "model/weight_hash.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -207,7 +208,12 @@ static nib_status source_key(const nib_weight_source *source, char key[65])
     nib_sha256 hash;
     uint8_t digest[32];
     const nib_file *seen = NULL;
+    nib_buffer config = {0};
+    nib_status status = nib_model_config_write(&source->config, false, &config);
     nib_sha256_begin(&hash);
+    if (status == NIB_OK) nib_sha256_update(&hash, config.data, config.length);
+    nib_buffer_free(&config);
+    NIB_TRY(status);
     nib_weight_source_hash_table(source, &hash);
     for (size_t i = 0; i < nib_tensor_set_count(source->set); i++) {
         const nib_file *file = nib_tensor_set_at(source->set, i)->file;
@@ -245,38 +251,53 @@ static char *cache_folder(const char *folder, const char *key)
     return path.data;
 }
 
-/* Is model.safetensors what "sha256" in the folder records? Anything else, missing files too, means: write it again. */
-static bool is_intact(const char *folder)
+/* A folder's "sha256": the hashes (weight_hash.h) of what it holds, and of the checkpoint that was quantised. */
+#define RECORD_LENGTH (64 + 1 + 64 + 1)
+
+/* Opens the folder if it holds what its record says. Anything else, missing files too, means: write it again. */
+static bool open_intact(const char *folder, nib_weight_source *source)
 {
-    char *tensors = nib_path_join(folder, "model.safetensors"), *record = nib_path_join(folder, "sha256"), *text = NULL;
+    char *record = nib_path_join(folder, "sha256"), *text = NULL;
     char hex[65];
-    nib_file file = {0};
     size_t length;
-    bool intact = tensors != NULL && record != NULL && nib_file_exists(tensors) && nib_file_exists(record) &&
-                  nib_file_read(record, 256, &text, &length) == NIB_OK && length >= 64 &&
-                  nib_file_map(&file, tensors) == NIB_OK;
-    if (intact) {
-        nib_file_hash(&file, hex);
-        intact = strncmp(hex, text, 64) == 0;
+    bool intact = false;
+    if (record != NULL && nib_file_exists(record) && nib_file_read(record, RECORD_LENGTH, &text, &length) == NIB_OK &&
+        length == RECORD_LENGTH && nib_weight_source_open(folder, source) == NIB_OK) {
+        intact = source->quantized && nib_weight_hash(source, hex) == NIB_OK && memcmp(hex, text, 64) == 0;
+        if (intact)
+            nib_sha256_of(text, RECORD_LENGTH, source->hash);
+        else
+            nib_weight_source_close(source);
     }
-    nib_file_unmap(&file);
     nib_free(text);
     nib_free(record);
-    nib_free(tensors);
     return intact;
+}
+
+static nib_status write_record(const nib_weight_source *source, const char *folder)
+{
+    nib_weight_source written;
+    char content[65], made_from[65], text[RECORD_LENGTH + 1];
+    char *record = nib_path_join(folder, "sha256");
+    if (record == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "%s: no memory for a file name", folder);
+    nib_status status = nib_weight_hash(source, made_from);
+    if (status == NIB_OK) status = nib_weight_source_open(folder, &written);
+    if (status != NIB_OK) goto done;
+    status = nib_weight_hash(&written, content);
+    nib_weight_source_close(&written);
+    if (status != NIB_OK) goto done;
+    snprintf(text, sizeof text, "%s\n%s\n", content, made_from);
+    status = nib_file_replace(record, text, RECORD_LENGTH);
+done:
+    nib_free(record);
+    return status;
 }
 
 static nib_status build(nib_ops *ops, const nib_weight_source *source, const char *folder)
 {
-    char hex[66];
-    char *record = nib_path_join(folder, "sha256");
-    if (record == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "%s: no memory for a file name", folder);
     nib_log("quantising %s to NF4, once: %s", source->path, folder);
-    nib_status status = nib_nf4_write(ops, source, folder, hex);
-    hex[64] = '\n';
-    if (status == NIB_OK) status = nib_file_replace(record, hex, 65);
-    nib_free(record);
-    return status;
+    NIB_TRY(nib_nf4_write(ops, source, folder, NULL));
+    return write_record(source, folder);
 }
 
 nib_status nib_nf4_cache_open(nib_ops *ops, const char *cache, nib_weight_source *source)
@@ -287,8 +308,14 @@ nib_status nib_nf4_cache_open(nib_ops *ops, const char *cache, nib_weight_source
     NIB_TRY(source_key(source, key));
     char *folder = cache_folder(cache, key);
     if (folder == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "%s: no memory for a file name", source->path);
-    if (!is_intact(folder)) NIB_TRY_GOTO(build(ops, source, folder), done);
-    NIB_TRY_GOTO(nib_weight_source_open(folder, &quantized), done);
+    if (!open_intact(folder, &quantized)) {
+        NIB_TRY_GOTO(build(ops, source, folder), done);
+        if (!open_intact(folder, &quantized)) {
+            status = NIB_FAIL(NIB_ERROR_IO, "%s: what was just written there reads back otherwise; is the disk sound?",
+                              folder);
+            goto done;
+        }
+    }
     nib_weight_source_close(source);
     *source = quantized;
 done:

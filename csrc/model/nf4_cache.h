@@ -12,8 +12,8 @@
 nib_status nib_nf4_write(nib_ops *ops, const nib_weight_source *source, const char *folder, char hex[65]);
 
 /* Replaces *source (16-bit) by its NF4 form in FOLDER/nf4-KEY, which is written first if it is not there or if its
- * content does not have the recorded hash. KEY is a hash of the source's files (path, size, time of change, tensor
- * table), so a changed model gets a new one. folder NULL: $XDG_CACHE_HOME/nibble or ~/.cache/nibble. */
+ * content does not have the recorded hash. KEY is a hash of the source's configuration and files (path, size, time of
+ * change, tensor table), so a changed model gets a new one. folder NULL: $XDG_CACHE_HOME/nibble or ~/.cache/nibble. */
 nib_status nib_nf4_cache_open(nib_ops *ops, const char *folder, nib_weight_source *source);
 
 #endif

@@ -266,24 +266,3 @@ void nib_weight_source_hash_table(const nib_weight_source *source, nib_sha256 *h
         nib_sha256_update(hash, tensor->shape, (size_t)tensor->rank * sizeof *tensor->shape);
     }
 }
-
-void nib_weight_source_hash(const nib_weight_source *source, char hex[65])
-{
-    enum { SAMPLE = 4096 };
-    if (source->random) {
-        snprintf(hex, 65, "random");
-        return;
-    }
-    nib_sha256 hash;
-    uint8_t digest[32];
-    nib_sha256_begin(&hash);
-    nib_weight_source_hash_table(source, &hash);
-    for (size_t i = 0; i < nib_tensor_set_count(source->set); i++) {
-        const nib_tensor_view *tensor = nib_tensor_set_at(source->set, i);
-        size_t bytes = tensor->bytes < SAMPLE ? (size_t)tensor->bytes : SAMPLE;
-        nib_sha256_update(&hash, tensor->data, bytes);
-        nib_sha256_update(&hash, tensor->data + tensor->bytes - bytes, bytes);
-    }
-    nib_sha256_end(&hash, digest);
-    nib_sha256_hex(digest, hex);
-}

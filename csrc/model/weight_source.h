@@ -16,6 +16,7 @@ typedef struct {
     bool quantized; /* a bitsandbytes NF4 checkpoint */
     bool random;    /* no tensors: values are made up (model/random_weights.h) */
     char path[4096];
+    char hash[65]; /* what nib_weight_hash has found, or "" */
 } nib_weight_source;
 
 /* path: M of cli.md. Reads the config and the tensor table, checks that every tensor that the model needs is there in
@@ -31,9 +32,6 @@ nib_status nib_weight_source_read(const nib_weight_source *source, const char *n
                                   int64_t columns, nib_bf16 *out);
 /* Adds names, types and shapes of all tensors to a hash. */
 void nib_weight_source_hash_table(const nib_weight_source *source, nib_sha256 *hash);
-/* What tells this base from another, as hex: SHA-256 of the tensor table and of the first and last 4 KiB of every
- * tensor. The same on every machine; a whole base is not read for it. */
-void nib_weight_source_hash(const nib_weight_source *source, char hex[65]);
 /* The view behind a name; NULL if absent. */
 const nib_tensor_view *nib_weight_source_find(const nib_weight_source *source, const char *name);
 
