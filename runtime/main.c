@@ -36,6 +36,17 @@ static void print_error(const char *text)
     fputc('\n', stderr);
 }
 
+/* --help behind the command, or behind words that follow it: `bench step --help`, `train CONFIG --help`. What follows
+ * an option may be its value. */
+static bool asks_for_help(int argc, char **argv)
+{
+    for (int i = 0; i < argc; i++) {
+        if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0) return true;
+        if (argv[i][0] == '-') return false;
+    }
+    return false;
+}
+
 /* Commands print as they go; whether all of it was written is asked once. */
 static nib_status finish_output(void)
 {
@@ -86,7 +97,7 @@ int main(int argc, char **argv)
     }
     for (int i = 0; commands[i] != NULL; i++) {
         if (strcmp(argv[1], commands[i]->name) != 0) continue;
-        if (argc > 2 && (strcmp(argv[2], "--help") == 0 || strcmp(argv[2], "-h") == 0)) {
+        if (asks_for_help(argc - 2, argv + 2)) {
             fputs(commands[i]->usage, stdout);
             return 0;
         }
