@@ -160,6 +160,10 @@ static void append_gguf_array(nib_buffer *out, const nib_gguf *gguf, const char 
     uint64_t count = 0;
     nib_gguf_array(gguf, key, &type, &count);
     nib_buffer_format(out, "[%llu]", (unsigned long long)count);
+    if (type == NIB_GGUF_ARRAY) {
+        nib_buffer_text(out, " arrays");
+        return;
+    }
     for (uint64_t i = 0; i < count && i < MAX_ITEMS; i++) {
         nib_buffer_text(out, i > 0 ? ", " : " ");
         if (type == NIB_GGUF_STRING) {

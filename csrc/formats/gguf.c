@@ -8,6 +8,7 @@
 
 #define MAX_KEYS    4096 /* real files have under a hundred; they are compared pairwise */
 #define MAX_TENSORS 1000000
+#define MAX_NESTING 4 /* of arrays in arrays, which the format allows and no known writer makes */
 
 typedef struct {
     const char *key;
@@ -75,35 +76,63 @@ static uint64_t type_bytes(nib_gguf_type type)
     return (unsigned)type < sizeof bytes ? bytes[type] : 0;
 }
 
+/* Type and count of an array; r stands at its first element then. */
+static nib_status read_array_head(reader *r, const char *key, nib_gguf_type *element, uint64_t *count)
+{
+    uint32_t type;
+    uint64_t start = r->at;
+    NIB_TRY(read_u32(r, &type, key));
+    NIB_TRY(read_u64(r, count, key));
+    *element = (nib_gguf_type)type;
+    if (type <= NIB_GGUF_F64) return NIB_OK;
+    return NIB_FAIL(NIB_ERROR_DATA, "%s: byte %llu: array \"%s\" has elements of type %u, expected 0 to 12",
+                    r->file->path, (unsigned long long)start, key, type);
+}
+
+/* Passes over an array's elements. Each takes 8 bytes or more, or is checked as a whole, so that no count of the file's
+ * choosing makes this long. */
+static nib_status skip_elements(reader *r, const char *key, nib_gguf_type element, uint64_t count, int depth)
+{
+    const uint8_t *data = NULL;
+    uint64_t bytes;
+    if (element == NIB_GGUF_ARRAY && depth == MAX_NESTING)
+        return NIB_FAIL(NIB_ERROR_DATA, "%s: byte %llu: array \"%s\" is nested more than %d deep", r->file->path,
+                        (unsigned long long)r->at, key, MAX_NESTING);
+    if (element == NIB_GGUF_STRING || element == NIB_GGUF_ARRAY) {
+        for (uint64_t i = 0; i < count; i++) {
+            nib_gguf_string string;
+            nib_gguf_type inner;
+            uint64_t inner_count;
+            if (element == NIB_GGUF_STRING) {
+                NIB_TRY(read_string(r, &string, key));
+                continue;
+            }
+            NIB_TRY(read_array_head(r, key, &inner, &inner_count));
+            NIB_TRY(skip_elements(r, key, inner, inner_count, depth + 1));
+        }
+        return NIB_OK;
+    }
+    if (__builtin_mul_overflow(count, type_bytes(element), &bytes))
+        return NIB_FAIL(NIB_ERROR_DATA, "%s: array \"%s\" overflows", r->file->path, key);
+    return take(r, bytes, &data, key);
+}
+
 static nib_status skip_value(reader *r, gguf_entry *entry)
 {
     const uint8_t *data = NULL;
     nib_gguf_string string;
     entry->offset = r->at;
     if (entry->type == NIB_GGUF_STRING) return read_string(r, &string, entry->key);
-    if (entry->type != NIB_GGUF_ARRAY) {
-        NIB_TRY(take(r, type_bytes(entry->type), &data, entry->key));
-        if (entry->type == NIB_GGUF_BOOL && *data > 1)
-            return NIB_FAIL(NIB_ERROR_DATA, "%s: byte %llu: key \"%s\" is a bool of value %u, expected 0 or 1",
-                            r->file->path, (unsigned long long)entry->offset, entry->key, *data);
-        return NIB_OK;
+    if (entry->type == NIB_GGUF_ARRAY) {
+        NIB_TRY(read_array_head(r, entry->key, &entry->element, &entry->count));
+        entry->offset = entry->cursor_offset = r->at;
+        return skip_elements(r, entry->key, entry->element, entry->count, 1);
     }
-    uint32_t element;
-    NIB_TRY(read_u32(r, &element, entry->key));
-    NIB_TRY(read_u64(r, &entry->count, entry->key));
-    entry->element = (nib_gguf_type)element;
-    entry->offset = entry->cursor_offset = r->at;
-    if (element == NIB_GGUF_STRING) {
-        for (uint64_t i = 0; i < entry->count; i++) NIB_TRY(read_string(r, &string, entry->key));
-        return NIB_OK;
-    }
-    uint64_t bytes;
-    if (type_bytes(entry->element) == 0)
-        return NIB_FAIL(NIB_ERROR_DATA, "%s: byte %llu: array \"%s\" has elements of type %u, which is not supported",
-                        r->file->path, (unsigned long long)r->at, entry->key, element);
-    if (__builtin_mul_overflow(entry->count, type_bytes(entry->element), &bytes))
-        return NIB_FAIL(NIB_ERROR_DATA, "%s: array \"%s\" overflows", r->file->path, entry->key);
-    return take(r, bytes, &data, entry->key);
+    NIB_TRY(take(r, type_bytes(entry->type), &data, entry->key));
+    if (entry->type == NIB_GGUF_BOOL && *data > 1)
+        return NIB_FAIL(NIB_ERROR_DATA, "%s: byte %llu: key \"%s\" is a bool of value %u, expected 0 or 1",
+                        r->file->path, (unsigned long long)entry->offset, entry->key, *data);
+    return NIB_OK;
 }
 
 static const gguf_entry *find(const nib_gguf *gguf, const char *key)

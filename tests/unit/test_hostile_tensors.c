@@ -3,6 +3,7 @@
 #include "check.h"
 
 #include "base/buffer.h"
+#include "formats/gguf.h"
 #include "formats/tensor_set.h"
 
 #include <stdio.h>
@@ -240,14 +241,14 @@ static void gguf_metadata_rules(void **state)
 {
     (void)state;
     static const char long_string[] = "\xff\xff\xff\xff\xff\xff\xff\x7f";
-    static const char nested[] = "\x09\0\0\0\x01\0\0\0\0\0\0\0";
+    static const char unknown[] = "\x0d\0\0\0\x01\0\0\0\0\0\0\0";
     static const char huge_array[] = "\x0c\0\0\0\xff\xff\xff\xff\xff\xff\xff\xff";
     static const char large_array[] = "\x00\0\0\0\xff\xff\0\0\0\0\0\0";
     expect_key_error("k", 13, "", 0, "key \"k\" has type 13, expected 0 to 12");
     expect_key_error("", 4, "abcd", 4, "a metadata key is empty, too long or holds a NUL");
     expect_key_error("k", 7, "\2", 1, "key \"k\" is a bool of value 2, expected 0 or 1");
     expect_key_error("k", 8, long_string, 8, "k needs 9223372036854775807 bytes, 0 are left");
-    expect_key_error("k", 9, nested, 12, "array \"k\" has elements of type 9, which is not supported");
+    expect_key_error("k", 9, unknown, 12, "array \"k\" has elements of type 13, expected 0 to 12");
     expect_key_error("k", 9, huge_array, 12, "array \"k\" overflows");
     expect_key_error("k", 9, large_array, 12, "k needs 65535 bytes, 0 are left");
     expect_key_error("general.alignment", 4, "\x03\0\0\0", 4, "general.alignment is no power of two");
@@ -261,6 +262,40 @@ static void gguf_metadata_rules(void **state)
     }
     expect_error(twice.data, twice.length, "key \"k\" occurs twice");
     nib_buffer_free(&twice);
+}
+
+/* An array of one array of one array ..., `depth` of them, and what the innermost says of itself. */
+static void expect_nested_error(int depth, uint32_t type, uint64_t count, const char *part)
+{
+    nib_buffer value = {0};
+    for (int i = 1; i < depth; i++) {
+        append_u32(&value, 9);
+        append_u64(&value, 1);
+    }
+    append_u32(&value, type);
+    append_u64(&value, count);
+    expect_key_error("k", 9, value.data, value.length, part);
+    nib_buffer_free(&value);
+}
+
+static void gguf_nested_arrays(void **state)
+{
+    (void)state;
+    nib_tensor_set *set;
+    nib_gguf_type type;
+    int64_t after;
+    uint64_t count;
+    assert_int_equal(nib_tensor_set_open(CORPUS "gguf/nested", &set), NIB_OK);
+    const nib_gguf *gguf = nib_tensor_set_gguf(set);
+    assert_true(nib_gguf_array(gguf, "a.nested", &type, &count) && type == NIB_GGUF_ARRAY && count == 3);
+    assert_true(nib_gguf_array_string(gguf, "a.nested", 0).length == 0 && nib_gguf_array_int(gguf, "a.nested", 0) == 0);
+    assert_true(nib_gguf_int(gguf, "a.after", &after) && after == 513); /* what follows is found */
+    nib_tensor_set_close(set);
+    expect_nested_error(4, 4, 1, "k needs 4 bytes, 0 are left");
+    expect_nested_error(5, 4, 1, "array \"k\" is nested more than 4 deep");
+    expect_nested_error(3, 9, UINT64_MAX, "k needs 4 bytes, 0 are left");
+    expect_nested_error(3, 12, UINT64_MAX, "array \"k\" overflows");
+    expect_nested_error(2, 13, 1, "array \"k\" has elements of type 13, expected 0 to 12");
 }
 
 static void gguf_tensor_rules(void **state)
@@ -308,6 +343,7 @@ static void every_truncation_is_noticed(void **state)
     cut_everywhere(CORPUS "safetensors/nf4", 0);
     cut_everywhere(CORPUS "gguf/mixed", 24); /* the last tensor's 136 bytes are padded to 160 */
     cut_everywhere(CORPUS "gguf/version2", 24);
+    cut_everywhere(CORPUS "gguf/nested", 24);
 }
 
 /* Neither format has a checksum, so that a flip in data, a name or a number may pass; what must not happen is a crash,
@@ -335,6 +371,8 @@ static void bit_flips_are_survived(void **state)
     size_t refused;
     flip_bits(CORPUS "safetensors/mixed", &refused);
     assert_true(refused > 5000); /* the header is nine tenths of the file, and most of its bits are syntax or sizes */
+    flip_bits(CORPUS "gguf/nested", &refused);
+    assert_true(refused > 1000);
     flip_bits(CORPUS "gguf/mixed", &refused);
     assert_true(refused > 1000); /* half is data; of the rest, lengths, types and offsets are a third */
 }
@@ -342,10 +380,10 @@ static void bit_flips_are_survived(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(safetensors_rules),      cmocka_unit_test(index_rules),
-        cmocka_unit_test(gguf_header_rules),      cmocka_unit_test(gguf_metadata_rules),
-        cmocka_unit_test(gguf_tensor_rules),      cmocka_unit_test(every_truncation_is_noticed),
-        cmocka_unit_test(bit_flips_are_survived),
+        cmocka_unit_test(safetensors_rules),           cmocka_unit_test(index_rules),
+        cmocka_unit_test(gguf_header_rules),           cmocka_unit_test(gguf_metadata_rules),
+        cmocka_unit_test(gguf_nested_arrays),          cmocka_unit_test(gguf_tensor_rules),
+        cmocka_unit_test(every_truncation_is_noticed), cmocka_unit_test(bit_flips_are_survived),
     };
     return cmocka_run_group_tests(tests, make_folder, remove_folder);
 }
