@@ -1,118 +1,80 @@
 #include "bench_ops.h"
+#include "base/memory.h"
 #include "bench.h"
 #include "cpu/backend.h"
+#include "device.h"
+#include "model/config.h"
 
-#include <oneapi/dnnl/dnnl.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 /* A call is repeated for this long and at least this often; the best time counts, since all disturbance is upwards. */
 #define SECONDS 0.3
 enum { LEAST_RUNS = 3 };
-static const size_t memory_bytes = (size_t)3 << 30; /* address space: pages that no op touches cost nothing */
-static const size_t scratch_bytes = (size_t)2 << 30;
+/* On a device calls are timed in rows of about this long, so that what it costs to start and to wait does not count. */
+#define ROW_SECONDS 2e-3
+enum { MOST_CALLS = 200 };
+
+static nib_status time_calls(nib_ops_bench *bench, nib_ops_bench_call call, void *user, int calls, double *seconds)
+{
+    const double before = nib_bench_seconds();
+    for (int i = 0; i < calls; i++) NIB_TRY(call(bench, user));
+    NIB_TRY(bench->ops->synchronize(bench->ops));
+    *seconds = (nib_bench_seconds() - before) / calls;
+    return NIB_OK;
+}
 
 nib_status nib_ops_bench_time(nib_ops_bench *bench, nib_ops_bench_call call, void *user, double *seconds)
 {
-    NIB_TRY(call(bench, user)); /* warm: primitives are made, pages are touched */
+    double taken;
+    NIB_TRY(time_calls(bench, call, user, 1, &taken)); /* warm: primitives are made, pages are touched */
+    NIB_TRY(time_calls(bench, call, user, 1, &taken));
+    int calls = bench->cpu ? 1 : (int)(ROW_SECONDS / taken) + 1;
+    if (calls > MOST_CALLS) calls = MOST_CALLS;
     *seconds = 1e30;
     const double begin = nib_bench_seconds();
     for (int run = 0; run < LEAST_RUNS || nib_bench_seconds() - begin < SECONDS; run++) {
-        const double before = nib_bench_seconds();
-        NIB_TRY(call(bench, user));
-        const double taken = nib_bench_seconds() - before;
+        NIB_TRY(time_calls(bench, call, user, calls, &taken));
         if (taken < *seconds) *seconds = taken;
     }
     return NIB_OK;
 }
 
+nib_status nib_ops_bench_upload(nib_ops_bench *bench, const void *host, size_t bytes, void *pointer_to_pointer)
+{
+    void **pointer = pointer_to_pointer;
+    NIB_TRY(nib_arena_take(&bench->memory, (int64_t)bytes, 1, pointer));
+    return bench->ops->upload(bench->ops, *pointer, host, bytes);
+}
+
 nib_status nib_ops_bench_bytes(nib_ops_bench *bench, int64_t n, uint8_t **bytes)
 {
-    NIB_TRY(nib_arena_take(&bench->memory, n, 1, bytes));
-    for (int64_t i = 0; i < n; i++) (*bytes)[i] = (uint8_t)((uint64_t)i * 0x9e3779b97f4a7c15u >> 56);
-    return NIB_OK;
+    uint8_t *host = nib_calloc((size_t)n, 1);
+    if (host == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "bench ops: no memory for %lld bytes", (long long)n);
+    for (int64_t i = 0; i < n; i++) host[i] = (uint8_t)((uint64_t)i * 0x9e3779b97f4a7c15u >> 56);
+    const nib_status status = nib_ops_bench_upload(bench, host, (size_t)n, bytes);
+    nib_free(host);
+    return status;
 }
 
 nib_status nib_ops_bench_matrix(nib_ops_bench *bench, int64_t rows, int64_t columns, nib_dtype dtype, nib_matrix *m)
 {
-    *m = (nib_matrix){NULL, rows, columns, columns, dtype};
-    NIB_TRY(nib_arena_take(&bench->memory, rows * columns, dtype == NIB_DTYPE_F32 ? 4 : 2, &m->data));
+    const size_t size = dtype == NIB_DTYPE_F32 ? 4 : 2;
+    void *host = nib_calloc((size_t)(rows * columns), size);
+    if (host == NULL)
+        return NIB_FAIL(NIB_ERROR_MEMORY, "bench ops: no memory for %lld x %lld values", (long long)rows,
+                        (long long)columns);
     for (int64_t i = 0; i < rows * columns; i++) {
         const float value = (float)((uint64_t)i * 0x9e3779b97f4a7c15u >> 40) * 0x1p-24f - 0.5f;
         if (dtype == NIB_DTYPE_F32)
-            ((float *)m->data)[i] = value;
+            ((float *)host)[i] = value;
         else
-            ((nib_bf16 *)m->data)[i] = nib_bf16_from_float(value);
+            ((nib_bf16 *)host)[i] = nib_bf16_from_float(value);
     }
-    return NIB_OK;
-}
-
-typedef struct {
-    dnnl_engine_t engine;
-    dnnl_stream_t stream;
-    dnnl_primitive_desc_t description;
-    dnnl_primitive_t primitive;
-    dnnl_exec_arg_t arguments[3];
-} plain_product;
-
-static nib_status run_plain_product(nib_ops_bench *bench, void *user)
-{
-    (void)bench;
-    const plain_product *p = user;
-    if (dnnl_primitive_execute(p->primitive, p->stream, 3, p->arguments) != dnnl_success)
-        return NIB_FAIL(NIB_ERROR_INTERNAL, "bench ops: oneDNN failed to run a plain product");
-    return NIB_OK;
-}
-
-static dnnl_status_t make_plain_product(plain_product *p, const nib_matrix operand[3])
-{
-    dnnl_memory_desc_t memory[3];
-    dnnl_matmul_desc_t matmul;
-    static const int argument[3] = {DNNL_ARG_SRC, DNNL_ARG_WEIGHTS, DNNL_ARG_DST};
-    dnnl_status_t status = dnnl_engine_create(&p->engine, dnnl_cpu, 0);
-    if (status == dnnl_success) status = dnnl_stream_create(&p->stream, p->engine, dnnl_stream_default_flags);
-    for (int i = 0; i < 3 && status == dnnl_success; i++) {
-        const dnnl_dims_t size = {operand[i].rows, operand[i].columns};
-        status = dnnl_memory_desc_init_by_tag(&memory[i], 2, size,
-                                              operand[i].dtype == NIB_DTYPE_F32 ? dnnl_f32 : dnnl_bf16, dnnl_ab);
-        p->arguments[i].arg = argument[i];
-        if (status == dnnl_success)
-            status = dnnl_memory_create(&p->arguments[i].memory, &memory[i], p->engine, operand[i].data);
-    }
-    if (status == dnnl_success) status = dnnl_matmul_desc_init(&matmul, &memory[0], &memory[1], NULL, &memory[2]);
-    if (status == dnnl_success) status = dnnl_primitive_desc_create(&p->description, &matmul, NULL, p->engine, NULL);
-    return status == dnnl_success ? dnnl_primitive_create(&p->primitive, p->description) : status;
-}
-
-static void free_plain_product(plain_product *p)
-{
-    if (p->primitive != NULL) dnnl_primitive_destroy(p->primitive);
-    if (p->description != NULL) dnnl_primitive_desc_destroy(p->description);
-    for (int i = 0; i < 3; i++)
-        if (p->arguments[i].memory != NULL) dnnl_memory_destroy(p->arguments[i].memory);
-    if (p->stream != NULL) dnnl_stream_destroy(p->stream);
-    if (p->engine != NULL) dnnl_engine_destroy(p->engine);
-}
-
-/* Seconds of oneDNN's own product of dense operands with its own threads. On a CPU that has no bf16 product of its own,
- * the one in fp32: what a bf16 op has to keep up with there. */
-static nib_status time_plain_product(nib_ops_bench *bench, int64_t M, int64_t N, int64_t K, nib_dtype dtype,
-                                     double *seconds)
-{
-    plain_product p = {0};
-    nib_matrix operand[3];
-    if (strstr(nib_cpu_features(), "bf16") == NULL) dtype = NIB_DTYPE_F32;
-    const size_t mark = bench->memory.used;
-    NIB_TRY(nib_ops_bench_matrix(bench, M, K, dtype, &operand[0]));
-    NIB_TRY(nib_ops_bench_matrix(bench, K, N, dtype, &operand[1]));
-    NIB_TRY(nib_ops_bench_matrix(bench, M, N, dtype, &operand[2]));
-    nib_status status = NIB_OK;
-    if (make_plain_product(&p, operand) != dnnl_success)
-        status = NIB_FAIL(NIB_ERROR_INTERNAL, "bench ops: oneDNN refuses a plain product");
-    else
-        status = nib_ops_bench_time(bench, run_plain_product, &p, seconds);
-    free_plain_product(&p);
-    nib_arena_reset(&bench->memory, mark);
+    *m = (nib_matrix){NULL, rows, columns, columns, dtype};
+    const nib_status status = nib_ops_bench_upload(bench, host, (size_t)(rows * columns) * size, &m->data);
+    nib_free(host);
     return status;
 }
 
@@ -123,7 +85,7 @@ static void print(nib_ops_bench *bench, const char *op, const char *shape, doubl
         printf("%s{\"op\": \"%s\", \"shape\": \"%s\", \"seconds\": %.4g, \"%s_per_second\": %.4g, \"of_bound\": %.3f}",
                bench->results > 0 ? ",\n " : "[", op, shape, seconds, unit, amount / seconds, bound_seconds / seconds);
     else
-        printf("%-24s %-34s %10.1f us %8.1f G%s/s %5.0f %% of %s\n", op, shape, seconds * 1e6, amount / seconds * 1e-9,
+        printf("%-24s %-44s %10.1f us %8.1f G%s/s %5.0f %% of %s\n", op, shape, seconds * 1e6, amount / seconds * 1e-9,
                strcmp(unit, "bytes") == 0 ? "B" : "FLOP", bound_seconds / seconds * 100.0,
                strcmp(unit, "bytes") == 0 ? "a copy" : "a plain product");
     bench->results++;
@@ -135,7 +97,7 @@ nib_status nib_ops_bench_product(nib_ops_bench *bench, const char *op, const cha
 {
     double seconds, bound = 0.0;
     NIB_TRY(nib_ops_bench_time(bench, call, user, &seconds));
-    NIB_TRY(time_plain_product(bench, M, N, K, dtype, &bound));
+    NIB_TRY(nib_ops_bench_plain_product(bench, M, N, K, dtype, &bound));
     print(bench, op, shape, seconds, 2.0 * (double)M * (double)N * (double)K, "flops", bound);
     return NIB_OK;
 }
@@ -149,7 +111,8 @@ nib_status nib_ops_bench_copy(nib_ops_bench *bench, const char *op, const char *
     return NIB_OK;
 }
 
-/* The backend's conversion between equal types is a copy by all threads; 64 MB are beyond most caches. */
+/* The backend's conversion between equal types is a copy; as large as the activations between gate and down, so about
+ * as far beyond the caches as what is held against it. */
 static nib_status run_copy(nib_ops_bench *bench, void *user)
 {
     const nib_matrix *pair = user;
@@ -161,9 +124,10 @@ static nib_status measure_copy(nib_ops_bench *bench)
     nib_matrix pair[2];
     double seconds;
     const size_t mark = bench->memory.used;
-    for (int i = 0; i < 2; i++) NIB_TRY(nib_ops_bench_matrix(bench, 1024, 16384, NIB_DTYPE_F32, &pair[i]));
+    const int64_t rows = bench->shape.T, columns = 4 * bench->shape.F;
+    for (int i = 0; i < 2; i++) NIB_TRY(nib_ops_bench_matrix(bench, rows, columns, NIB_DTYPE_F32, &pair[i]));
     NIB_TRY(nib_ops_bench_time(bench, run_copy, pair, &seconds));
-    bench->bytes_per_second = 2.0 * 1024 * 16384 * 4 / seconds;
+    bench->bytes_per_second = 2.0 * (double)(rows * columns) * 4 / seconds;
     nib_arena_reset(&bench->memory, mark);
     return NIB_OK;
 }
@@ -181,38 +145,91 @@ static nib_status run_rows(nib_ops_bench *bench, const nib_ops_bench_row *row, c
 
 static nib_status run_all(nib_ops_bench *bench, const char *only)
 {
-    void *block;
-    NIB_TRY(bench->ops->allocate(bench->ops, "operands", memory_bytes, &block));
-    bench->memory = (nib_arena){.name = "operands", .block = block, .capacity = memory_bytes};
-    nib_status status;
-    NIB_TRY_GOTO(measure_copy(bench), done);
+    NIB_TRY(measure_copy(bench));
     if (!bench->json)
-        printf("%s; a copy reads and writes %.1f GB/s\n", nib_cpu_features(), bench->bytes_per_second * 1e-9);
-    NIB_TRY_GOTO(run_rows(bench, nib_bench_ops_linear, only), done);
-    NIB_TRY_GOTO(run_rows(bench, nib_bench_ops_layer, only), done);
+        printf("%s; a copy reads and writes %.1f GB/s\n", bench->ops->device, bench->bytes_per_second * 1e-9);
+    NIB_TRY(run_rows(bench, nib_bench_ops_linear, only));
+    NIB_TRY(run_rows(bench, nib_bench_ops_layer, only));
     if (bench->results == 0)
-        status = NIB_FAIL(NIB_ERROR_USAGE, "no op '%s' is benchmarked; without --op all of them are", only);
-    else if (bench->json)
-        puts("]");
-done:
-    bench->ops->release(bench->ops, block, memory_bytes);
+        return NIB_FAIL(NIB_ERROR_USAGE, "no op '%s' is benchmarked; without --op all of them are", only);
+    if (bench->json) puts("]");
+    return NIB_OK;
+}
+
+/* Room for the operands of any one op and of the plain product beside it: a generous bound, of which a CPU touches only
+ * what is used. */
+static size_t operand_bytes(nib_ops_bench_shape s)
+{
+    const int64_t widest = 2 * s.F + 4 * s.C + 4 * s.NH * s.HD;
+    const int64_t weights = 4 * s.V * s.C + 12 * widest * s.C;
+    const int64_t activations = 12 * s.T * widest;
+    const int64_t adapter = 4 * 4 * nib_ops_bench_parameters(s);
+    const int64_t rows = s.T * s.NH < NIB_OPS_BENCH_MOST ? s.T * s.NH : NIB_OPS_BENCH_MOST;
+    const int64_t product = 4 * rows * NIB_OPS_BENCH_MOST + 4 * (rows + NIB_OPS_BENCH_MOST) * widest;
+    return (size_t)(weights + activations + adapter + product) + ((size_t)8 << 20);
+}
+
+static nib_status bench_on(nib_ops_bench *bench, const char *only)
+{
+    const size_t bytes = operand_bytes(bench->shape);
+    void *block;
+    NIB_TRY(bench->ops->allocate(bench->ops, "operands", bytes, &block));
+    bench->memory = (nib_arena){.name = "operands", .block = block, .capacity = bytes};
+    const nib_status status = run_all(bench, only);
+    bench->ops->release(bench->ops, block, bytes);
     return status;
+}
+
+/* Of SmolLM2-135M, unless a model is named. */
+static const nib_ops_bench_shape usual = {
+    .T = 2048, .document = 512, .C = 576, .V = 49152, .NH = 9, .NKV = 3, .HD = 64, .F = 1536, .R = 16, .layers = 30};
+
+static nib_status shape_of_model(const char *path, nib_ops_bench_shape *shape)
+{
+    nib_model_config c;
+    NIB_TRY(nib_model_config_read(path, &c));
+    shape->C = c.hidden;
+    shape->V = c.vocabulary;
+    shape->NH = c.heads;
+    shape->NKV = c.kv_heads;
+    shape->HD = c.head_dim;
+    shape->F = c.feed_forward;
+    shape->layers = c.layers;
+    return NIB_OK;
 }
 
 nib_status nib_bench_ops(int argc, char **argv)
 {
-    nib_ops_bench bench = {0};
-    const char *only = NULL;
+    nib_ops_bench bench = {.shape = usual};
+    const char *only = NULL, *model = NULL, *device_name = "auto";
+    nib_device device;
     for (int i = 0; i < argc; i++) {
-        if (strcmp(argv[i], "--json") == 0)
+        const char *name = argv[i], *value = i + 1 < argc ? argv[i + 1] : NULL;
+        if (strcmp(name, "--json") == 0) {
             bench.json = true;
-        else if (strcmp(argv[i], "--op") == 0 && i + 1 < argc)
-            only = argv[++i];
+            continue;
+        }
+        if (value == NULL) return NIB_FAIL(NIB_ERROR_USAGE, "unknown argument or missing value: '%s'", name);
+        i++;
+        if (strcmp(name, "--op") == 0)
+            only = value;
+        else if (strcmp(name, "--model") == 0)
+            model = value;
+        else if (strcmp(name, "--device") == 0)
+            device_name = value;
+        else if (strcmp(name, "--tokens") == 0)
+            NIB_TRY(nib_bench_number(name, value, &bench.shape.T));
+        else if (strcmp(name, "--length") == 0)
+            NIB_TRY(nib_bench_number(name, value, &bench.shape.document));
         else
-            return NIB_FAIL(NIB_ERROR_USAGE, "unknown argument or missing value: '%s'", argv[i]);
+            return NIB_FAIL(NIB_ERROR_USAGE, "unknown argument: '%s %s'", name, value);
     }
-    NIB_TRY(nib_cpu_backend_create(scratch_bytes, &bench.ops));
-    const nib_status status = run_all(&bench, only);
-    nib_cpu_backend_free(bench.ops);
+    if (bench.shape.document > bench.shape.T) bench.shape.document = bench.shape.T;
+    if (model != NULL) NIB_TRY(shape_of_model(model, &bench.shape));
+    NIB_TRY(nib_parse_device(device_name, &device));
+    NIB_TRY(nib_open_backend(device, NIB_DTYPE_BF16, 0, &bench.ops));
+    bench.cpu = strcmp(bench.ops->name, "cpu") == 0;
+    const nib_status status = bench_on(&bench, only);
+    nib_close_backend(bench.ops);
     return status;
 }

@@ -1,15 +1,23 @@
-/* nibble bench ops: each op at the shapes of real models, against what bounds it on this machine, measured in the same
- * run: a plain matrix product of oneDNN with as many operations, or a copy of as many bytes. One row of a table an op,
- * one file a group of ops. */
+/* nibble bench ops: each op at the shapes of a model, on any backend, against what bounds it there, measured in the
+ * same run: a plain matrix product with as many operations, or a copy of as many bytes. One row of a table an op, one
+ * file a group of ops. */
 #ifndef NIB_BENCH_OPS_H
 #define NIB_BENCH_OPS_H
 
 #include "base/arena.h"
 #include "model/ops.h"
 
+/* T tokens, in documents of `document` tokens; the other dims as in ops.h. */
+typedef struct {
+    int64_t T, document, C, V, NH, NKV, HD, F, R;
+    int64_t layers; /* of the model: how many parameters its adapter has */
+} nib_ops_bench_shape;
+
 typedef struct {
     nib_ops *ops;
-    nib_arena memory; /* for operands; given back after each op */
+    bool cpu; /* calls are done on return; fp32 is measured too; plain products are oneDNN's own */
+    nib_ops_bench_shape shape;
+    nib_arena memory; /* the backend's, for operands; given back after each op */
     bool json;
     int results;             /* printed so far */
     double bytes_per_second; /* of a copy, read and written bytes together */
@@ -35,8 +43,19 @@ nib_status nib_ops_bench_product(nib_ops_bench *bench, const char *op, const cha
 nib_status nib_ops_bench_copy(nib_ops_bench *bench, const char *op, const char *shape, nib_ops_bench_call call,
                               void *user, double bytes);
 
-/* A dense matrix of small random values, and n random bytes, from bench->memory. */
+/* From bench->memory: a dense matrix of small random values; n random bytes; a copy of host memory. */
 nib_status nib_ops_bench_matrix(nib_ops_bench *bench, int64_t rows, int64_t columns, nib_dtype dtype, nib_matrix *m);
 nib_status nib_ops_bench_bytes(nib_ops_bench *bench, int64_t n, uint8_t **bytes);
+nib_status nib_ops_bench_upload(nib_ops_bench *bench, const void *host, size_t bytes, void *pointer_to_pointer);
+
+/* Parameters of the model's adapter: LoRA of rank R on its seven linears. */
+int64_t nib_ops_bench_parameters(nib_ops_bench_shape shape);
+
+/* Beyond this many rows or columns a product's rate no longer changes. */
+enum { NIB_OPS_BENCH_MOST = 16384 };
+/* Seconds of a plain product [M, K] x [K, N] on this backend (bench_ops_product.c). What is beyond NIB_OPS_BENCH_MOST
+ * is reckoned, not measured. */
+nib_status nib_ops_bench_plain_product(nib_ops_bench *bench, int64_t M, int64_t N, int64_t K, nib_dtype dtype,
+                                       double *seconds);
 
 #endif

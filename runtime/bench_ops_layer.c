@@ -1,13 +1,12 @@
-/* The ops between the linears: norms, rotary, attention, SwiGLU, embedding, loss, AdamW; at T tokens of SmolLM2-135M.
- */
+/* The ops between the linears: norms, rotary, attention, SwiGLU, embedding, loss, AdamW. */
+#include "base/memory.h"
 #include "bench_ops.h"
 
 #include <stdio.h>
 
-enum { T = 2048, C = 576, F = 1536, NH = 9, NKV = 3, HD = 64, V = 49152, N = 512, PARAMETERS = 4884480 };
-
 /* All the operands that the calls below take, made once. */
 typedef struct {
+    int64_t T, targets, parameters;
     nib_matrix x, dx, gate_up, h, q, k, v, out, dq, dk, dv, head, norm, moment[4], table;
     int32_t *position, *end, *token, *label;
     float *lse, *nll, *weight;
@@ -15,77 +14,105 @@ typedef struct {
     nib_cache_range range;
 } operands;
 
-static const nib_attention_shape attention = {.heads = NH, .kv_heads = NKV, .head_dim = HD, .scale = 0.125f};
-
-static nib_status make(nib_ops_bench *bench, operands *o)
+static nib_attention_shape attention_of(const nib_ops_bench *b)
 {
+    return (nib_attention_shape){
+        .heads = b->shape.NH, .kv_heads = b->shape.NKV, .head_dim = b->shape.HD, .scale = 0.125f};
+}
+
+static nib_status make_matrices(nib_ops_bench *bench, operands *o)
+{
+    const nib_ops_bench_shape s = bench->shape;
     const struct {
         nib_matrix *matrix;
         int64_t rows, columns;
         nib_dtype dtype;
     } all[] = {
-        {&o->x, T, C, NIB_DTYPE_BF16},           {&o->dx, T, C, NIB_DTYPE_BF16},
-        {&o->gate_up, T, 2 * F, NIB_DTYPE_BF16}, {&o->h, T, F, NIB_DTYPE_BF16},
-        {&o->q, T, NH * HD, NIB_DTYPE_BF16},     {&o->k, T, NKV * HD, NIB_DTYPE_BF16},
-        {&o->v, T, NKV * HD, NIB_DTYPE_BF16},    {&o->out, T, NH * HD, NIB_DTYPE_BF16},
-        {&o->dq, T, NH * HD, NIB_DTYPE_BF16},    {&o->dk, T, NKV * HD, NIB_DTYPE_BF16},
-        {&o->dv, T, NKV * HD, NIB_DTYPE_BF16},   {&o->head, V, C, NIB_DTYPE_BF16},
-        {&o->norm, 1, C, NIB_DTYPE_F32},         {&o->table, T, HD, NIB_DTYPE_F32},
+        {&o->x, s.T, s.C, NIB_DTYPE_BF16},           {&o->dx, s.T, s.C, NIB_DTYPE_BF16},
+        {&o->gate_up, s.T, 2 * s.F, NIB_DTYPE_BF16}, {&o->h, s.T, s.F, NIB_DTYPE_BF16},
+        {&o->q, s.T, s.NH * s.HD, NIB_DTYPE_BF16},   {&o->k, s.T, s.NKV * s.HD, NIB_DTYPE_BF16},
+        {&o->v, s.T, s.NKV * s.HD, NIB_DTYPE_BF16},  {&o->out, s.T, s.NH * s.HD, NIB_DTYPE_BF16},
+        {&o->dq, s.T, s.NH * s.HD, NIB_DTYPE_BF16},  {&o->dk, s.T, s.NKV * s.HD, NIB_DTYPE_BF16},
+        {&o->dv, s.T, s.NKV * s.HD, NIB_DTYPE_BF16}, {&o->head, s.V, s.C, NIB_DTYPE_BF16},
+        {&o->norm, 1, s.C, NIB_DTYPE_F32},           {&o->table, s.T, s.HD, NIB_DTYPE_F32},
     };
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         NIB_TRY(nib_ops_bench_matrix(bench, all[i].rows, all[i].columns, all[i].dtype, all[i].matrix));
-    for (int i = 0; i < 4; i++) NIB_TRY(nib_ops_bench_matrix(bench, 1, PARAMETERS, NIB_DTYPE_F32, &o->moment[i]));
-    float *second = o->moment[3].data; /* a second moment is not negative */
-    for (int64_t i = 0; i < PARAMETERS; i++) second[i] = second[i] * second[i];
-    int32_t **index[] = {&o->position, &o->end, &o->token, &o->label};
-    for (int i = 0; i < 4; i++) NIB_TRY(nib_arena_take(&bench->memory, T, sizeof(int32_t), index[i]));
-    NIB_TRY(nib_arena_take(&bench->memory, NH * T, sizeof *o->lse, &o->lse));
-    NIB_TRY(nib_arena_take(&bench->memory, N, sizeof *o->nll, &o->nll));
-    NIB_TRY(nib_arena_take(&bench->memory, N, sizeof *o->weight, &o->weight));
-    for (int32_t t = 0; t < T; t++) { /* four documents of 512 tokens */
-        o->position[t] = t % 512;
-        o->end[t] = t / 512 * 512 + 512;
-        o->token[t] = (int32_t)((uint32_t)t * 2654435761u % V);
-        o->label[t] = (int32_t)((uint32_t)t * 2246822519u % V);
-    }
-    for (int i = 0; i < N; i++) o->weight[i] = 1.0f;
-    o->range_begin[1] = 1;
-    o->range = (nib_cache_range){0, T};
-    return NIB_OK;
+    NIB_TRY(nib_arena_take(&bench->memory, s.NH * s.T, sizeof *o->lse, &o->lse));
+    return nib_arena_take(&bench->memory, o->targets, sizeof *o->nll, &o->nll);
 }
 
-static nib_tree tree_of(const operands *o) { return (nib_tree){T, o->position, o->end}; }
+/* Documents of equal length; the targets are the first rows. */
+static nib_status make_tokens(nib_ops_bench *bench, operands *o)
+{
+    const nib_ops_bench_shape s = bench->shape;
+    const size_t bytes = (size_t)s.T * sizeof(int32_t);
+    int32_t *host = nib_calloc((size_t)s.T * 5, sizeof *host), *array[4];
+    float *weight = (float *)(host + 4 * s.T);
+    nib_status status = NIB_OK;
+    if (host == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "bench ops: no memory for %lld tokens", (long long)s.T);
+    for (int i = 0; i < 4; i++) array[i] = host + i * s.T;
+    for (int64_t t = 0; t < s.T; t++) {
+        const int64_t end = (t / s.document + 1) * s.document;
+        array[0][t] = (int32_t)(t % s.document);
+        array[1][t] = (int32_t)(end < s.T ? end : s.T);
+        array[2][t] = (int32_t)((uint64_t)t * 2654435761u % (uint64_t)s.V);
+        array[3][t] = (int32_t)((uint64_t)t * 2246822519u % (uint64_t)s.V);
+        weight[t] = 1.0f;
+    }
+    int32_t **device[] = {&o->position, &o->end, &o->token, &o->label};
+    for (int i = 0; i < 4; i++) NIB_TRY_GOTO(nib_ops_bench_upload(bench, array[i], bytes, device[i]), done);
+    NIB_TRY_GOTO(nib_ops_bench_upload(bench, weight, bytes, &o->weight), done);
+done:
+    nib_free(host);
+    return status;
+}
+
+static nib_status make(nib_ops_bench *bench, operands *o)
+{
+    const nib_ops_bench_shape s = bench->shape;
+    o->T = s.T;
+    o->targets = s.document;
+    o->range_begin[1] = 1;
+    o->range = (nib_cache_range){0, (int32_t)s.T};
+    NIB_TRY(make_matrices(bench, o));
+    return make_tokens(bench, o);
+}
+
+static nib_tree tree_of(const operands *o) { return (nib_tree){o->T, o->position, o->end}; }
 
 static nib_status call_rmsnorm_forward(nib_ops_bench *b, void *user)
 {
     operands *o = user;
-    return b->ops->rmsnorm_forward(b->ops, o->x, NULL, o->norm.data, 1e-5f, o->out);
+    return b->ops->rmsnorm_forward(b->ops, o->x, NULL, o->norm.data, 1e-5f, o->dx);
 }
 static nib_status call_rmsnorm_backward(nib_ops_bench *b, void *user)
 {
     operands *o = user;
-    return b->ops->rmsnorm_backward(b->ops, o->x, o->norm.data, 1e-5f, o->out, o->dx, NULL);
+    nib_matrix dy = nib_matrix_columns(o->gate_up, 0, b->shape.C);
+    return b->ops->rmsnorm_backward(b->ops, o->x, o->norm.data, 1e-5f, dy, o->dx, NULL);
 }
 static nib_status call_rotary(nib_ops_bench *b, void *user)
 {
     operands *o = user;
-    return b->ops->rotary(b->ops, o->q, NH, HD, o->table.data, HD / 2, false);
+    return b->ops->rotary(b->ops, o->q, b->shape.NH, b->shape.HD, o->table.data, b->shape.HD / 2, false);
 }
 static nib_status call_attention_forward(nib_ops_bench *b, void *user)
 {
     operands *o = user;
-    return b->ops->attention_forward(b->ops, attention, tree_of(o), o->q, o->k, o->v, o->out, o->lse);
+    return b->ops->attention_forward(b->ops, attention_of(b), tree_of(o), o->q, o->k, o->v, o->out, o->lse);
 }
 static nib_status call_attention_backward(nib_ops_bench *b, void *user)
 {
     operands *o = user;
-    return b->ops->attention_backward(b->ops, attention, tree_of(o), o->q, o->k, o->v, o->out, o->lse, o->x, o->dq,
-                                      o->dk, o->dv);
+    nib_matrix dout = nib_matrix_columns(o->gate_up, 0, b->shape.NH * b->shape.HD);
+    return b->ops->attention_backward(b->ops, attention_of(b), tree_of(o), o->q, o->k, o->v, o->out, o->lse, dout,
+                                      o->dq, o->dk, o->dv);
 }
 static nib_status call_attention_cached(nib_ops_bench *b, void *user)
 {
     operands *o = user;
-    return b->ops->attention_cached(b->ops, attention, nib_matrix_rows(o->q, 0, 1), o->k, o->v, o->range_begin,
+    return b->ops->attention_cached(b->ops, attention_of(b), nib_matrix_rows(o->q, 0, 1), o->k, o->v, o->range_begin,
                                     &o->range, nib_matrix_rows(o->out, 0, 1));
 }
 static nib_status call_glu_forward(nib_ops_bench *b, void *user)
@@ -106,16 +133,16 @@ static nib_status call_embedding(nib_ops_bench *b, void *user)
 static nib_status call_loss(nib_ops_bench *b, void *user)
 {
     operands *o = user;
-    const nib_targets targets = {N, o->position, o->label, o->weight}; /* the rows of the first document */
-    return b->ops->linear_cross_entropy(b->ops, o->x, o->head, 0.0f, targets, 1.0f / N, o->nll, o->dx, NULL);
+    const nib_targets targets = {o->targets, o->position, o->label, o->weight};
+    return b->ops->linear_cross_entropy(b->ops, o->x, o->head, 0.0f, targets, 1.0f / (float)o->targets, o->nll, o->dx,
+                                        NULL);
 }
 static nib_status call_adamw(nib_ops_bench *b, void *user)
 {
     operands *o = user;
-    const nib_clip clip = {1.0, 1.0f};
     const nib_adamw options = {.learning_rate = 1e-4, .beta1 = 0.9, .beta2 = 0.999, .epsilon = 1e-8, .step = 1};
-    return b->ops->adamw(b->ops, options, &clip, PARAMETERS, o->moment[0].data, o->moment[1].data, o->moment[2].data,
-                         o->moment[3].data);
+    return b->ops->adamw(b->ops, options, (nib_clip *)o->weight, o->parameters, o->moment[0].data, o->moment[1].data,
+                         o->moment[2].data, o->moment[3].data);
 }
 
 /* Bytes that an op must read and write, in bf16 unless said otherwise. */
@@ -127,49 +154,85 @@ static nib_status bandwidth(nib_ops_bench *bench, const char *op, const char *sh
     return nib_ops_bench_copy(bench, op, shape, call, &o, bytes);
 }
 
+static double activation_bytes(const nib_ops_bench *b, int64_t columns) { return 2.0 * (double)(b->shape.T * columns); }
+
+static const char *shape_text(char text[64], int64_t rows, int64_t columns)
+{
+    snprintf(text, 64, "%d x %d", (int)rows, (int)columns);
+    return text;
+}
+
 static nib_status run_rmsnorm_forward(nib_ops_bench *b)
 {
-    return bandwidth(b, "rmsnorm_forward", "2048 x 576", call_rmsnorm_forward, 2.0 * T * C * 2);
+    char text[64];
+    return bandwidth(b, "rmsnorm_forward", shape_text(text, b->shape.T, b->shape.C), call_rmsnorm_forward,
+                     2.0 * activation_bytes(b, b->shape.C));
 }
 static nib_status run_rmsnorm_backward(nib_ops_bench *b)
 {
-    return bandwidth(b, "rmsnorm_backward", "2048 x 576", call_rmsnorm_backward, 4.0 * T * C * 2);
+    char text[64];
+    return bandwidth(b, "rmsnorm_backward", shape_text(text, b->shape.T, b->shape.C), call_rmsnorm_backward,
+                     4.0 * activation_bytes(b, b->shape.C));
 }
 static nib_status run_rotary(nib_ops_bench *b)
 {
-    return bandwidth(b, "rotary", "2048 x 9 heads of 64", call_rotary, 2.0 * T * NH * HD * 2 + 4.0 * T * HD);
+    char text[64];
+    snprintf(text, sizeof text, "%d x %d heads of %d", (int)b->shape.T, (int)b->shape.NH, (int)b->shape.HD);
+    return bandwidth(b, "rotary", text, call_rotary,
+                     2.0 * activation_bytes(b, b->shape.NH * b->shape.HD) + 2.0 * activation_bytes(b, b->shape.HD));
 }
 static nib_status run_glu_forward(nib_ops_bench *b)
 {
-    return bandwidth(b, "glu_forward", "2048 x 1536, SiLU", call_glu_forward, 3.0 * T * F * 2);
+    char text[64];
+    return bandwidth(b, "glu_forward", shape_text(text, b->shape.T, b->shape.F), call_glu_forward,
+                     3.0 * activation_bytes(b, b->shape.F));
 }
 static nib_status run_glu_backward(nib_ops_bench *b)
 {
-    return bandwidth(b, "glu_backward", "2048 x 1536, SiLU", call_glu_backward, 5.0 * T * F * 2);
+    char text[64];
+    return bandwidth(b, "glu_backward", shape_text(text, b->shape.T, b->shape.F), call_glu_backward,
+                     5.0 * activation_bytes(b, b->shape.F));
 }
 static nib_status run_embedding(nib_ops_bench *b)
 {
-    return bandwidth(b, "embedding_forward", "2048 of 49152 x 576", call_embedding, 2.0 * T * C * 2);
+    char text[64];
+    snprintf(text, sizeof text, "%d of %d x %d", (int)b->shape.T, (int)b->shape.V, (int)b->shape.C);
+    return bandwidth(b, "embedding_forward", text, call_embedding, 2.0 * activation_bytes(b, b->shape.C));
 }
 static nib_status run_attention_cached(nib_ops_bench *b)
 {
-    return bandwidth(b, "attention_cached", "1 query, 2048 keys, 9/3 heads", call_attention_cached,
-                     2.0 * T * NKV * HD * 2);
+    char text[64];
+    snprintf(text, sizeof text, "1 query, %d keys, %d/%d heads", (int)b->shape.T, (int)b->shape.NH, (int)b->shape.NKV);
+    return bandwidth(b, "attention_cached", text, call_attention_cached,
+                     2.0 * activation_bytes(b, b->shape.NKV * b->shape.HD));
 }
+
 static nib_status run_adamw(nib_ops_bench *b)
 {
-    return bandwidth(b, "adamw", "4.9 M parameters, fp32", call_adamw, 7.0 * PARAMETERS * 4);
+    operands o = {.parameters = nib_ops_bench_parameters(b->shape)};
+    const nib_clip clip = {1.0, 1.0f};
+    char text[64];
+    for (int i = 0; i < 4; i++) NIB_TRY(nib_ops_bench_matrix(b, 1, o.parameters, NIB_DTYPE_F32, &o.moment[i]));
+    /* a second moment is not negative */
+    NIB_TRY(b->ops->zero(b->ops, o.moment[3].data, (size_t)o.parameters * sizeof(float)));
+    NIB_TRY(nib_ops_bench_upload(b, &clip, sizeof clip, &o.weight));
+    snprintf(text, sizeof text, "%.1f M parameters, fp32", (double)o.parameters * 1e-6);
+    return nib_ops_bench_copy(b, "adamw", text, call_adamw, &o, 7.0 * (double)o.parameters * 4);
 }
 
 /* As many operations as the visible half of each document's square takes: two products of depth HD forward, five
  * backward; the plain product has these operations at the depth and width of a head. */
 static nib_status run_attention(nib_ops_bench *bench, const char *op, nib_ops_bench_call call, int64_t products)
 {
+    const nib_ops_bench_shape s = bench->shape;
     operands o = {0};
+    char text[80];
     NIB_TRY(make(bench, &o));
     NIB_TRY(call_attention_forward(bench, &o)); /* backward reads its lse */
-    return nib_ops_bench_product(bench, op, "4 x 512 causal, 9/3 heads of 64", call, &o, T * NH, 512 / 2 * products, HD,
-                                 NIB_DTYPE_BF16);
+    snprintf(text, sizeof text, "%d in documents of %d, %d/%d heads of %d", (int)s.T, (int)s.document, (int)s.NH,
+             (int)s.NKV, (int)s.HD);
+    const int64_t columns = (s.document * products + 1) / 2;
+    return nib_ops_bench_product(bench, op, text, call, &o, s.T * s.NH, columns, s.HD, NIB_DTYPE_BF16);
 }
 static nib_status run_attention_forward(nib_ops_bench *b)
 {
@@ -181,11 +244,13 @@ static nib_status run_attention_backward(nib_ops_bench *b)
 }
 
 /* Logits and their gradient through the head: two products. */
-static nib_status run_loss(nib_ops_bench *bench)
+static nib_status run_loss(nib_ops_bench *b)
 {
     operands o = {0};
-    NIB_TRY(make(bench, &o));
-    return nib_ops_bench_product(bench, "linear_cross_entropy", "512 targets, 576 x 49152", call_loss, &o, 2 * N, V, C,
+    char text[64];
+    NIB_TRY(make(b, &o));
+    snprintf(text, sizeof text, "%d targets, %d x %d", (int)o.targets, (int)b->shape.C, (int)b->shape.V);
+    return nib_ops_bench_product(b, "linear_cross_entropy", text, call_loss, &o, 2 * o.targets, b->shape.V, b->shape.C,
                                  NIB_DTYPE_BF16);
 }
 

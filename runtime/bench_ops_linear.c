@@ -3,56 +3,75 @@
 
 #include <stdio.h>
 
-enum { RANK = 16 };
-
-/* Linears of SmolLM2-135M and of Llama 3 8B, with as many tokens as fit a quick run. */
-typedef struct {
-    const char *name;
-    int64_t T, K, outputs;
-} linear_shape;
-static const linear_shape trained[] = {
-    {"135M qkv", 2048, 576, 960}, {"135M gate, up", 2048, 576, 3072}, {"135M down", 2048, 1536, 576},
-    {"8B o", 512, 4096, 4096},    {"8B down", 512, 14336, 4096},
-};
-static const linear_shape generated[] = {
-    {"135M qkv", 1, 576, 960}, {"135M gate, up", 1, 576, 3072}, {"135M down", 1, 1536, 576},
-    {"8B o", 1, 4096, 4096},   {"8B gate, up", 1, 4096, 28672}, {"8B o", 8, 4096, 4096},
-    {"8B o", 32, 4096, 4096},
-};
-
 typedef struct {
     nib_linear linear;
     nib_matrix x, u, y, dx;
 } layer;
 
+/* The four linears of a layer as the model has them: what reads the same input is one. */
+enum { LINEARS = 4 };
+static nib_linear linear_of(nib_ops_bench_shape s, int which)
+{
+    const int64_t queries = s.NH * s.HD, keys = s.NKV * s.HD;
+    const nib_linear all[LINEARS] = {
+        {.name = "qkv", .K = s.C, .parts = 3, .part = {{.rows = queries}, {.rows = keys}, {.rows = keys}}},
+        {.name = "o", .K = queries, .parts = 1, .part = {{.rows = s.C}}},
+        {.name = "gate, up", .K = s.C, .parts = 2, .part = {{.rows = s.F}, {.rows = s.F}}},
+        {.name = "down", .K = s.F, .parts = 1, .part = {{.rows = s.C}}},
+    };
+    return all[which];
+}
+
+int64_t nib_ops_bench_parameters(nib_ops_bench_shape s)
+{
+    int64_t sum = 0;
+    for (int which = 0; which < LINEARS; which++) {
+        const nib_linear linear = linear_of(s, which);
+        for (int p = 0; p < linear.parts; p++) sum += s.R * (linear.K + linear.part[p].rows);
+    }
+    return s.layers * sum;
+}
+
+/* Double quantised, as training has it. */
 static nib_status random_nf4(nib_ops_bench *bench, int64_t n, nib_nf4 *nf4)
 {
-    uint8_t *codes;
-    nib_matrix absmax;
-    NIB_TRY(nib_ops_bench_bytes(bench, n / 2, &codes));
-    NIB_TRY(nib_ops_bench_matrix(bench, 1, n / 64, NIB_DTYPE_F32, &absmax));
-    *nf4 = (nib_nf4){.codes = codes, .absmax = absmax.data};
+    uint8_t *codes, *absmax_codes;
+    nib_matrix nested;
+    float *map;
+    const int64_t blocks = (n + 63) / 64;
+    NIB_TRY(nib_ops_bench_bytes(bench, (n + 1) / 2, &codes));
+    NIB_TRY(nib_ops_bench_bytes(bench, blocks, &absmax_codes));
+    NIB_TRY(nib_ops_bench_matrix(bench, 1, (blocks + 255) / 256, NIB_DTYPE_F32, &nested));
+    NIB_TRY(nib_ops_bench_upload(bench, nib_nf4_dynamic_map, sizeof nib_nf4_dynamic_map, &map));
+    *nf4 = (nib_nf4){.codes = codes,
+                     .absmax_codes = absmax_codes,
+                     .nested_absmax = nested.data,
+                     .nested_map = map,
+                     .nested_offset = 1.0f};
     return NIB_OK;
 }
 
-static nib_status make_layer(nib_ops_bench *bench, linear_shape s, int64_t rank, nib_dtype dtype, layer *l)
+static nib_status make_layer(nib_ops_bench *bench, int which, int64_t T, int64_t rank, nib_dtype dtype, layer *l)
 {
-    *l = (layer){.linear = {.name = s.name, .K = s.K, .parts = 1}};
-    nib_linear_part *part = &l->linear.part[0];
-    nib_matrix da, db;
-    part->rows = s.outputs;
-    part->lora = (nib_lora){.rank = rank, .scale = 2.0f};
-    NIB_TRY(random_nf4(bench, s.outputs * s.K, &part->nf4));
-    NIB_TRY(nib_ops_bench_matrix(bench, rank, s.K, dtype, &part->lora.a));
-    NIB_TRY(nib_ops_bench_matrix(bench, s.outputs, rank, dtype, &part->lora.b));
-    NIB_TRY(nib_ops_bench_matrix(bench, rank, s.K, NIB_DTYPE_F32, &da));
-    NIB_TRY(nib_ops_bench_matrix(bench, s.outputs, rank, NIB_DTYPE_F32, &db));
-    part->lora.da = da.data;
-    part->lora.db = db.data;
-    NIB_TRY(nib_ops_bench_matrix(bench, s.T, s.K, dtype, &l->x));
-    NIB_TRY(nib_ops_bench_matrix(bench, s.T, rank, dtype, &l->u));
-    NIB_TRY(nib_ops_bench_matrix(bench, s.T, s.outputs, dtype, &l->y));
-    return nib_ops_bench_matrix(bench, s.T, s.K, dtype, &l->dx);
+    *l = (layer){.linear = linear_of(bench->shape, which)};
+    nib_linear *linear = &l->linear;
+    for (int p = 0; p < linear->parts; p++) {
+        nib_linear_part *part = &linear->part[p];
+        nib_matrix da, db;
+        NIB_TRY(random_nf4(bench, part->rows * linear->K, &part->nf4));
+        if (rank == 0) continue;
+        part->lora = (nib_lora){.rank = rank, .scale = 2.0f};
+        NIB_TRY(nib_ops_bench_matrix(bench, rank, linear->K, dtype, &part->lora.a));
+        NIB_TRY(nib_ops_bench_matrix(bench, part->rows, rank, dtype, &part->lora.b));
+        NIB_TRY(nib_ops_bench_matrix(bench, rank, linear->K, NIB_DTYPE_F32, &da));
+        NIB_TRY(nib_ops_bench_matrix(bench, part->rows, rank, NIB_DTYPE_F32, &db));
+        part->lora.da = da.data;
+        part->lora.db = db.data;
+    }
+    if (rank > 0) NIB_TRY(nib_ops_bench_matrix(bench, T, nib_linear_ranks(linear), dtype, &l->u));
+    NIB_TRY(nib_ops_bench_matrix(bench, T, linear->K, dtype, &l->x));
+    NIB_TRY(nib_ops_bench_matrix(bench, T, nib_linear_outputs(linear), dtype, &l->y));
+    return nib_ops_bench_matrix(bench, T, linear->K, dtype, &l->dx);
 }
 
 static nib_status call_forward(nib_ops_bench *bench, void *user)
@@ -69,16 +88,18 @@ static nib_status call_backward(nib_ops_bench *bench, void *user)
 
 static nib_status run_trained(nib_ops_bench *bench, const char *op, nib_ops_bench_call call)
 {
-    static const nib_dtype dtypes[] = {NIB_DTYPE_BF16, NIB_DTYPE_F32};
-    for (size_t i = 0; i < sizeof trained / sizeof *trained; i++) {
-        for (int t = 0; t < 2; t++) {
-            const linear_shape s = trained[i];
+    const int64_t T = bench->shape.T, R = bench->shape.R;
+    for (int which = 0; which < LINEARS; which++) {
+        for (int wide = 0; wide <= (bench->cpu ? 1 : 0); wide++) {
+            const nib_dtype dtype = wide ? NIB_DTYPE_F32 : NIB_DTYPE_BF16;
             const size_t mark = bench->memory.used;
-            char text[64];
+            char text[80];
             layer l;
-            snprintf(text, sizeof text, "%s, T %d, r %d, %s", s.name, (int)s.T, (int)RANK, nib_dtype_name(dtypes[t]));
-            NIB_TRY(make_layer(bench, s, RANK, dtypes[t], &l));
-            NIB_TRY(nib_ops_bench_product(bench, op, text, call, &l, s.T, s.outputs, s.K, dtypes[t]));
+            NIB_TRY(make_layer(bench, which, T, R, dtype, &l));
+            const int64_t outputs = nib_linear_outputs(&l.linear);
+            snprintf(text, sizeof text, "%s, T %d, %d -> %d, r %d, %s", l.linear.name, (int)T, (int)l.linear.K,
+                     (int)outputs, (int)R, nib_dtype_name(dtype));
+            NIB_TRY(nib_ops_bench_product(bench, op, text, call, &l, T, outputs, l.linear.K, dtype));
             nib_arena_reset(&bench->memory, mark);
         }
     }
@@ -91,16 +112,20 @@ static nib_status run_backward(nib_ops_bench *bench) { return run_trained(bench,
 /* A few rows, as in generation: bounded by reading half a byte a weight. */
 static nib_status run_few_rows(nib_ops_bench *bench)
 {
-    for (size_t i = 0; i < sizeof generated / sizeof *generated; i++) {
-        const linear_shape s = generated[i];
-        const size_t mark = bench->memory.used;
-        char text[64];
-        layer l;
-        snprintf(text, sizeof text, "%s, T %d", s.name, (int)s.T);
-        NIB_TRY(make_layer(bench, s, 0, NIB_DTYPE_BF16, &l));
-        NIB_TRY(nib_ops_bench_copy(bench, "linear_few_rows", text, call_forward, &l,
-                                   (double)(s.outputs * s.K) * (0.5 + 4.0 / 64)));
-        nib_arena_reset(&bench->memory, mark);
+    static const int64_t rows[] = {1, 8, 32};
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        for (int which = 0; which < LINEARS; which++) {
+            const size_t mark = bench->memory.used;
+            char text[80];
+            layer l;
+            NIB_TRY(make_layer(bench, which, rows[i], 0, NIB_DTYPE_BF16, &l));
+            const int64_t outputs = nib_linear_outputs(&l.linear);
+            snprintf(text, sizeof text, "%s, T %d, %d -> %d", l.linear.name, (int)rows[i], (int)l.linear.K,
+                     (int)outputs);
+            NIB_TRY(nib_ops_bench_copy(bench, "linear_few_rows", text, call_forward, &l,
+                                       (double)(outputs * l.linear.K) * (0.5 + 1.0 / 64)));
+            nib_arena_reset(&bench->memory, mark);
+        }
     }
     return NIB_OK;
 }
@@ -127,31 +152,28 @@ static nib_status call_quantize(nib_ops_bench *bench, void *user)
 
 static nib_status run_dequantize(nib_ops_bench *bench)
 {
-    static const int64_t sizes[][2] = {{3072, 576}, {14336, 4096}};
-    for (int i = 0; i < 2; i++) {
-        const int64_t n = sizes[i][0] * sizes[i][1];
-        char text[64];
-        quantised q;
-        snprintf(text, sizeof text, "%d x %d to bf16", (int)sizes[i][0], (int)sizes[i][1]);
-        NIB_TRY(random_nf4(bench, n, &q.nf4));
-        NIB_TRY(nib_ops_bench_matrix(bench, sizes[i][0], sizes[i][1], NIB_DTYPE_BF16, &q.weight));
-        NIB_TRY(
-            nib_ops_bench_copy(bench, "nf4_dequantize", text, call_dequantize, &q, (double)n * (0.5 + 4.0 / 64 + 2.0)));
-    }
-    return NIB_OK;
+    const int64_t rows = bench->shape.F, columns = bench->shape.C;
+    char text[64];
+    quantised q;
+    snprintf(text, sizeof text, "%d x %d to bf16", (int)rows, (int)columns);
+    NIB_TRY(random_nf4(bench, rows * columns, &q.nf4));
+    NIB_TRY(nib_ops_bench_matrix(bench, rows, columns, NIB_DTYPE_BF16, &q.weight));
+    return nib_ops_bench_copy(bench, "nf4_dequantize", text, call_dequantize, &q,
+                              (double)(rows * columns) * (0.5 + 1.0 / 64 + 2.0));
 }
 
 static nib_status run_quantize(nib_ops_bench *bench)
 {
-    const int64_t n = 4096 * 4096;
+    const int64_t rows = bench->shape.F, columns = bench->shape.C, n = rows * columns;
+    char text[64];
     quantised q;
     nib_matrix absmax;
-    NIB_TRY(nib_ops_bench_matrix(bench, 4096, 4096, NIB_DTYPE_F32, &q.weight));
-    NIB_TRY(nib_ops_bench_bytes(bench, n / 2, &q.codes));
-    NIB_TRY(nib_ops_bench_matrix(bench, 1, n / 64, NIB_DTYPE_F32, &absmax));
+    snprintf(text, sizeof text, "%d x %d", (int)rows, (int)columns);
+    NIB_TRY(nib_ops_bench_matrix(bench, rows, columns, NIB_DTYPE_F32, &q.weight));
+    NIB_TRY(nib_ops_bench_bytes(bench, (n + 1) / 2, &q.codes));
+    NIB_TRY(nib_ops_bench_matrix(bench, 1, (n + 63) / 64, NIB_DTYPE_F32, &absmax));
     q.absmax = absmax.data;
-    return nib_ops_bench_copy(bench, "nf4_quantize", "4096 x 4096", call_quantize, &q,
-                              (double)n * (4.0 + 0.5 + 4.0 / 64));
+    return nib_ops_bench_copy(bench, "nf4_quantize", text, call_quantize, &q, (double)n * (4.0 + 0.5 + 4.0 / 64));
 }
 
 const nib_ops_bench_row nib_bench_ops_linear[] = {

@@ -5,6 +5,7 @@
 #include "bench.h"
 #include "data/pack.h"
 #include "open.h"
+#include "ops_timer.h"
 #include "optim/optimizer.h"
 
 #include <stdio.h>
@@ -17,18 +18,8 @@ typedef struct {
     const char *model, *device;
     int64_t batch, length, rank;
     nib_dtype compute;
-    bool json, random;
+    bool json, random, breakdown;
 } step_bench;
-
-static nib_status read_number(const char *name, const char *text, int64_t *out)
-{
-    char *end;
-    long long value = strtoll(text, &end, 10);
-    if (*end != 0 || value < 1 || value > 1 << 20)
-        return NIB_FAIL(NIB_ERROR_USAGE, "%s is '%s', expected a number from 1 to 1048576", name, text);
-    *out = value;
-    return NIB_OK;
-}
 
 static nib_status read_options(int argc, char **argv, step_bench *o)
 {
@@ -43,6 +34,10 @@ static nib_status read_options(int argc, char **argv, step_bench *o)
             o->random = true;
             continue;
         }
+        if (strcmp(name, "--breakdown") == 0) {
+            o->breakdown = true;
+            continue;
+        }
         if (value == NULL) return NIB_FAIL(NIB_ERROR_USAGE, "unknown argument or missing value: '%s'", name);
         i++;
         if (strcmp(name, "--model") == 0)
@@ -50,11 +45,11 @@ static nib_status read_options(int argc, char **argv, step_bench *o)
         else if (strcmp(name, "--device") == 0)
             o->device = value;
         else if (strcmp(name, "--batch") == 0)
-            NIB_TRY(read_number(name, value, &o->batch));
+            NIB_TRY(nib_bench_number(name, value, &o->batch));
         else if (strcmp(name, "--length") == 0)
-            NIB_TRY(read_number(name, value, &o->length));
+            NIB_TRY(nib_bench_number(name, value, &o->length));
         else if (strcmp(name, "--rank") == 0)
-            NIB_TRY(read_number(name, value, &o->rank));
+            NIB_TRY(nib_bench_number(name, value, &o->rank));
         else if (strcmp(name, "--compute") == 0 && strcmp(value, "bf16") == 0)
             o->compute = NIB_DTYPE_BF16;
         else if (strcmp(name, "--compute") == 0 && strcmp(value, "fp32") == 0)
@@ -97,22 +92,31 @@ static nib_status random_pack(const step_bench *o, int64_t vocabulary, nib_pack 
     return status;
 }
 
-static nib_status time_steps(nib_ops *ops, nib_model *model, const nib_pack *pack, double *best, double *loss)
+static nib_status one_step(nib_ops *ops, nib_model *model, const nib_pack *pack, int number, float *nll)
+{
+    const nib_step_options step = {.gradient_scale = (float)(1.0 / pack->supervised_weight)};
+    const nib_optimizer_options optimizer = {
+        .adamw = {.learning_rate = 1e-4, .beta1 = 0.9, .beta2 = 0.999, .epsilon = 1e-8, .step = number},
+        .max_norm = 1.0};
+    double norm;
+    NIB_TRY(nib_optimizer_zero(ops, model));
+    NIB_TRY(nib_model_train_batch(model, &pack->micro_batch[0], step, nll));
+    NIB_TRY(nib_optimizer_step(ops, model, &optimizer, &norm));
+    return ops->synchronize(ops);
+}
+
+/* The best step's time; with a timer, the times of the last step's ops are left in it. */
+static nib_status time_steps(nib_ops *ops, nib_ops *timer, nib_model *model, const nib_pack *pack, double *best,
+                             double *loss)
 {
     float *nll = nib_calloc((size_t)pack->supervised_tokens, sizeof *nll);
     if (nll == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "no memory for the losses");
     nib_status status = NIB_OK;
-    nib_step_options step = {.gradient_scale = (float)(1.0 / pack->supervised_weight)};
-    nib_optimizer_options optimizer = {.adamw = {.learning_rate = 1e-4, .beta1 = 0.9, .beta2 = 0.999, .epsilon = 1e-8},
-                                       .max_norm = 1.0};
     for (int s = 0; s < STEPS; s++) {
-        double start = nib_bench_seconds(), norm;
-        optimizer.adamw.step = s + 1;
-        NIB_TRY_GOTO(nib_optimizer_zero(ops, model), done);
-        NIB_TRY_GOTO(nib_model_train_batch(model, &pack->micro_batch[0], step, nll), done);
-        NIB_TRY_GOTO(nib_optimizer_step(ops, model, &optimizer, &norm), done);
-        NIB_TRY_GOTO(ops->synchronize(ops), done);
-        double seconds = nib_bench_seconds() - start;
+        if (timer != NULL) nib_ops_timer_reset(timer);
+        const double start = nib_bench_seconds();
+        NIB_TRY_GOTO(one_step(ops, model, pack, s + 1, nll), done);
+        const double seconds = nib_bench_seconds() - start;
         if (s == 0 || seconds < *best) *best = seconds;
     }
     *loss = 0;
@@ -123,7 +127,31 @@ done:
     return status;
 }
 
-static void report(const step_bench *o, nib_model *model, double seconds, double loss)
+/* {"linear_forward": {"calls": 120, "seconds": 0.1}, ...}, or lines of the same, of the ops that were called. */
+static void report_ops(const step_bench *o, nib_ops *timer)
+{
+    const nib_op_time *times;
+    const int count = nib_ops_timer_times(timer, &times);
+    double sum = 0.0;
+    const char *separator = "";
+    if (o->json) fputs(", \"ops\": {", stdout);
+    for (int i = 0; i < count; i++) {
+        if (times[i].calls == 0) continue;
+        sum += times[i].seconds;
+        if (o->json)
+            printf("%s\"%s\": {\"calls\": %lld, \"seconds\": %.6f}", separator, times[i].op, (long long)times[i].calls,
+                   times[i].seconds);
+        else
+            printf("  %-22s %6lld calls %10.2f ms\n", times[i].op, (long long)times[i].calls, 1e3 * times[i].seconds);
+        separator = ", ";
+    }
+    if (o->json)
+        printf("}, \"ops_seconds\": %.6f", sum);
+    else
+        printf("  %-22s %19.2f ms\n", "sum", 1e3 * sum);
+}
+
+static void report(const step_bench *o, nib_model *model, nib_ops *timer, double seconds, double loss)
 {
     const nib_memory_class *classes;
     int count = nib_model_memory(model, &classes);
@@ -132,19 +160,22 @@ static void report(const step_bench *o, nib_model *model, double seconds, double
     double rate = (double)(o->batch * o->length) / seconds;
     if (o->json) {
         printf("{\"tokens_per_second\": %.1f, \"seconds\": %.4f, \"loss\": %.6f, \"peak_bytes\": %zu, \"plan_bytes\": "
-               "%zu}\n",
+               "%zu",
                rate, seconds, loss, nib_bench_peak_bytes(), plan);
+        if (timer != NULL) report_ops(o, timer);
+        puts("}");
         return;
     }
     printf("%.1f tokens/s   %.3f s a step   loss %.4f   peak %.2f GB\n", rate, seconds, loss,
            (double)nib_bench_peak_bytes() / 1e9);
     for (int i = 0; i < count; i++) printf("  %-16s %8.1f MB\n", classes[i].name, (double)classes[i].bytes / 1e6);
+    if (timer != NULL) report_ops(o, timer);
 }
 
 nib_status nib_bench_step(int argc, char **argv)
 {
     step_bench o;
-    nib_ops *ops = NULL;
+    nib_ops *backend = NULL, *timer = NULL;
     nib_model *model = NULL;
     nib_pack pack = {0};
     nib_device device;
@@ -152,7 +183,9 @@ nib_status nib_bench_step(int argc, char **argv)
     nib_status status;
     NIB_TRY(read_options(argc, argv, &o));
     NIB_TRY(nib_parse_device(o.device, &device));
-    NIB_TRY(nib_open_backend(device, o.compute, 0, &ops));
+    NIB_TRY(nib_open_backend(device, o.compute, 0, &backend));
+    if (o.breakdown) NIB_TRY_GOTO(nib_ops_timer_create(backend, &timer), done);
+    nib_ops *ops = o.breakdown ? timer : backend;
     nib_model_options opening = {.path = o.model,
                                  .random = o.random,
                                  .quantization = NIB_QUANT_NF4,
@@ -163,11 +196,12 @@ nib_status nib_bench_step(int argc, char **argv)
     NIB_TRY_GOTO(random_pack(&o, nib_model_get_config(model)->vocabulary, &pack), done);
     NIB_TRY_GOTO(nib_model_reserve(model, pack.micro_batch[0].T, pack.micro_batch[0].N, NIB_RECOMPUTE_NONE, true),
                  done);
-    NIB_TRY_GOTO(time_steps(ops, model, &pack, &seconds, &loss), done);
-    report(&o, model, seconds, loss);
+    NIB_TRY_GOTO(time_steps(ops, timer, model, &pack, &seconds, &loss), done);
+    report(&o, model, timer, seconds, loss);
 done:
     nib_pack_free(&pack);
     nib_model_close(model);
-    nib_close_backend(ops);
+    nib_ops_timer_free(timer);
+    nib_close_backend(backend);
     return status;
 }
