@@ -5,15 +5,12 @@
 #include "base/status.h"
 
 #include <stddef.h>
-#include <stdint.h>
 
 /* argc, argv: what follows the kind's name. */
 nib_status nib_bench_step(int argc, char **argv);
 nib_status nib_bench_generate(int argc, char **argv);
 nib_status nib_bench_ops(int argc, char **argv);
 
-/* A size or a count from a command line: 1 to 1048576. NIB_ERROR_USAGE names the option. */
-nib_status nib_bench_number(const char *option, const char *text, int64_t *out);
 /* Monotonic time in seconds. */
 double nib_bench_seconds(void);
 /* Largest resident memory of this process so far, in bytes (VmHWM). */

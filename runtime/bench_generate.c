@@ -16,7 +16,7 @@ typedef struct {
     nib_quantization quantization;
     nib_dtype compute;
     nib_device device;
-    bool json;
+    bool json, random;
 } arguments;
 
 static nib_status read_arguments(int argc, char **argv, arguments *a)
@@ -24,6 +24,7 @@ static nib_status read_arguments(int argc, char **argv, arguments *a)
     *a = (arguments){.prompt_tokens = 512, .new_tokens = 100, .compute = NIB_DTYPE_BF16, .quantization = NIB_QUANT_NF4};
     const nib_option options[] = {
         {.name = "--model", .kind = NIB_OPTION_TEXT, .value = &a->model, .required = true},
+        {.name = "--random", .kind = NIB_OPTION_FLAG, .value = &a->random},
         {.name = "--adapter", .kind = NIB_OPTION_TEXT, .value = &a->adapter},
         {.name = "--prompt-tokens", .kind = NIB_OPTION_INTEGER, .value = &a->prompt_tokens, .low = 1, .high = 1e6},
         {.name = "--new-tokens", .kind = NIB_OPTION_INTEGER, .value = &a->new_tokens, .low = 2, .high = 1e6},
@@ -112,8 +113,11 @@ nib_status nib_bench_generate(int argc, char **argv)
     nib_status status;
     NIB_TRY_GOTO(read_arguments(argc, argv, &a), done);
     NIB_TRY_GOTO(nib_open_backend(a.device, a.compute, 0, &ops), done);
-    nib_model_options open = {
-        .path = a.model, .quantization = a.quantization, .compute = a.compute, .adapter = a.adapter};
+    nib_model_options open = {.path = a.model,
+                              .random = a.random,
+                              .quantization = a.quantization,
+                              .compute = a.compute,
+                              .adapter = a.adapter};
     NIB_TRY_GOTO(nib_model_open(ops, &open, &model), done);
     NIB_TRY_GOTO(measure(model, &a, &best), done);
     print_result(&a, &best);

@@ -4,13 +4,13 @@
 #include "cpu/backend.h"
 #include "device.h"
 #include "model/config.h"
+#include "options.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-/* A call is repeated for this long and at least this often; the best time counts, since all disturbance is upwards. */
-#define SECONDS 0.3
+/* A call is repeated for bench->seconds and at least this often. */
 enum { LEAST_RUNS = 3 };
 /* On a device calls are timed in rows of about this long, so that what it costs to start and to wait does not count. */
 #define ROW_SECONDS 2e-3
@@ -25,19 +25,22 @@ static nib_status time_calls(nib_ops_bench *bench, nib_ops_bench_call call, void
     return NIB_OK;
 }
 
-nib_status nib_ops_bench_time(nib_ops_bench *bench, nib_ops_bench_call call, void *user, double *seconds)
+nib_status nib_ops_bench_time(nib_ops_bench *bench, nib_ops_bench_call call, void *user, nib_ops_bench_seconds *seconds)
 {
     double taken;
     NIB_TRY(time_calls(bench, call, user, 1, &taken)); /* warm: primitives are made, pages are touched */
     NIB_TRY(time_calls(bench, call, user, 1, &taken));
     int calls = bench->cpu ? 1 : (int)(ROW_SECONDS / taken) + 1;
     if (calls > MOST_CALLS) calls = MOST_CALLS;
-    *seconds = 1e30;
     const double begin = nib_bench_seconds();
-    for (int run = 0; run < LEAST_RUNS || nib_bench_seconds() - begin < SECONDS; run++) {
+    double sum = 0.0;
+    int runs = 0;
+    for (seconds->best = 1e30; runs < LEAST_RUNS || nib_bench_seconds() - begin < bench->seconds; runs++) {
         NIB_TRY(time_calls(bench, call, user, calls, &taken));
-        if (taken < *seconds) *seconds = taken;
+        if (taken < seconds->best) seconds->best = taken;
+        sum += taken;
     }
+    seconds->mean = sum / runs;
     return NIB_OK;
 }
 
@@ -78,16 +81,18 @@ nib_status nib_ops_bench_matrix(nib_ops_bench *bench, int64_t rows, int64_t colu
     return status;
 }
 
-static void print(nib_ops_bench *bench, const char *op, const char *shape, double seconds, double amount,
+static void print(nib_ops_bench *bench, const char *op, const char *shape, nib_ops_bench_seconds seconds, double amount,
                   const char *unit, double bound_seconds)
 {
     if (bench->json)
-        printf("%s{\"op\": \"%s\", \"shape\": \"%s\", \"seconds\": %.4g, \"%s_per_second\": %.4g, \"of_bound\": %.3f}",
-               bench->results > 0 ? ",\n " : "[", op, shape, seconds, unit, amount / seconds, bound_seconds / seconds);
+        printf("%s{\"op\": \"%s\", \"shape\": \"%s\", \"seconds\": %.4g, \"mean_seconds\": %.4g, \"%s_per_second\": "
+               "%.4g, \"of_bound\": %.3f}",
+               bench->results > 0 ? ",\n " : "[", op, shape, seconds.best, seconds.mean, unit, amount / seconds.best,
+               bound_seconds / seconds.best);
     else
-        printf("%-24s %-44s %10.1f us %8.1f G%s/s %5.0f %% of %s\n", op, shape, seconds * 1e6, amount / seconds * 1e-9,
-               strcmp(unit, "bytes") == 0 ? "B" : "FLOP", bound_seconds / seconds * 100.0,
-               strcmp(unit, "bytes") == 0 ? "a copy" : "a plain product");
+        printf("%-24s %-44s %10.1f us %8.1f G%s/s %5.0f %% of %s\n", op, shape, seconds.best * 1e6,
+               amount / seconds.best * 1e-9, strcmp(unit, "bytes") == 0 ? "B" : "FLOP",
+               bound_seconds / seconds.best * 100.0, strcmp(unit, "bytes") == 0 ? "a copy" : "a plain product");
     bench->results++;
     fflush(stdout);
 }
@@ -95,7 +100,8 @@ static void print(nib_ops_bench *bench, const char *op, const char *shape, doubl
 nib_status nib_ops_bench_product(nib_ops_bench *bench, const char *op, const char *shape, nib_ops_bench_call call,
                                  void *user, int64_t M, int64_t N, int64_t K, nib_dtype dtype)
 {
-    double seconds, bound = 0.0;
+    nib_ops_bench_seconds seconds;
+    double bound = 0.0;
     NIB_TRY(nib_ops_bench_time(bench, call, user, &seconds));
     NIB_TRY(nib_ops_bench_plain_product(bench, M, N, K, dtype, &bound));
     print(bench, op, shape, seconds, 2.0 * (double)M * (double)N * (double)K, "flops", bound);
@@ -105,7 +111,7 @@ nib_status nib_ops_bench_product(nib_ops_bench *bench, const char *op, const cha
 nib_status nib_ops_bench_copy(nib_ops_bench *bench, const char *op, const char *shape, nib_ops_bench_call call,
                               void *user, double bytes)
 {
-    double seconds;
+    nib_ops_bench_seconds seconds;
     NIB_TRY(nib_ops_bench_time(bench, call, user, &seconds));
     print(bench, op, shape, seconds, bytes, "bytes", bytes / bench->bytes_per_second);
     return NIB_OK;
@@ -122,12 +128,12 @@ static nib_status run_copy(nib_ops_bench *bench, void *user)
 static nib_status measure_copy(nib_ops_bench *bench)
 {
     nib_matrix pair[2];
-    double seconds;
+    nib_ops_bench_seconds seconds;
     const size_t mark = bench->memory.used;
     const int64_t rows = bench->shape.T, columns = 4 * bench->shape.F;
     for (int i = 0; i < 2; i++) NIB_TRY(nib_ops_bench_matrix(bench, rows, columns, NIB_DTYPE_F32, &pair[i]));
     NIB_TRY(nib_ops_bench_time(bench, run_copy, pair, &seconds));
-    bench->bytes_per_second = 2.0 * (double)(rows * columns) * 4 / seconds;
+    bench->bytes_per_second = 2.0 * (double)(rows * columns) * 4 / seconds.best;
     nib_arena_reset(&bench->memory, mark);
     return NIB_OK;
 }
@@ -148,6 +154,7 @@ static nib_status run_all(nib_ops_bench *bench, const char *only)
     NIB_TRY(measure_copy(bench));
     if (!bench->json)
         printf("%s; a copy reads and writes %.1f GB/s\n", bench->ops->device, bench->bytes_per_second * 1e-9);
+    NIB_TRY(run_rows(bench, nib_bench_ops_product, only));
     NIB_TRY(run_rows(bench, nib_bench_ops_linear, only));
     NIB_TRY(run_rows(bench, nib_bench_ops_layer, only));
     if (bench->results == 0)
@@ -200,33 +207,21 @@ static nib_status shape_of_model(const char *path, nib_ops_bench_shape *shape)
 
 nib_status nib_bench_ops(int argc, char **argv)
 {
-    nib_ops_bench bench = {.shape = usual};
-    const char *only = NULL, *model = NULL, *device_name = "auto";
-    nib_device device;
-    for (int i = 0; i < argc; i++) {
-        const char *name = argv[i], *value = i + 1 < argc ? argv[i + 1] : NULL;
-        if (strcmp(name, "--json") == 0) {
-            bench.json = true;
-            continue;
-        }
-        if (value == NULL) return NIB_FAIL(NIB_ERROR_USAGE, "unknown argument or missing value: '%s'", name);
-        i++;
-        if (strcmp(name, "--op") == 0)
-            only = value;
-        else if (strcmp(name, "--model") == 0)
-            model = value;
-        else if (strcmp(name, "--device") == 0)
-            device_name = value;
-        else if (strcmp(name, "--tokens") == 0)
-            NIB_TRY(nib_bench_number(name, value, &bench.shape.T));
-        else if (strcmp(name, "--length") == 0)
-            NIB_TRY(nib_bench_number(name, value, &bench.shape.document));
-        else
-            return NIB_FAIL(NIB_ERROR_USAGE, "unknown argument: '%s %s'", name, value);
-    }
+    nib_ops_bench bench = {.shape = usual, .seconds = 0.3};
+    const char *only = NULL, *model = NULL;
+    nib_device device = NIB_DEVICE_AUTO;
+    const nib_option options[] = {
+        {.name = "--op", .kind = NIB_OPTION_TEXT, .value = &only},
+        {.name = "--model", .kind = NIB_OPTION_TEXT, .value = &model},
+        {.name = "--tokens", .kind = NIB_OPTION_INTEGER, .value = &bench.shape.T, .low = 1, .high = 1 << 20},
+        {.name = "--length", .kind = NIB_OPTION_INTEGER, .value = &bench.shape.document, .low = 1, .high = 1 << 20},
+        {.name = "--seconds", .kind = NIB_OPTION_NUMBER, .value = &bench.seconds, .low = 0, .high = 600},
+        {.name = "--device", .kind = NIB_OPTION_DEVICE, .value = &device},
+        {.name = "--json", .kind = NIB_OPTION_FLAG, .value = &bench.json},
+    };
+    NIB_TRY(nib_options_read(argc, argv, options, sizeof options / sizeof *options));
     if (bench.shape.document > bench.shape.T) bench.shape.document = bench.shape.T;
     if (model != NULL) NIB_TRY(shape_of_model(model, &bench.shape));
-    NIB_TRY(nib_parse_device(device_name, &device));
     NIB_TRY(nib_open_backend(device, NIB_DTYPE_BF16, 0, &bench.ops));
     bench.cpu = strcmp(bench.ops->name, "cpu") == 0;
     const nib_status status = bench_on(&bench, only);

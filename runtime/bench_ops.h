@@ -18,6 +18,7 @@ typedef struct {
     bool cpu; /* calls are done on return; fp32 is measured too; plain products are oneDNN's own */
     nib_ops_bench_shape shape;
     nib_arena memory; /* the backend's, for operands; given back after each op */
+    double seconds;   /* that each op is repeated for; the best time counts, since all disturbance is upwards */
     bool json;
     int results;             /* printed so far */
     double bytes_per_second; /* of a copy, read and written bytes together */
@@ -29,12 +30,18 @@ typedef struct {
 } nib_ops_bench_row;
 
 /* End with a row without a name. */
-extern const nib_ops_bench_row nib_bench_ops_linear[]; /* bench_ops_linear.c */
-extern const nib_ops_bench_row nib_bench_ops_layer[];  /* bench_ops_layer.c */
+extern const nib_ops_bench_row nib_bench_ops_product[]; /* bench_ops_product.c */
+extern const nib_ops_bench_row nib_bench_ops_linear[];  /* bench_ops_linear.c */
+extern const nib_ops_bench_row nib_bench_ops_layer[];   /* bench_ops_layer.c */
 
 /* What is timed: one call, which may be repeated any number of times. */
 typedef nib_status (*nib_ops_bench_call)(nib_ops_bench *bench, void *user);
-nib_status nib_ops_bench_time(nib_ops_bench *bench, nib_ops_bench_call call, void *user, double *seconds);
+/* best, mean: seconds of a call. */
+typedef struct {
+    double best, mean;
+} nib_ops_bench_seconds;
+nib_status nib_ops_bench_time(nib_ops_bench *bench, nib_ops_bench_call call, void *user,
+                              nib_ops_bench_seconds *seconds);
 
 /* Times `call` and prints it against a product [M, K] x [K, N] in `dtype` (flops = 2 M N K), or against a copy of
  * `bytes` (read and written together). shape: a text for the reader, "T 2048, 576 -> 960, bf16". */

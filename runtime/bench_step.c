@@ -7,6 +7,7 @@
 #include "open.h"
 #include "ops_timer.h"
 #include "optim/optimizer.h"
+#include "options.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,7 +16,8 @@
 #define STEPS 5
 
 typedef struct {
-    const char *model, *device;
+    const char *model;
+    nib_device device;
     int64_t batch, length, rank;
     nib_dtype compute;
     bool json, random, breakdown;
@@ -23,42 +25,19 @@ typedef struct {
 
 static nib_status read_options(int argc, char **argv, step_bench *o)
 {
-    *o = (step_bench){.device = "auto", .batch = 4, .length = 512, .rank = 16, .compute = NIB_DTYPE_BF16};
-    for (int i = 0; i < argc; i++) {
-        const char *name = argv[i], *value = i + 1 < argc ? argv[i + 1] : NULL;
-        if (strcmp(name, "--json") == 0) {
-            o->json = true;
-            continue;
-        }
-        if (strcmp(name, "--random") == 0) {
-            o->random = true;
-            continue;
-        }
-        if (strcmp(name, "--breakdown") == 0) {
-            o->breakdown = true;
-            continue;
-        }
-        if (value == NULL) return NIB_FAIL(NIB_ERROR_USAGE, "unknown argument or missing value: '%s'", name);
-        i++;
-        if (strcmp(name, "--model") == 0)
-            o->model = value;
-        else if (strcmp(name, "--device") == 0)
-            o->device = value;
-        else if (strcmp(name, "--batch") == 0)
-            NIB_TRY(nib_bench_number(name, value, &o->batch));
-        else if (strcmp(name, "--length") == 0)
-            NIB_TRY(nib_bench_number(name, value, &o->length));
-        else if (strcmp(name, "--rank") == 0)
-            NIB_TRY(nib_bench_number(name, value, &o->rank));
-        else if (strcmp(name, "--compute") == 0 && strcmp(value, "bf16") == 0)
-            o->compute = NIB_DTYPE_BF16;
-        else if (strcmp(name, "--compute") == 0 && strcmp(value, "fp32") == 0)
-            o->compute = NIB_DTYPE_F32;
-        else
-            return NIB_FAIL(NIB_ERROR_USAGE, "unknown argument: '%s %s'", name, value);
-    }
-    if (o->model == NULL) return NIB_FAIL(NIB_ERROR_USAGE, "--model M is missing");
-    return NIB_OK;
+    *o = (step_bench){.batch = 4, .length = 512, .rank = 16, .compute = NIB_DTYPE_BF16};
+    const nib_option options[] = {
+        {.name = "--model", .kind = NIB_OPTION_TEXT, .value = &o->model, .required = true},
+        {.name = "--random", .kind = NIB_OPTION_FLAG, .value = &o->random},
+        {.name = "--batch", .kind = NIB_OPTION_INTEGER, .value = &o->batch, .low = 1, .high = 1 << 20},
+        {.name = "--length", .kind = NIB_OPTION_INTEGER, .value = &o->length, .low = 2, .high = 1 << 20},
+        {.name = "--rank", .kind = NIB_OPTION_INTEGER, .value = &o->rank, .low = 1, .high = 4096},
+        {.name = "--compute", .kind = NIB_OPTION_COMPUTE, .value = &o->compute},
+        {.name = "--device", .kind = NIB_OPTION_DEVICE, .value = &o->device},
+        {.name = "--breakdown", .kind = NIB_OPTION_FLAG, .value = &o->breakdown},
+        {.name = "--json", .kind = NIB_OPTION_FLAG, .value = &o->json},
+    };
+    return nib_options_read(argc, argv, options, sizeof options / sizeof *options);
 }
 
 /* `batch` rows of random ids, every token but the first supervised. */
@@ -151,7 +130,22 @@ static void report_ops(const step_bench *o, nib_ops *timer)
         printf("  %-22s %19.2f ms\n", "sum", 1e3 * sum);
 }
 
-static void report(const step_bench *o, nib_model *model, nib_ops *timer, double seconds, double loss)
+/* Memory that this process takes on the device so far: what was left before less what is left now; on the CPU, its own
+ * peak. Arenas never shrink. */
+static nib_status memory_left(nib_ops *backend, size_t *bytes)
+{
+    *bytes = 0;
+    return backend->memory_left == NULL ? NIB_OK : backend->memory_left(backend, bytes);
+}
+
+static size_t peak_bytes(nib_ops *backend, size_t before)
+{
+    size_t now;
+    if (backend->memory_left == NULL || memory_left(backend, &now) != NIB_OK) return nib_bench_peak_bytes();
+    return before > now ? before - now : 0;
+}
+
+static void report(const step_bench *o, nib_model *model, nib_ops *timer, double seconds, double loss, size_t peak)
 {
     const nib_memory_class *classes;
     int count = nib_model_memory(model, &classes);
@@ -161,13 +155,12 @@ static void report(const step_bench *o, nib_model *model, nib_ops *timer, double
     if (o->json) {
         printf("{\"tokens_per_second\": %.1f, \"seconds\": %.4f, \"loss\": %.6f, \"peak_bytes\": %zu, \"plan_bytes\": "
                "%zu",
-               rate, seconds, loss, nib_bench_peak_bytes(), plan);
+               rate, seconds, loss, peak, plan);
         if (timer != NULL) report_ops(o, timer);
         puts("}");
         return;
     }
-    printf("%.1f tokens/s   %.3f s a step   loss %.4f   peak %.2f GB\n", rate, seconds, loss,
-           (double)nib_bench_peak_bytes() / 1e9);
+    printf("%.1f tokens/s   %.3f s a step   loss %.4f   peak %.2f GB\n", rate, seconds, loss, (double)peak / 1e9);
     for (int i = 0; i < count; i++) printf("  %-16s %8.1f MB\n", classes[i].name, (double)classes[i].bytes / 1e6);
     if (timer != NULL) report_ops(o, timer);
 }
@@ -178,12 +171,12 @@ nib_status nib_bench_step(int argc, char **argv)
     nib_ops *backend = NULL, *timer = NULL;
     nib_model *model = NULL;
     nib_pack pack = {0};
-    nib_device device;
     double seconds = 0, loss = 0;
+    size_t before;
     nib_status status;
     NIB_TRY(read_options(argc, argv, &o));
-    NIB_TRY(nib_parse_device(o.device, &device));
-    NIB_TRY(nib_open_backend(device, o.compute, 0, &backend));
+    NIB_TRY(nib_open_backend(o.device, o.compute, 0, &backend));
+    NIB_TRY_GOTO(memory_left(backend, &before), done);
     if (o.breakdown) NIB_TRY_GOTO(nib_ops_timer_create(backend, &timer), done);
     nib_ops *ops = o.breakdown ? timer : backend;
     nib_model_options opening = {.path = o.model,
@@ -197,7 +190,7 @@ nib_status nib_bench_step(int argc, char **argv)
     NIB_TRY_GOTO(nib_model_reserve(model, pack.micro_batch[0].T, pack.micro_batch[0].N, NIB_RECOMPUTE_NONE, true),
                  done);
     NIB_TRY_GOTO(time_steps(ops, timer, model, &pack, &seconds, &loss), done);
-    report(&o, model, timer, seconds, loss);
+    report(&o, model, timer, seconds, loss, peak_bytes(backend, before));
 done:
     nib_pack_free(&pack);
     nib_model_close(model);

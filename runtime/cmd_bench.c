@@ -3,7 +3,6 @@
 #include "command.h"
 
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
@@ -18,16 +17,6 @@ static nib_status run(int argc, char **argv)
         if (argc > 0 && strcmp(argv[0], benches[i].kind) == 0) return benches[i].run(argc - 1, argv + 1);
     return NIB_FAIL(NIB_ERROR_USAGE, "%s '%s'; nibble bench --help lists the kinds",
                     argc > 0 ? "unknown kind" : "expected a kind of benchmark, found", argc > 0 ? argv[0] : "");
-}
-
-nib_status nib_bench_number(const char *option, const char *text, int64_t *out)
-{
-    char *end;
-    const long long value = strtoll(text, &end, 10);
-    if (*text == 0 || *end != 0 || value < 1 || value > 1 << 20)
-        return NIB_FAIL(NIB_ERROR_USAGE, "%s is '%s', expected a number from 1 to 1048576", option, text);
-    *out = value;
-    return NIB_OK;
 }
 
 double nib_bench_seconds(void)
@@ -54,9 +43,11 @@ const nib_command nib_command_bench = {
     .usage =
         "usage: nibble bench step --model M [--random] [--batch 4] [--length 512] [--rank 16] [--compute bf16|fp32]\n"
         "                         [--device D] [--breakdown] [--json]\n"
-        "       nibble bench generate --model M [--adapter A] [--prompt-tokens 512] [--new-tokens 100]\n"
-        "                             [--quant nf4|none] [--compute bf16|fp32] [--device D] [--json]\n"
-        "       nibble bench ops [--op NAME] [--model M] [--tokens 2048] [--length 512] [--device D] [--json]\n"
+        "       nibble bench generate --model M [--random] [--adapter A] [--prompt-tokens 512]\n"
+        "                             [--new-tokens 100] [--quant nf4|none] [--compute bf16|fp32] [--device D] "
+        "[--json]\n"
+        "       nibble bench ops [--op NAME] [--model M] [--tokens 2048] [--length 512]\n"
+        "                         [--seconds 0.3] [--device D] [--json]\n"
         "\n"
         "step       whole training steps on random tokens, all of them supervised: LoRA on every linear over an\n"
         "           NF4 base; the best of several is reported. --random: M needs only a config.json, its weights are\n"

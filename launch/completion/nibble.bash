@@ -14,7 +14,7 @@ _nibble_options() { # COMMAND: its options
     score) echo --model --adapter --quant --compute --per-token --device --data --out --help ;;
     pack) echo --in --out --tokenizer --template --help ;;
     quantize) echo --model --out --help ;;
-    bench) echo --model --random --breakdown --batch --length --rank --tokens --op --compute --json --adapter \
+    bench) echo --model --random --breakdown --batch --length --rank --tokens --seconds --op --compute --json --adapter \
         --prompt-tokens --new-tokens --quant --device --help ;;
     tokenize) echo --tokenizer --no-special --decode --skip-special --help ;;
     render) echo --template --model --messages --tools --generation-prompt --bos-token --eos-token --now --help ;;
@@ -94,7 +94,7 @@ _nibble() {
     --template | --chat-template) _nibble_files "$current" "*.jinja" ;;
     --out) _nibble_files "$current" "*" ;;
     --memory | --gpus | --max-new-tokens | --prompt | --system | --temperature | --top-p | --top-k | --seed | --context | \
-        --batch | --length | --rank | --tokens | --prompt-tokens | --new-tokens | --op | --bos-token | --eos-token | --now) ;;
+        --batch | --length | --rank | --tokens | --seconds | --prompt-tokens | --new-tokens | --op | --bos-token | --eos-token | --now) ;;
     *)
         if [[ $current == -* ]]; then
             _nibble_words "$(_nibble_options "$command")" "$current"
