@@ -1,6 +1,7 @@
 /* NIBBLE_EMULATOR: the device that a program under test finds, and what is wrong with it.
  *
  *   devices=N  architecture=75  memory=BYTES   the card that the emulator claims to be
+ *   seed=N                                     another schedule of warps and blocks
  *   fail=FUNCTION:AFTER:ERROR                  the (AFTER + 1)-th call of a function of CUDA fails, once; ERROR is its
  * number skip=NAME                                  kernels whose name begins so do nothing: their outputs stay as they
  * were crash=NAME:ERROR                           kernels whose name begins so end with ERROR
@@ -56,6 +57,8 @@ static void apply(const std::string &item, long *architecture, long *memory)
         *architecture = number(value[0], item);
     else if (key == "memory" && value.size() == 1)
         *memory = number(value[0], item);
+    else if (key == "seed" && value.size() == 1)
+        set_first_seed(static_cast<uint64_t>(number(value[0], item)));
     else if (key == "fail" && value.size() == 3)
         inject_error(value[0].c_str(), static_cast<int>(number(value[1], item)),
                      static_cast<cudaError_t>(number(value[2], item)));

@@ -90,6 +90,7 @@ void *allocate(Space space, size_t bytes)
     void *base = mmap(nullptr, m.bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (base == MAP_FAILED) return nullptr;
     m.base = static_cast<uint8_t *>(base);
+    madvise(base, m.bytes, MADV_HUGEPAGE); /* opened and closed at every launch: that costs by the page */
     /* As close to the page behind it as alignment and a sentinel allow. */
     uint8_t *end = m.base + m.bytes - page;
     m.buffer = {end - round_up(bytes + alignment / 2, alignment), bytes, space};

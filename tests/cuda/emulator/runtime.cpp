@@ -10,13 +10,15 @@
 namespace nib_emulator
 {
 
+static uint64_t first_seed = 1; /* of a device as new */
+
 /* The device as one thing, so that reset() is one assignment. */
 struct Device {
     int count = 1, current = 0, major = 9, minor = 0, multiprocessors = 4;
     size_t memory = size_t{2} << 30;
     cudaError_t sticky = cudaSuccess, last = cudaSuccess;
     std::string text; /* of the sticky error, or of the last one */
-    uint64_t seed = 1, launches = 0;
+    uint64_t seed = first_seed, launches = 0;
     std::map<const void *, std::string> names;
     std::map<const void *, int> shared_limits;
     struct Injection {
@@ -72,6 +74,12 @@ void set_seed(uint64_t seed)
 {
     device.seed = seed;
     device.launches = 0;
+}
+
+void set_first_seed(uint64_t seed)
+{
+    first_seed = seed;
+    set_seed(seed);
 }
 
 void set_device(int major, int minor, int multiprocessors, size_t memory)

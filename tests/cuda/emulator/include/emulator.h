@@ -13,6 +13,8 @@ void reset();
 
 /* Another schedule. The same seed gives every block the same order of warps and lanes. */
 void set_seed(uint64_t seed);
+/* The same, and of the device after every reset() too. */
+void set_first_seed(uint64_t seed);
 
 /* The card that the emulator claims to be; the start is sm_90 with 4 multiprocessors and 2 GiB. */
 void set_device(int major, int minor, int multiprocessors, size_t memory);
