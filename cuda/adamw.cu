@@ -1,36 +1,46 @@
 /* m = beta1 m + (1 - beta1) g,  v = beta2 v + (1 - beta2) g^2,
  * p = (1 - rate decay) p - rate / (1 - beta1^t) m / (sqrt(v) / sqrt(1 - beta2^t) + epsilon),   g = scale * gradient.
  *
- * One thread an element, a grid that strides over all: 16 bytes read and 12 written, nothing else counts. Every step is
- * rounded by itself (no fused multiply-add), in the CPU backend's order. */
+ * 16 bytes read and 12 written an element, nothing else counts: a thread takes 4 neighbours, one 16-byte load of each
+ * array, and a grid strides over all. Every step is rounded by itself (no fused multiply-add), in the CPU backend's
+ * order. */
 #include "cuda/adamw.h"
 #include "cuda/backend.h"
-#include "cuda/intrinsics.cuh"
 #include "cuda/launch.cuh"
+#include "cuda/vector.cuh"
 
-static const int THREADS = 256;
-static const int64_t MOST_BLOCKS = 4096;
+constexpr int THREADS = 256;
 
 /* nib_adamw as its kernel uses it. */
 typedef struct {
     float decay, beta1, beta2, rest1, rest2, step_size, root, epsilon;
 } factors;
 
-__global__ void adamw_kernel(factors f, const nib_clip *clip, int64_t n, float *parameter, const float *gradient,
-                             float *first_moment, float *second_moment)
+template <int N>
+__global__ void __launch_bounds__(THREADS)
+    adamw_kernel(factors f, const nib_clip *clip, int64_t n, float *parameter, const float *gradient,
+                 float *first_moment, float *second_moment)
 {
     if (!isfinite(clip->norm)) return;
     const float scale = clip->scale;
-    const int64_t step = (int64_t)gridDim.x * blockDim.x;
-    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += step) {
-        float g = __fmul_rn(gradient[i], scale);
-        float m = __fadd_rn(__fmul_rn(first_moment[i], f.beta1), __fmul_rn(g, f.rest1));
-        float v = __fadd_rn(__fmul_rn(second_moment[i], f.beta2), __fmul_rn(__fmul_rn(g, g), f.rest2));
-        first_moment[i] = m;
-        second_moment[i] = v;
-        float scaled = __fadd_rn(__fdiv_rn(__fsqrt_rn(v), f.root), f.epsilon);
-        parameter[i] = __fsub_rn(__fmul_rn(parameter[i], f.decay), __fdiv_rn(__fmul_rn(f.step_size, m), scaled));
-    }
+    for_each_vector<N>(n, [&](auto width, int64_t at) {
+        float p[width.N], g[width.N], m[width.N], v[width.N];
+        load(parameter + at, p);
+        load(gradient + at, g);
+        load(first_moment + at, m);
+        load(second_moment + at, v);
+#pragma unroll
+        for (int i = 0; i < width.N; i++) {
+            const float slope = __fmul_rn(g[i], scale);
+            m[i] = __fadd_rn(__fmul_rn(m[i], f.beta1), __fmul_rn(slope, f.rest1));
+            v[i] = __fadd_rn(__fmul_rn(v[i], f.beta2), __fmul_rn(__fmul_rn(slope, slope), f.rest2));
+            const float size = __fadd_rn(__fdiv_rn(__fsqrt_rn(v[i]), f.root), f.epsilon);
+            p[i] = __fsub_rn(__fmul_rn(p[i], f.decay), __fdiv_rn(__fmul_rn(f.step_size, m[i]), size));
+        }
+        store(parameter + at, p);
+        store(first_moment + at, m);
+        store(second_moment + at, v);
+    });
 }
 
 nib_status nib_cuda_adamw(nib_ops *ops, nib_adamw o, const nib_clip *clip, int64_t n, float *parameter,
@@ -45,7 +55,9 @@ nib_status nib_cuda_adamw(nib_ops *ops, nib_adamw o, const nib_clip *clip, int64
                  (float)(o.learning_rate / (1.0 - pow(o.beta1, (double)o.step))),
                  (float)sqrt(1.0 - pow(o.beta2, (double)o.step)),
                  (float)o.epsilon};
-    int64_t blocks = (n + THREADS - 1) / THREADS;
-    return nib_cuda_launch(adamw_kernel, dim3((unsigned)(blocks < MOST_BLOCKS ? blocks : MOST_BLOCKS)), dim3(THREADS),
-                           0, nib_cuda_stream(ops), f, clip, n, parameter, gradient, first_moment, second_moment);
+    const bool vectors = whole_vectors(parameter) && whole_vectors(gradient) && whole_vectors(first_moment) &&
+                         whole_vectors(second_moment);
+    return nib_cuda_launch(vectors ? adamw_kernel<4> : adamw_kernel<1>, vector_grid(n, vectors ? 4 : 1, THREADS),
+                           dim3(THREADS), 0, nib_cuda_stream(ops), f, clip, n, parameter, gradient, first_moment,
+                           second_moment);
 }

@@ -1,48 +1,48 @@
 /* to[r][c] = from[r][c] in to's type; to[i] += from[i].
  *
- * One thread an element, a grid that strides over all of them: neighbours in a warp are neighbours in a row. No shared
- * memory. Bandwidth is what counts, but these run once a step over adapters, not over activations. */
+ * Bandwidth-bound: a thread takes a vector of neighbours, a grid strides over all. Matrices without gaps between their
+ * rows are one long row. No shared memory. */
 #include "cuda/backend.h"
 #include "cuda/convert.h"
-#include "cuda/intrinsics.cuh"
 #include "cuda/launch.cuh"
+#include "cuda/vector.cuh"
 
-static const int THREADS = 256;
-static const int64_t MOST_BLOCKS = 4096;
+constexpr int THREADS = 256;
 
-static __device__ float widened(float x) { return x; }
-static __device__ float widened(__nv_bfloat16 x) { return to_float(x); }
-static __device__ void store(float *to, float x) { *to = x; }
-static __device__ void store(__nv_bfloat16 *to, float x) { *to = to_bf16(x); }
-
-template <typename From, typename To>
-__global__ void convert_kernel(const From *from, int64_t from_stride, To *to, int64_t to_stride, int64_t columns,
-                               int64_t n)
+/* N divides columns, unless all is one row. */
+template <int N, typename From, typename To>
+__global__ void __launch_bounds__(THREADS)
+    convert_kernel(const From *from, int64_t from_stride, To *to, int64_t to_stride, int64_t columns, int64_t n)
 {
-    int64_t step = (int64_t)gridDim.x * blockDim.x;
-    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += step) {
-        int64_t r = i / columns, c = i % columns;
-        store(&to[r * to_stride + c], widened(from[r * from_stride + c]));
-    }
+    for_each_vector<N>(n, [&](auto width, int64_t at) {
+        const int64_t r = at / columns, c = at % columns;
+        float x[width.N];
+        load(from + r * from_stride + c, x);
+        store(to + r * to_stride + c, x);
+    });
 }
 
-__global__ void accumulate_kernel(float *to, const float *from, int64_t n)
+template <int N> __global__ void __launch_bounds__(THREADS) accumulate_kernel(float *to, const float *from, int64_t n)
 {
-    int64_t step = (int64_t)gridDim.x * blockDim.x;
-    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += step) to[i] += from[i];
-}
-
-static unsigned blocks_for(int64_t n)
-{
-    int64_t blocks = (n + THREADS - 1) / THREADS;
-    return (unsigned)(blocks < MOST_BLOCKS ? blocks : MOST_BLOCKS);
+    for_each_vector<N>(n, [&](auto width, int64_t at) {
+        float sum[width.N], x[width.N];
+        load(to + at, sum);
+        load(from + at, x);
+#pragma unroll
+        for (int i = 0; i < width.N; i++) sum[i] += x[i];
+        store(to + at, sum);
+    });
 }
 
 template <typename From, typename To> static nib_status convert(nib_ops *ops, nib_matrix from, nib_matrix to)
 {
-    int64_t n = from.rows * from.columns;
-    return nib_cuda_launch(convert_kernel<From, To>, dim3(blocks_for(n)), dim3(THREADS), 0, nib_cuda_stream(ops),
-                           (const From *)from.data, from.stride, (To *)to.data, to.stride, from.columns, n);
+    const bool one_row = from.stride == from.columns && to.stride == to.columns;
+    const bool vectors = one_row ? whole_vectors(from.data) && whole_vectors(to.data) : whole_vectors({from, to});
+    const int64_t n = from.rows * from.columns;
+    return nib_cuda_launch(vectors ? convert_kernel<VECTOR, From, To> : convert_kernel<1, From, To>,
+                           vector_grid(n, vectors ? VECTOR : 1, THREADS), dim3(THREADS), 0, nib_cuda_stream(ops),
+                           (const From *)from.data, from.stride, (To *)to.data, to.stride, one_row ? n : from.columns,
+                           n);
 }
 
 nib_status nib_cuda_convert(nib_ops *ops, nib_matrix from, nib_matrix to)
@@ -63,5 +63,8 @@ nib_status nib_cuda_convert(nib_ops *ops, nib_matrix from, nib_matrix to)
 nib_status nib_cuda_accumulate(nib_ops *ops, float *to, const float *from, int64_t n)
 {
     if (n == 0) return NIB_OK;
-    return nib_cuda_launch(accumulate_kernel, dim3(blocks_for(n)), dim3(THREADS), 0, nib_cuda_stream(ops), to, from, n);
+    const bool vectors = whole_vectors(to) && whole_vectors(from);
+    return nib_cuda_launch(vectors ? accumulate_kernel<4> : accumulate_kernel<1>,
+                           vector_grid(n, vectors ? 4 : 1, THREADS), dim3(THREADS), 0, nib_cuda_stream(ops), to, from,
+                           n);
 }

@@ -93,24 +93,34 @@ static nib_status check(nib_activation activation, nib_matrix gate_up, nib_matri
     return NIB_OK;
 }
 
+/* Both kernels' launch over activations of h's shape: their grid, and whether by whole vectors. */
+struct launch_plan {
+    bool vectors;
+    int tiles; /* blocks of a row */
+    dim3 grid;
+    launch_plan(nib_matrix gate_up, nib_matrix h)
+        : vectors(whole_vectors({gate_up, h})), tiles((int)divide_up(h.columns, THREADS * (vectors ? VECTOR : 1))),
+          grid((unsigned)(h.rows * tiles))
+    {
+    }
+};
+
 nib_status nib_cuda_glu_forward(nib_ops *ops, nib_activation activation, nib_matrix gate_up, nib_matrix h)
 {
     NIB_TRY(check(activation, gate_up, h));
-    const bool vectors = whole_vectors({gate_up, h});
-    const int64_t tiles = divide_up(h.columns, THREADS * (vectors ? VECTOR : 1));
-    if (h.rows * tiles == 0) return NIB_OK;
-    return nib_cuda_launch(vectors ? glu_forward_kernel<VECTOR> : glu_forward_kernel<1>,
-                           dim3((unsigned)(h.rows * tiles)), dim3(THREADS), 0, nib_cuda_stream(ops), activation,
-                           (int)tiles, h.columns, bf16_of(gate_up), gate_up.stride, bf16_of(h), h.stride);
+    const launch_plan plan(gate_up, h);
+    if (plan.grid.x == 0) return NIB_OK;
+    return nib_cuda_launch(plan.vectors ? glu_forward_kernel<VECTOR> : glu_forward_kernel<1>, plan.grid, dim3(THREADS),
+                           0, nib_cuda_stream(ops), activation, plan.tiles, h.columns, bf16_of(gate_up), gate_up.stride,
+                           bf16_of(h), h.stride);
 }
 
 nib_status nib_cuda_glu_backward(nib_ops *ops, nib_activation activation, nib_matrix dh, nib_matrix gate_up)
 {
     NIB_TRY(check(activation, gate_up, dh));
-    const bool vectors = whole_vectors({gate_up, dh});
-    const int64_t tiles = divide_up(dh.columns, THREADS * (vectors ? VECTOR : 1));
-    if (dh.rows * tiles == 0) return NIB_OK;
-    return nib_cuda_launch(vectors ? glu_backward_kernel<VECTOR> : glu_backward_kernel<1>,
-                           dim3((unsigned)(dh.rows * tiles)), dim3(THREADS), 0, nib_cuda_stream(ops), activation,
-                           (int)tiles, dh.columns, bf16_of(dh), dh.stride, bf16_of(gate_up), gate_up.stride);
+    const launch_plan plan(gate_up, dh);
+    if (plan.grid.x == 0) return NIB_OK;
+    return nib_cuda_launch(plan.vectors ? glu_backward_kernel<VECTOR> : glu_backward_kernel<1>, plan.grid,
+                           dim3(THREADS), 0, nib_cuda_stream(ops), activation, plan.tiles, dh.columns, bf16_of(dh),
+                           dh.stride, bf16_of(gate_up), gate_up.stride);
 }

@@ -75,6 +75,19 @@ template <int N> __device__ __forceinline__ void store(float *to, const float (&
     }
 }
 
+/* Over a grid's threads: step(vector<N>, i) at every i where a whole vector lies below n, then step(vector<1>, i) at
+ * each of the rest. */
+template <int WIDTH> struct vector {
+    static constexpr int N = WIDTH;
+};
+template <int N, class Step> __device__ __forceinline__ void for_each_vector(int64_t n, Step step)
+{
+    const int64_t first = (int64_t)blockIdx.x * blockDim.x + threadIdx.x, stride = (int64_t)gridDim.x * blockDim.x;
+    for (int64_t i = first * N; i + N <= n; i += stride * N) step(vector<N>{}, i);
+    if constexpr (N > 1)
+        for (int64_t i = n / N * N + first; i < n; i += stride) step(vector<1>{}, i);
+}
+
 __device__ __forceinline__ float round_to_bf16(float x) { return to_float(to_bf16(x)); }
 
 /* Host side. */
@@ -96,6 +109,13 @@ inline bool whole_vectors(std::initializer_list<nib_matrix> matrices)
 }
 
 inline int64_t divide_up(int64_t n, int64_t step) { return (n + step - 1) / step; }
+
+/* Blocks for for_each_vector of n elements, N a thread and step: no more than fill a card several times. */
+inline dim3 vector_grid(int64_t n, int N, int threads)
+{
+    const int64_t blocks = divide_up(n, (int64_t)N * threads), most = 4096;
+    return dim3((unsigned)(blocks < most ? blocks : most));
+}
 
 inline __nv_bfloat16 *bf16_of(nib_matrix m) { return static_cast<__nv_bfloat16 *>(m.data); }
 inline float *float_of(nib_matrix m) { return static_cast<float *>(m.data); }

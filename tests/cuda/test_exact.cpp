@@ -1,0 +1,160 @@
+/* Ops whose every operation is rounded as the CPU backend's, so that all bits agree: conversion, sums of gradients,
+ * AdamW. At lengths and addresses that are no whole vectors; what lies beside an array must stay. */
+#include "cuda_check.h"
+
+extern "C" {
+#include "base/random.h"
+}
+
+#include "linear_case.h"
+
+#include "cuda/backend.h"
+
+struct backends {
+    nib_ops *cuda, *cpu;
+    backends()
+    {
+        check_ok(nib_cuda_backend_create(0, &cuda));
+        check_ok(nib_cpu_backend_create(size_t{16} << 20, &cpu));
+    }
+    ~backends()
+    {
+        cuda->close(cuda);
+        nib_cpu_backend_free(cpu);
+    }
+};
+
+static std::vector<float> random_floats(uint64_t key, int64_t n)
+{
+    std::vector<float> values((size_t)n);
+    for (size_t i = 0; i < values.size(); i++) values[i] = uniform_value(key, i);
+    return values;
+}
+
+/* An array that starts `shift` elements behind a multiple of 256 bytes. */
+class shifted
+{
+  public:
+    shifted(const std::vector<float> &values, int64_t shift) : shift_((size_t)shift), buffer_(behind(values, shift)) {}
+    float *data() const { return buffer_.data() + shift_; }
+    std::vector<float> download() const
+    {
+        std::vector<float> all = buffer_.download();
+        for (size_t i = 0; i < shift_; i++) assert_true(all[i] == BEFORE);
+        return {all.begin() + (std::ptrdiff_t)shift_, all.end()};
+    }
+
+  private:
+    static constexpr float BEFORE = 123.0f;
+    static std::vector<float> behind(std::vector<float> values, int64_t shift)
+    {
+        values.insert(values.begin(), (size_t)shift, BEFORE);
+        return values;
+    }
+    size_t shift_;
+    device_buffer<float> buffer_;
+};
+
+/* More than a grid of 4096 blocks takes in one step of single elements, fewer than that, and tails. */
+static const int64_t lengths[] = {1, 3, 4, 7, 1023, 20001, 4096 * 256 + 5};
+
+static void conversions_are_exact(void **)
+{
+    backends b;
+    const struct {
+        int64_t rows, columns, gap;
+    } shapes[] = {{1, 1, 0}, {1, 13, 0}, {3, 5, 0}, {4, 16, 0}, {5, 24, 8}, {5, 24, 4}, {7, 33, 3}, {33, 129, 7}};
+    for (auto s : shapes)
+        for (bool to_wide : {false, true}) {
+            const int64_t n = s.rows * s.columns, stride = s.columns + s.gap;
+            std::vector<float> wide = random_floats(1, s.rows * stride), want((size_t)n);
+            if (to_wide) {
+                std::vector<float> values = random_bf16(2, n);
+                strided_matrix from(values, s.rows, s.columns, s.gap);
+                device_buffer<float> to(wide);
+                nib_matrix target = {to.data(), s.rows, s.columns, stride, NIB_DTYPE_F32};
+                check_ok(b.cuda->convert(b.cuda, from.matrix(), target));
+                std::vector<float> found = to.download();
+                for (int64_t r = 0; r < s.rows; r++)
+                    for (int64_t c = 0; c < stride; c++)
+                        assert_true(
+                            found[(size_t)(r * stride + c)] ==
+                            (c < s.columns ? values[(size_t)(r * s.columns + c)] : wide[(size_t)(r * stride + c)]));
+            } else {
+                device_buffer<float> from(wide);
+                strided_matrix to(s.rows, s.columns, s.gap);
+                check_ok(b.cuda->convert(b.cuda, {from.data(), s.rows, s.columns, stride, NIB_DTYPE_F32}, to.matrix()));
+                for (int64_t r = 0; r < s.rows; r++)
+                    for (int64_t c = 0; c < s.columns; c++)
+                        want[(size_t)(r * s.columns + c)] =
+                            nib_bf16_to_float(nib_bf16_from_float(wide[(size_t)(r * stride + c)]));
+                assert_true(to.download() == want);
+            }
+        }
+}
+
+static void sums_of_gradients_are_exact(void **)
+{
+    backends b;
+    for (int64_t n : lengths)
+        for (int64_t shift : {0, 1}) {
+            std::vector<float> sum = random_floats(1, n), added = random_floats(2, n);
+            shifted device_sum(sum, shift), device_added(added, 0);
+            check_ok(b.cpu->accumulate(b.cpu, sum.data(), added.data(), n));
+            check_ok(b.cuda->accumulate(b.cuda, device_sum.data(), device_added.data(), n));
+            assert_true(device_sum.download() == sum);
+        }
+}
+
+static void adamw_is_exact(void **)
+{
+    backends b;
+    for (int64_t n : lengths)
+        for (int64_t shift : {0, 3}) {
+            std::vector<float> p = random_floats(1, n), g = random_floats(2, n), m = random_floats(3, n);
+            std::vector<float> v((size_t)n, 0.25f);
+            shifted dp(p, 0), dg(g, 0), dm(m, 0), dv(v, shift);
+            const nib_clip clip = {2.0, 0.5f};
+            device_buffer<nib_clip> device_clip(std::vector<nib_clip>(1, clip));
+            nib_adamw options = {1e-3, 0.9, 0.999, 1e-8, 0.01, 3};
+            check_ok(b.cpu->adamw(b.cpu, options, &clip, n, p.data(), g.data(), m.data(), v.data()));
+            check_ok(b.cuda->adamw(b.cuda, options, device_clip.data(), n, dp.data(), dg.data(), dm.data(), dv.data()));
+            assert_true(dp.download() == p && dm.download() == m && dv.download() == v);
+        }
+}
+
+/* The norm is a double's sum in another order than the CPU's. A gradient that is no number changes nothing. */
+static void the_global_norm_is_the_cpu_backends(void **)
+{
+    backends b;
+    for (int64_t n : {1, 255, 4097, 20001}) {
+        std::vector<float> g = random_floats(2, n), h = random_floats(3, n + 3), m((size_t)n, 0.5f), v = m;
+        device_buffer<float> dg(g), dh(h), dm(m), dv(v);
+        device_buffer<nib_clip> device_clip(1);
+        nib_clip clip;
+        float *host_array[] = {g.data(), h.data()}, *array[] = {dg.data(), dh.data()};
+        const int64_t length[] = {n, n + 3};
+        check_ok(b.cpu->global_norm(b.cpu, 2, host_array, length, 1.0, &clip));
+        check_ok(b.cuda->global_norm(b.cuda, 2, array, length, 1.0, device_clip.data()));
+        nib_clip found = device_clip.download()[0];
+        assert_true(fabs(found.norm - clip.norm) <= 1e-12 * clip.norm && found.scale == clip.scale);
+        std::vector<float> damaged = g;
+        damaged[(size_t)(n / 2)] = NAN;
+        dg.upload(damaged);
+        nib_adamw options = {1e-3, 0.9, 0.999, 1e-8, 0.01, 3};
+        check_ok(b.cuda->global_norm(b.cuda, 1, array, length, 1.0, device_clip.data()));
+        check_ok(b.cuda->adamw(b.cuda, options, device_clip.data(), n, dh.data(), dg.data(), dm.data(), dv.data()));
+        assert_true(std::isnan(device_clip.download()[0].norm) && dh.download() == h && dm.download() == m);
+    }
+}
+
+int main()
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup(conversions_are_exact, reset_emulator),
+        cmocka_unit_test_setup(sums_of_gradients_are_exact, reset_emulator),
+        cmocka_unit_test_setup(adamw_is_exact, reset_emulator),
+        cmocka_unit_test_setup(the_global_norm_is_the_cpu_backends, reset_emulator),
+    };
+    return cmocka_run_group_tests(tests, nullptr, nullptr);
+}
