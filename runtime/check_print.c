@@ -34,7 +34,13 @@ nib_status nib_check_print_sources(const char *role, const nib_dataset *dataset)
     int64_t size = nib_dataset_size(dataset), begin = 0;
     int32_t *lengths = nib_calloc((size_t)size, sizeof *lengths);
     if (lengths == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "no memory for %lld lengths", (long long)size);
-    for (int64_t i = 0; i < size; i++) lengths[i] = nib_dataset_row(dataset, i).length;
+    for (int64_t i = 0; i < size; i++) {
+        int64_t tokens, supervised;
+        nib_status status = nib_dataset_counts(dataset, i, &tokens, &supervised);
+        if (status != NIB_OK) nib_free(lengths);
+        NIB_TRY(status);
+        lengths[i] = (int32_t)tokens;
+    }
     for (int s = 0; s < nib_dataset_sources(dataset); s++) {
         const nib_source_report *r = nib_dataset_report(dataset, s);
         int32_t *own = lengths + begin;
@@ -127,7 +133,11 @@ nib_status nib_check_print_masks(const nib_tokenizer *tokenizer, const nib_datas
         if (samples == 0) continue;
         const char *file = nib_dataset_file(dataset, index, &line);
         printf("\n%s:%lld, supervised text %s:\n", file, (long long)line, color ? "in green" : "in [[ ]]");
-        NIB_TRY(print_mask(tokenizer, nib_dataset_row(dataset, index), color));
+        nib_rows rows;
+        NIB_TRY(nib_dataset_rows(dataset, &index, 1, &rows));
+        nib_status status = print_mask(tokenizer, rows.row[0], color);
+        nib_rows_free(&rows);
+        NIB_TRY(status);
         index += samples;
     }
     return NIB_OK;

@@ -48,7 +48,7 @@ static nib_status print_leaks(const nib_dataset *train, const nib_dataset *eval)
 
 /* Tokens computed and held by the first steps of the run, packed as train packs them. */
 static nib_status measure_sharing(const nib_config *config, const nib_dataset *data, const nib_mixture *mixture,
-                                  nib_row *rows, int64_t steps, int64_t *computed, int64_t *held)
+                                  int64_t *samples, int64_t steps, int64_t *computed, int64_t *held)
 {
     nib_pack_options options = {
         .slots = config->train.slots > 0 ? (int)config->train.slots : 1,
@@ -58,9 +58,12 @@ static nib_status measure_sharing(const nib_config *config, const nib_dataset *d
     int64_t batch = config->train.batch_size;
     for (int64_t step = 0; step < steps; step++) {
         nib_pack pack;
-        for (int64_t i = 0; i < batch; i++)
-            rows[i] = nib_dataset_row(data, nib_mixture_sample(mixture, step * batch + i));
-        NIB_TRY(nib_pack_step(rows, batch, options, &pack));
+        nib_rows rows;
+        for (int64_t i = 0; i < batch; i++) samples[i] = nib_mixture_sample(mixture, step * batch + i);
+        NIB_TRY(nib_dataset_rows(data, samples, batch, &rows));
+        nib_status status = nib_pack_step(rows.row, batch, options, &pack);
+        nib_rows_free(&rows);
+        NIB_TRY(status);
         *computed += pack.computed_tokens;
         *held += pack.row_tokens;
         nib_pack_free(&pack);
@@ -78,14 +81,15 @@ static nib_status print_sharing(const nib_config *config, const nib_dataset *dat
     printf("an epoch: %lld samples, %lld steps of %lld\n", (long long)mixture.epoch_size, (long long)steps,
            (long long)batch);
     if (steps > MAX_STEPS) steps = MAX_STEPS;
-    nib_row *rows = nib_calloc((size_t)batch, sizeof *rows);
-    nib_status status = rows == NULL ? NIB_FAIL(NIB_ERROR_MEMORY, "no memory for a step of %lld rows", (long long)batch)
-                                     : measure_sharing(config, data, &mixture, rows, steps, &computed, &held);
+    int64_t *samples = nib_calloc((size_t)batch, sizeof *samples);
+    nib_status status = samples == NULL
+                            ? NIB_FAIL(NIB_ERROR_MEMORY, "no memory for a step of %lld rows", (long long)batch)
+                            : measure_sharing(config, data, &mixture, samples, steps, &computed, &held);
     if (status == NIB_OK)
         printf("shared prefixes: %lld of %lld tokens are computed in the first %lld steps, %.2f times fewer%s\n",
                (long long)computed, (long long)held, (long long)steps, (double)held / (double)computed,
                config->has_lora && config->lora.dropout > 0 ? " (sharing is off with lora_dropout)" : "");
-    nib_free(rows);
+    nib_free(samples);
     nib_mixture_free(&mixture);
     return status;
 }
@@ -93,6 +97,7 @@ static nib_status print_sharing(const nib_config *config, const nib_dataset *dat
 static nib_status check_data(const nib_config *config, const nib_text *text, const nib_dataset *train,
                              const nib_dataset *eval)
 {
+    NIB_TRY(nib_dataset_verify(train));
     nib_check_print_header();
     NIB_TRY(nib_check_print_sources("train", train));
     if (eval != NULL) NIB_TRY(nib_check_print_sources("eval", eval));
@@ -116,9 +121,9 @@ static nib_status run(int argc, char **argv)
     NIB_TRY(nib_config_read(a.config, a.overrides, a.count, &config));
     NIB_TRY_GOTO(nib_open_model_config(config.model, &model), done);
     NIB_TRY_GOTO(nib_text_open(config.model, config.tokenizer, config.data.chat_template, &text), done);
-    NIB_TRY_GOTO(nib_open_data(&config, &config.data.train, &text, model.vocabulary, &train), done);
+    NIB_TRY_GOTO(nib_open_data(&config, &config.data.train, &text, model.vocabulary, true, &train), done);
     if (config.data.eval.count > 0)
-        NIB_TRY_GOTO(nib_open_data(&config, &config.data.eval, &text, model.vocabulary, &eval), done);
+        NIB_TRY_GOTO(nib_open_data(&config, &config.data.eval, &text, model.vocabulary, false, &eval), done);
     status = check_data(&config, &text, train, eval);
 done:
     nib_dataset_free(eval);

@@ -1,11 +1,13 @@
-/* nibble inspect: what is in a safetensors file or folder, a GGUF, an adapter, a checkpoint. Nothing is loaded: what is
- * printed comes from headers and small JSON files. */
+/* nibble inspect: what is in a safetensors file or folder, a GGUF, an adapter, a checkpoint, packed data. Nothing is
+ * loaded: what is printed comes from headers, tables and small JSON files. */
 #include "command.h"
+#include "inspect_shards.h"
 
 #include "base/buffer.h"
 #include "base/file.h"
 #include "base/json.h"
 #include "base/utf8.h"
+#include "data/manifest.h"
 #include "formats/gguf.h"
 #include "formats/tensor_set.h"
 
@@ -274,7 +276,7 @@ static contents recognise(const char *path)
     return (contents){"model", folder_has(path, "config.json") ? "config.json" : NULL, NULL, model};
 }
 
-static nib_status describe(const char *path, nib_buffer *out)
+static nib_status describe_tensors(const char *path, nib_buffer *out)
 {
     contents found = recognise(path);
     nib_pool pool = {0};
@@ -307,6 +309,13 @@ done:
     return status;
 }
 
+static nib_status describe(const char *path, nib_buffer *out)
+{
+    if (nib_manifest_exists(path)) return nib_inspect_packed(path, out);
+    if (nib_inspect_is_shard(path)) return nib_inspect_shard(path, out);
+    return describe_tensors(path, out);
+}
+
 static nib_status run(int argc, char **argv)
 {
     nib_buffer out = {0};
@@ -320,11 +329,13 @@ static nib_status run(int argc, char **argv)
 
 const nib_command nib_command_inspect = {
     .name = "inspect",
-    .summary = "shows what is in a model, adapter or checkpoint",
-    .usage = "usage: nibble inspect FILE\n"
-             "\n"
-             "FILE is a .safetensors or .gguf file, or the folder of a model, an adapter or a checkpoint.\n"
-             "Prints its kind, its metadata or configuration, and name, type, shape and size of every tensor.\n"
-             "Nothing is loaded: a file of any size takes a moment. Exit code 65 if the file is damaged.\n",
+    .summary = "shows what is in a model, adapter, checkpoint or packed data",
+    .usage =
+        "usage: nibble inspect FILE\n"
+        "\n"
+        "FILE is a .safetensors or .gguf file, or the folder of a model, an adapter or a checkpoint: prints its kind,\n"
+        "its metadata or configuration, and name, type, shape and size of every tensor. Or FILE is a folder of\n"
+        "nibble pack: prints what its manifest states; or one of its shards (.zst): its frames.\n"
+        "Nothing is loaded: a file of any size takes a moment. Exit code 65 if the file is damaged.\n",
     .run = run,
 };

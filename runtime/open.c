@@ -83,11 +83,12 @@ nib_status nib_open_model_config(const char *path, nib_model_config *config)
 }
 
 nib_status nib_open_data(const nib_config *config, const nib_source_list *sources, const nib_text *text,
-                         int64_t vocabulary, nib_dataset **dataset)
+                         int64_t vocabulary, bool on_demand, nib_dataset **dataset)
 {
     nib_data_options options = {
         .max_length = config->data.max_length,
         .over_long = (nib_over_long)config->data.over_long,
+        .on_demand = on_demand,
         .train_on_all = config->data.train_on == 1,
         .tokenizer = text->tokenizer,
         .chat_template = text->chat_template,

@@ -23,8 +23,9 @@ void nib_text_close(nib_text *text);
 
 /* The model's configuration from its folder or GGUF, without opening its weights. */
 nib_status nib_open_model_config(const char *path, nib_model_config *config);
-/* Loads the sources under the data section's options. */
+/* Loads the sources under the data section's options; on_demand as in nib_data_options. text must outlive the data set.
+ */
 nib_status nib_open_data(const nib_config *config, const nib_source_list *sources, const nib_text *text,
-                         int64_t vocabulary, nib_dataset **dataset);
+                         int64_t vocabulary, bool on_demand, nib_dataset **dataset);
 
 #endif

@@ -144,8 +144,11 @@ static nib_status rehearse_training(rehearsal *r)
     int64_t batch = t->config->train.batch_size, seen = 0;
     for (int64_t cursor = 0, step = 0; cursor < t->samples; cursor += batch, step++) {
         int64_t count = t->samples - cursor < batch ? t->samples - cursor : batch;
-        for (int64_t i = 0; i < count; i++)
-            seen += nib_dataset_row(t->train, nib_mixture_sample(&t->mixture, cursor + i)).length;
+        for (int64_t i = 0; i < count; i++) {
+            int64_t tokens, supervised;
+            NIB_TRY(nib_dataset_counts(t->train, nib_mixture_sample(&t->mixture, cursor + i), &tokens, &supervised));
+            seen += tokens;
+        }
         if (seen > MEASURED_TOKENS) {
             nib_work *work = nib_rehearsal_work(r->ops), before = *work;
             NIB_TRY(rehearse_bound(r, t->config->train.micro_batch_tokens));
@@ -222,15 +225,6 @@ done:
     return status;
 }
 
-static int64_t longest_row(const nib_dataset *dataset, int64_t least)
-{
-    for (int64_t i = 0; dataset != NULL && i < nib_dataset_size(dataset); i++) {
-        int32_t length = nib_dataset_row(dataset, i).length;
-        if (length > least) least = length;
-    }
-    return least;
-}
-
 /* As many slots as the first step has micro-batches, and one for each rank at least. */
 static nib_status choose_slots(nib_training *t)
 {
@@ -250,7 +244,8 @@ nib_status nib_plan_choose(nib_training *t, size_t memory, nib_plan *plan)
 {
     nib_config *c = t->config;
     bool given = c->train.micro_batch_tokens != NIB_CONFIG_UNSET, slots_given = c->train.slots != NIB_CONFIG_UNSET;
-    int64_t longest = longest_row(t->eval, longest_row(t->train, 1));
+    int64_t longest = nib_dataset_longest(t->train);
+    if (t->eval != NULL && nib_dataset_longest(t->eval) > longest) longest = nib_dataset_longest(t->eval);
     if (!given) c->train.micro_batch_tokens = longest > USUAL_TOKENS ? longest : USUAL_TOKENS;
     for (;; c->train.micro_batch_tokens = c->train.micro_batch_tokens / 2 > longest ? c->train.micro_batch_tokens / 2
                                                                                     : longest) {

@@ -17,26 +17,19 @@ int64_t nib_train_step_rows(const nib_training *t)
 
 nib_status nib_train_pack(const nib_training *t, int64_t cursor, int64_t count, int64_t **samples, nib_pack *pack)
 {
-    nib_row *rows = nib_calloc((size_t)count, sizeof *rows);
-    nib_status status = NIB_OK;
+    nib_rows rows;
     *samples = nib_calloc((size_t)count, sizeof **samples);
-    if (rows == NULL || *samples == NULL) {
-        status = NIB_FAIL(NIB_ERROR_MEMORY, "no memory for the %lld rows of a step", (long long)count);
-        goto done;
-    }
-    for (int64_t i = 0; i < count; i++) {
-        (*samples)[i] = nib_mixture_sample(&t->mixture, cursor + i);
-        rows[i] = nib_dataset_row(t->train, (*samples)[i]);
-    }
+    if (*samples == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "no memory for the %lld rows of a step", (long long)count);
+    for (int64_t i = 0; i < count; i++) (*samples)[i] = nib_mixture_sample(&t->mixture, cursor + i);
     nib_pack_options options = {
         .slots = (int)t->config->train.slots,
         .micro_batch_tokens = t->config->train.micro_batch_tokens,
         .share_prefixes = t->config->data.share_prefixes,
         .pack = t->config->data.pack,
     };
-    status = nib_pack_step(rows, count, options, pack);
-done:
-    nib_free(rows);
+    nib_status status = nib_dataset_rows(t->train, *samples, count, &rows);
+    if (status == NIB_OK) status = nib_pack_step(rows.row, count, options, pack);
+    nib_rows_free(&rows);
     if (status != NIB_OK) nib_free(*samples);
     if (status != NIB_OK) *samples = NULL;
     return status;
@@ -134,11 +127,13 @@ static nib_status save_rows(const nib_training *t, const int64_t *samples, int64
 {
     char name[64];
     nib_buffer text = {0};
+    nib_rows rows;
+    NIB_TRY(nib_dataset_rows(t->train, samples, count, &rows));
     snprintf(name, sizeof name, "nonfinite-step-%lld.jsonl", (long long)t->state.step);
     for (int64_t i = 0; i < count; i++) {
         int64_t line;
         const char *file = nib_dataset_file(t->train, samples[i], &line);
-        nib_row row = nib_dataset_row(t->train, samples[i]);
+        nib_row row = rows.row[i];
         nib_buffer_text(&text, "{\"file\":");
         nib_buffer_json_string(&text, file, strlen(file), false);
         nib_buffer_format(&text, ",\"line\":%lld,\"input_ids\":[", (long long)line);
@@ -146,6 +141,7 @@ static nib_status save_rows(const nib_training *t, const int64_t *samples, int64
         nib_buffer_text(&text, "]}\n");
         nib_warn("step %lld had row %s:%lld", (long long)t->state.step, file, (long long)line);
     }
+    nib_rows_free(&rows);
     char *path = nib_path_join(t->folder.path, name);
     nib_status status = path == NULL || text.failed
                             ? NIB_FAIL(NIB_ERROR_MEMORY, "%s: no memory to save the rows", t->folder.path)

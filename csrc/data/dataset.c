@@ -1,37 +1,12 @@
-#include "data/dataset.h"
+#include "data/dataset_internal.h"
 
+#include "base/file.h"
 #include "base/sha256.h"
 #include "data/fingerprints.h"
-#include "data/row_encoder.h"
 #include "formats/row_reader.h"
 
 #include <stdio.h>
 #include <string.h>
-
-typedef struct {
-    int64_t first;     /* of its tokens in the store */
-    int64_t reference; /* byte in the text store; -1: none */
-    int64_t line;
-    uint64_t fingerprint;
-    int32_t length, prompt_length, source;
-    float weight;
-} sample;
-
-struct nib_dataset {
-    sample *samples;
-    size_t count, capacity;
-    int32_t *ids;
-    uint8_t *supervised;
-    size_t tokens, ids_capacity, supervised_capacity;
-    nib_buffer references;
-    nib_source_report *reports;
-    double *weights;
-    int sources;
-    nib_pool names;
-    int32_t terminator[NIB_MAX_TERMINATORS];
-    int terminators;
-    char hash[65];
-};
 
 /* What the sink needs while a file is read. */
 typedef struct {
@@ -41,7 +16,6 @@ typedef struct {
     nib_source_report *report;
     nib_fingerprints seen;
     const char *where;
-    int source;
     int64_t line;
 } loader;
 
@@ -61,15 +35,15 @@ static nib_status store(loader *load, const nib_draft *draft, size_t begin, size
         !nib_grow(&d->ids, &d->ids_capacity, d->tokens + length, sizeof *d->ids) ||
         !nib_grow(&d->supervised, &d->supervised_capacity, d->tokens + length, 1))
         return no_memory(load);
-    sample *s = &d->samples[d->count];
-    *s = (sample){.first = (int64_t)d->tokens,
-                  .reference = -1,
-                  .line = load->line,
-                  .fingerprint = fingerprint,
-                  .length = (int32_t)length,
-                  .prompt_length = whole ? (int32_t)draft->prompt_length : 0,
-                  .source = load->source,
-                  .weight = draft->weight};
+    nib_stored_sample *s = &d->samples[d->count];
+    *s = (nib_stored_sample){.first = (int64_t)d->tokens,
+                             .reference = -1,
+                             .line = load->line,
+                             .fingerprint = fingerprint,
+                             .length = (int32_t)length,
+                             .prompt_length = whole ? (int32_t)draft->prompt_length : 0,
+                             .file = (int32_t)d->files - 1,
+                             .weight = draft->weight};
     if (whole && draft->reference != NULL) {
         s->reference = (int64_t)d->references.length;
         nib_buffer_append(&d->references, draft->reference->string, draft->reference->length + 1);
@@ -78,7 +52,8 @@ static nib_status store(loader *load, const nib_draft *draft, size_t begin, size
     memcpy(d->ids + d->tokens, draft->ids + begin, length * sizeof *d->ids);
     memcpy(d->supervised + d->tokens, draft->supervised + begin, length);
     d->supervised[d->tokens] = 0; /* a piece's first token has nothing to be predicted from */
-    for (size_t i = 0; i < length; i++) load->report->supervised_tokens += d->supervised[d->tokens + i];
+    for (size_t i = 0; i < length; i++) s->supervised += d->supervised[d->tokens + i];
+    load->report->supervised_tokens += s->supervised;
     d->tokens += length;
     d->count++;
     load->report->samples++;
@@ -140,13 +115,18 @@ static nib_status take_draft(void *context, const nib_draft *draft)
     return store(load, draft, 0, draft->length, fingerprint);
 }
 
-static nib_status load_source(loader *load, nib_row_encoder *encoder, const char *path)
+static nib_status load_file(loader *load, nib_row_encoder *encoder, const char *path)
 {
+    nib_dataset *d = load->dataset;
     nib_row_reader *reader = NULL;
     const char *line;
     size_t length;
     nib_buffer where = {0};
     nib_status status;
+    load->where = path;
+    if (!nib_grow(&d->file, &d->file_capacity, d->files + 1, sizeof *d->file)) return no_memory(load);
+    d->file[d->files] = nib_pool_copy(&d->names, path, strlen(path));
+    if (d->file[d->files++] == NULL) return no_memory(load);
     NIB_TRY(nib_row_reader_open(path, &reader));
     for (;;) {
         NIB_TRY_GOTO(nib_row_reader_next(reader, &line, &length), done);
@@ -159,13 +139,77 @@ static nib_status load_source(loader *load, nib_row_encoder *encoder, const char
         load->report->rows++;
         NIB_TRY_GOTO(nib_row_encode_line(encoder, load->where, line, length), done);
     }
-    if (load->report->rows == 0)
-        status = NIB_FAIL(NIB_ERROR_DATA, "%s: the file holds no row, expected one JSON object a line", path);
 done:
     load->where = NULL;
     nib_buffer_free(&where);
     nib_row_reader_close(reader);
     return status;
+}
+
+static void adopt_terminators(nib_dataset *d, const int32_t *ids, int count)
+{
+    for (int i = 0; i < count; i++) {
+        int k = 0;
+        while (k < d->terminators && d->terminator[k] != ids[i]) k++;
+        if (k == d->terminators && k < NIB_MAX_TERMINATORS) d->terminator[d->terminators++] = ids[i];
+    }
+}
+
+/* A source whose samples stay in their shards. */
+static nib_status adopt_packed(loader *load, nib_dataset_part *part, nib_packed_data *packed)
+{
+    const nib_packed_samples *s = &packed->manifest.samples;
+    nib_source_report *r = load->report;
+    part->packed = packed;
+    if (s->largest_id >= load->vocabulary)
+        return NIB_FAIL(
+            NIB_ERROR_DATA,
+            "%s: holds the id %lld, the model's vocabulary ends at %lld; is this another model's tokenizer?",
+            packed->folder, (long long)s->largest_id, (long long)load->vocabulary - 1);
+    r->rows = packed->manifest.rows;
+    r->samples = s->count;
+    r->tokens = s->tokens;
+    r->supervised_tokens = s->supervised_tokens;
+    r->duplicates = s->duplicates;
+    r->longest = s->longest;
+    adopt_terminators(load->dataset, s->terminator, s->terminators);
+    return NIB_OK;
+}
+
+/* All rows of packed data, as if its shards were one file. */
+static nib_status load_shards(loader *load, nib_row_encoder *encoder, const nib_packed_data *packed)
+{
+    NIB_TRY(nib_packed_data_verify(packed));
+    for (int i = 0; i < packed->manifest.shards; i++) NIB_TRY(load_file(load, encoder, packed->shard_path[i]));
+    if (load->report->rows == packed->manifest.rows) return NIB_OK;
+    return NIB_FAIL(NIB_ERROR_DATA, "%s: its shards hold %lld rows, the manifest states %lld", packed->folder,
+                    (long long)load->report->rows, (long long)packed->manifest.rows);
+}
+
+static nib_status load_packed(loader *load, nib_row_encoder *encoder, nib_dataset_part *part, const char *path)
+{
+    nib_packed_data *packed = nib_calloc(1, sizeof *packed);
+    if (packed == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "%s: no memory to read it", path);
+    nib_status status = nib_packed_data_open(path, load->options, packed);
+    if (status == NIB_OK && load->options->on_demand && nib_packed_data_on_demand(packed, load->options))
+        return adopt_packed(load, part, packed);
+    if (status == NIB_OK) status = load_shards(load, encoder, packed);
+    nib_packed_data_close(packed);
+    nib_free(packed);
+    return status;
+}
+
+static nib_status load_source(loader *load, nib_row_encoder *encoder, nib_dataset_part *part, const char *path)
+{
+    load->report = &part->report;
+    part->first_stored = (int64_t)load->dataset->count;
+    if (nib_manifest_exists(path))
+        NIB_TRY(load_packed(load, encoder, part, path));
+    else
+        NIB_TRY(load_file(load, encoder, path));
+    part[1].first_index = part->first_index + part->report.samples;
+    if (part->report.rows > 0) return NIB_OK;
+    return NIB_FAIL(NIB_ERROR_DATA, "%s: the file holds no row, expected one JSON object a line", path);
 }
 
 static void hash_samples(nib_dataset *d)
@@ -179,12 +223,14 @@ static void hash_samples(nib_dataset *d)
     }
     nib_sha256_update(&hash, d->ids, d->tokens * sizeof *d->ids);
     nib_sha256_update(&hash, d->supervised, d->tokens);
+    for (int s = 0; s < d->sources; s++)
+        if (d->part[s].packed != NULL) nib_sha256_update(&hash, d->part[s].packed->manifest.hash, 64);
     nib_sha256_end(&hash, digest);
     nib_sha256_hex(digest, d->hash);
 }
 
 static nib_status prepare(const nib_data_source *sources, int count, const nib_data_options *options,
-                          nib_dataset **dataset)
+                          int64_t vocabulary, nib_dataset **dataset)
 {
     *dataset = NULL;
     if (options->max_length < 2 || options->max_length > INT32_MAX)
@@ -193,15 +239,17 @@ static nib_status prepare(const nib_data_source *sources, int count, const nib_d
     nib_dataset *d = nib_calloc(1, sizeof *d);
     if (d == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "no memory for a data set");
     d->sources = count;
-    d->reports = nib_calloc((size_t)count, sizeof *d->reports);
-    d->weights = nib_calloc((size_t)count, sizeof *d->weights);
-    bool enough = d->reports != NULL && d->weights != NULL;
+    d->options = *options;
+    d->vocabulary = vocabulary;
+    d->part = nib_calloc((size_t)count + 1, sizeof *d->part);
+    bool enough = d->part != NULL;
     for (int s = 0; enough && s < count; s++) {
         const char *name = sources[s].name == NULL ? sources[s].path : sources[s].name;
-        d->weights[s] = sources[s].weight;
-        d->reports[s].path = nib_pool_copy(&d->names, sources[s].path, strlen(sources[s].path));
-        d->reports[s].name = nib_pool_copy(&d->names, name, strlen(name));
-        enough = d->reports[s].path != NULL && d->reports[s].name != NULL;
+        nib_source_report *report = &d->part[s].report;
+        d->part[s].weight = sources[s].weight;
+        report->path = nib_pool_copy(&d->names, sources[s].path, strlen(sources[s].path));
+        report->name = nib_pool_copy(&d->names, name, strlen(name));
+        enough = report->path != NULL && report->name != NULL;
     }
     if (!enough) {
         nib_dataset_free(d);
@@ -215,20 +263,16 @@ nib_status nib_dataset_load(const nib_data_source *sources, int count, const nib
                             int64_t vocabulary, nib_dataset **dataset)
 {
     nib_status status = NIB_OK;
-    NIB_TRY(prepare(sources, count, options, dataset));
+    NIB_TRY(prepare(sources, count, options, vocabulary, dataset));
     nib_dataset *d = *dataset;
     loader load = {.dataset = d, .options = options, .vocabulary = vocabulary};
     nib_row_encoder encoder = {.options = options, .sink = take_draft, .sink_context = &load};
-    for (int s = 0; s < count && status == NIB_OK; s++) {
-        load.source = s;
-        load.report = &d->reports[s];
-        status = load_source(&load, &encoder, sources[s].path);
-    }
-    if (status == NIB_OK && d->count == 0)
+    for (int s = 0; s < count && status == NIB_OK; s++)
+        status = load_source(&load, &encoder, &d->part[s], sources[s].path);
+    if (status == NIB_OK && d->part[count].first_index == 0)
         status = NIB_FAIL(NIB_ERROR_DATA, "%s: every row is over-long and was dropped; raise data.max_length",
                           count > 0 ? sources[0].path : "data");
-    memcpy(d->terminator, encoder.terminator, sizeof d->terminator);
-    d->terminators = encoder.terminators;
+    adopt_terminators(d, encoder.terminator, encoder.terminators);
     nib_row_encoder_free(&encoder);
     nib_fingerprints_free(&load.seen);
     if (status == NIB_OK) {
@@ -243,89 +287,17 @@ nib_status nib_dataset_load(const nib_data_source *sources, int count, const nib
 void nib_dataset_free(nib_dataset *dataset)
 {
     if (dataset == NULL) return;
+    for (int s = 0; dataset->part != NULL && s < dataset->sources; s++) {
+        if (dataset->part[s].packed == NULL) continue;
+        nib_packed_data_close(dataset->part[s].packed);
+        nib_free(dataset->part[s].packed);
+    }
+    nib_free(dataset->part);
     nib_free(dataset->samples);
     nib_free(dataset->ids);
     nib_free(dataset->supervised);
     nib_buffer_free(&dataset->references);
-    nib_free(dataset->reports);
-    nib_free(dataset->weights);
+    nib_free(dataset->file);
     nib_pool_free(&dataset->names);
     nib_free(dataset);
 }
-
-int64_t nib_dataset_size(const nib_dataset *dataset) { return (int64_t)dataset->count; }
-
-nib_row nib_dataset_row(const nib_dataset *dataset, int64_t index)
-{
-    const sample *s = &dataset->samples[index];
-    return (nib_row){dataset->ids + s->first, dataset->supervised + s->first, s->length, s->weight};
-}
-
-const char *nib_dataset_file(const nib_dataset *dataset, int64_t index, int64_t *line)
-{
-    *line = dataset->samples[index].line;
-    return dataset->reports[dataset->samples[index].source].path;
-}
-
-int nib_dataset_source(const nib_dataset *dataset, int64_t index) { return dataset->samples[index].source; }
-
-int nib_dataset_sources(const nib_dataset *dataset) { return dataset->sources; }
-
-const nib_source_report *nib_dataset_report(const nib_dataset *dataset, int source)
-{
-    return &dataset->reports[source];
-}
-
-int nib_dataset_terminators(const nib_dataset *dataset, const int32_t **ids)
-{
-    *ids = dataset->terminator;
-    return dataset->terminators;
-}
-
-bool nib_dataset_prompt(const nib_dataset *dataset, int64_t index, const int32_t **ids, int32_t *length,
-                        const char **reference)
-{
-    const sample *s = &dataset->samples[index];
-    if (s->prompt_length == 0 || s->reference < 0) return false;
-    *ids = dataset->ids + s->first;
-    *length = s->prompt_length;
-    *reference = dataset->references.data + s->reference;
-    return true;
-}
-
-uint64_t nib_dataset_fingerprint(const nib_dataset *dataset, int64_t index)
-{
-    return dataset->samples[index].fingerprint;
-}
-
-nib_status nib_dataset_leaks(const nib_dataset *train, const nib_dataset *eval, int64_t **indices, int64_t *count)
-{
-    nib_fingerprints known = {0};
-    bool found, enough = true;
-    *count = 0;
-    *indices = nib_calloc(eval->count, sizeof **indices);
-    for (size_t i = 0; i < train->count && enough; i++)
-        enough = nib_fingerprints_add(&known, train->samples[i].fingerprint, &found);
-    for (size_t i = 0; i < eval->count && enough && *indices != NULL; i++)
-        if (nib_fingerprints_has(&known, eval->samples[i].fingerprint)) (*indices)[(*count)++] = (int64_t)i;
-    nib_fingerprints_free(&known);
-    if (enough && *indices != NULL) return NIB_OK;
-    nib_free(*indices);
-    *indices = NULL;
-    return NIB_FAIL(NIB_ERROR_MEMORY, "no memory to compare %zu evaluation samples with %zu of training", eval->count,
-                    train->count);
-}
-
-nib_status nib_dataset_mixture(const nib_dataset *dataset, uint64_t seed, bool shuffle, nib_mixture *mixture)
-{
-    nib_mixture_source *sources = nib_calloc((size_t)dataset->sources, sizeof *sources);
-    if (sources == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "no memory for %d data sources", dataset->sources);
-    for (int s = 0; s < dataset->sources; s++)
-        sources[s] = (nib_mixture_source){dataset->reports[s].samples, dataset->reports[s].supervised_tokens,
-                                          dataset->weights[s]};
-    nib_status status = nib_mixture_build(sources, dataset->sources, seed, shuffle, mixture);
-    nib_free(sources);
-    return status;
-}
-
-const char *nib_dataset_hash(const nib_dataset *dataset) { return dataset->hash; }
