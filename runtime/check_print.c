@@ -58,23 +58,31 @@ nib_status nib_check_print_sources(const char *role, const nib_dataset *dataset)
     return NIB_OK;
 }
 
-/* Supervised tokens that a source contributes to an epoch, by its mean. */
-static double epoch_tokens(const nib_dataset *dataset, const nib_mixture *mixture, int source)
+/* Samples of a weighted source that have one token of the weighted sources' share. */
+static double rate(const nib_dataset *dataset, const nib_mixture *mixture, int source)
 {
     const nib_source_report *r = nib_dataset_report(dataset, source);
-    double draws = (double)(mixture->first_draw[source + 1] - mixture->first_draw[source]);
-    return r->samples == 0 ? 0 : draws * (double)r->supervised_tokens / (double)r->samples;
+    if (mixture->share[source] <= 0) return 0;
+    return mixture->share[source] * (double)r->samples / (double)r->supervised_tokens;
 }
 
 void nib_check_print_shares(const nib_dataset *dataset, const nib_mixture *mixture)
 {
-    double all = 0;
+    double rates = 0, all = 0;
     if (mixture->count < 2) return;
-    for (int s = 0; s < mixture->count; s++) all += epoch_tokens(dataset, mixture, s);
-    for (int s = 0; s < mixture->count; s++)
-        printf("mix: %-24.24s %9lld draws an epoch, %5.1f %% of the supervised tokens\n",
-               nib_dataset_report(dataset, s)->name, (long long)(mixture->first_draw[s + 1] - mixture->first_draw[s]),
-               100 * epoch_tokens(dataset, mixture, s) / all);
+    for (int s = 0; s < mixture->count; s++) rates += rate(dataset, mixture, s);
+    for (int pass = 0; pass < 2; pass++)
+        for (int s = 0; s < mixture->count; s++) {
+            const nib_source_report *r = nib_dataset_report(dataset, s);
+            double mean = r->samples == 0 ? 0 : (double)r->supervised_tokens / (double)r->samples;
+            double draws = mixture->share[s] > 0 ? (double)mixture->shared * rate(dataset, mixture, s) / rates
+                                                 : (double)r->samples;
+            if (pass == 0)
+                all += draws * mean;
+            else
+                printf("mix: %-24.24s %9.0f draws an epoch, %5.1f %% of the supervised tokens\n", r->name, draws,
+                       100 * draws * mean / all);
+        }
 }
 
 void nib_check_print_terminators(const nib_tokenizer *tokenizer, const nib_dataset *dataset)

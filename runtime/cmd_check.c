@@ -59,7 +59,7 @@ static nib_status measure_sharing(const nib_config *config, const nib_dataset *d
     for (int64_t step = 0; step < steps; step++) {
         nib_pack pack;
         nib_rows rows;
-        for (int64_t i = 0; i < batch; i++) samples[i] = nib_mixture_sample(mixture, step * batch + i);
+        for (int64_t i = 0; i < batch; i++) NIB_TRY(nib_mixture_sample(mixture, step * batch + i, &samples[i]));
         NIB_TRY(nib_dataset_rows(data, samples, batch, &rows));
         nib_status status = nib_pack_step(rows.row, batch, options, &pack);
         nib_rows_free(&rows);

@@ -145,8 +145,9 @@ static nib_status rehearse_training(rehearsal *r)
     for (int64_t cursor = 0, step = 0; cursor < t->samples; cursor += batch, step++) {
         int64_t count = t->samples - cursor < batch ? t->samples - cursor : batch;
         for (int64_t i = 0; i < count; i++) {
-            int64_t tokens, supervised;
-            NIB_TRY(nib_dataset_counts(t->train, nib_mixture_sample(&t->mixture, cursor + i), &tokens, &supervised));
+            int64_t sample, tokens, supervised;
+            NIB_TRY(nib_mixture_sample(&t->mixture, cursor + i, &sample));
+            NIB_TRY(nib_dataset_counts(t->train, sample, &tokens, &supervised));
             seen += tokens;
         }
         if (seen > MEASURED_TOKENS) {

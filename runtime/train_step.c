@@ -17,17 +17,19 @@ int64_t nib_train_step_rows(const nib_training *t)
 
 nib_status nib_train_pack(const nib_training *t, int64_t cursor, int64_t count, int64_t **samples, nib_pack *pack)
 {
-    nib_rows rows;
+    nib_rows rows = {0};
     *samples = nib_calloc((size_t)count, sizeof **samples);
     if (*samples == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "no memory for the %lld rows of a step", (long long)count);
-    for (int64_t i = 0; i < count; i++) (*samples)[i] = nib_mixture_sample(&t->mixture, cursor + i);
+    nib_status status = NIB_OK;
+    for (int64_t i = 0; i < count && status == NIB_OK; i++)
+        status = nib_mixture_sample(&t->mixture, cursor + i, &(*samples)[i]);
     nib_pack_options options = {
         .slots = (int)t->config->train.slots,
         .micro_batch_tokens = t->config->train.micro_batch_tokens,
         .share_prefixes = t->config->data.share_prefixes,
         .pack = t->config->data.pack,
     };
-    nib_status status = nib_dataset_rows(t->train, *samples, count, &rows);
+    if (status == NIB_OK) status = nib_dataset_rows(t->train, *samples, count, &rows);
     if (status == NIB_OK) status = nib_pack_step(rows.row, count, options, pack);
     nib_rows_free(&rows);
     if (status != NIB_OK) nib_free(*samples);

@@ -84,7 +84,7 @@ uint64_t nib_dataset_fingerprint(const nib_dataset *dataset, int64_t index);
 nib_status nib_dataset_verify(const nib_dataset *dataset);
 /* Samples of `eval`, not loaded on demand, whose row is also in `train`: *indices in eval, ascending (nib_free). */
 nib_status nib_dataset_leaks(const nib_dataset *train, const nib_dataset *eval, int64_t **indices, int64_t *count);
-/* The sources as nib_mixture_build wants them. mixture is owned by the caller. */
+/* The mixture of the sources, which must outlive it. Owned by the caller. */
 nib_status nib_dataset_mixture(const nib_dataset *dataset, uint64_t seed, bool shuffle, nib_mixture *mixture);
 /* SHA-256 over all tokens and masks, and the manifests of what is read on demand, as hex: the checkpoint's check that
  * the data is the same. */

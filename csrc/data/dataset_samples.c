@@ -174,6 +174,12 @@ nib_status nib_dataset_leaks(const nib_dataset *train, const nib_dataset *eval, 
     return status;
 }
 
+static nib_status count_supervised(const void *data, int64_t index, int64_t *supervised)
+{
+    int64_t tokens;
+    return nib_dataset_counts(data, index, &tokens, supervised);
+}
+
 nib_status nib_dataset_mixture(const nib_dataset *d, uint64_t seed, bool shuffle, nib_mixture *mixture)
 {
     nib_mixture_source *sources = nib_calloc((size_t)d->sources, sizeof *sources);
@@ -181,7 +187,7 @@ nib_status nib_dataset_mixture(const nib_dataset *d, uint64_t seed, bool shuffle
     for (int s = 0; s < d->sources; s++)
         sources[s] =
             (nib_mixture_source){d->part[s].report.samples, d->part[s].report.supervised_tokens, d->part[s].weight};
-    nib_status status = nib_mixture_build(sources, d->sources, seed, shuffle, mixture);
+    nib_status status = nib_mixture_build(sources, d->sources, seed, shuffle, count_supervised, d, mixture);
     nib_free(sources);
     return status;
 }
