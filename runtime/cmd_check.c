@@ -3,7 +3,7 @@
 #include "command.h"
 #include "open.h"
 
-#include "base/memory.h"
+#include "data/prefetch.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -47,49 +47,43 @@ static nib_status print_leaks(const nib_dataset *train, const nib_dataset *eval)
 }
 
 /* Tokens computed and held by the first steps of the run, packed as train packs them. */
-static nib_status measure_sharing(const nib_config *config, const nib_dataset *data, const nib_mixture *mixture,
-                                  int64_t *samples, int64_t steps, int64_t *computed, int64_t *held)
+static nib_status measure_sharing(const nib_config *config, const nib_step_plan *plan, int64_t steps)
 {
-    nib_pack_options options = {
-        .slots = config->train.slots > 0 ? (int)config->train.slots : 1,
-        .micro_batch_tokens = config->train.micro_batch_tokens > 0 ? config->train.micro_batch_tokens : INT32_MAX,
-        .share_prefixes = config->data.share_prefixes && !(config->has_lora && config->lora.dropout > 0),
-        .pack = config->data.pack};
-    int64_t batch = config->train.batch_size;
+    int64_t computed = 0, held = 0;
     for (int64_t step = 0; step < steps; step++) {
-        nib_pack pack;
-        nib_rows rows;
-        for (int64_t i = 0; i < batch; i++) NIB_TRY(nib_mixture_sample(mixture, step * batch + i, &samples[i]));
-        NIB_TRY(nib_dataset_rows(data, samples, batch, &rows));
-        nib_status status = nib_pack_step(rows.row, batch, options, &pack);
-        nib_rows_free(&rows);
-        NIB_TRY(status);
-        *computed += pack.computed_tokens;
-        *held += pack.row_tokens;
-        nib_pack_free(&pack);
+        nib_step_data data;
+        NIB_TRY(nib_step_data_make(plan, step * plan->batch_size, &data));
+        computed += data.pack.computed_tokens;
+        held += data.pack.row_tokens;
+        nib_step_data_free(&data);
     }
+    printf("shared prefixes: %lld of %lld tokens are computed in the first %lld steps, %.2f times fewer%s\n",
+           (long long)computed, (long long)held, (long long)steps, (double)held / (double)computed,
+           config->has_lora && config->lora.dropout > 0 ? " (sharing is off with lora_dropout)" : "");
     return NIB_OK;
 }
 
 static nib_status print_sharing(const nib_config *config, const nib_dataset *data)
 {
     nib_mixture mixture;
-    int64_t computed = 0, held = 0, batch = config->train.batch_size;
+    int64_t batch = config->train.batch_size;
     NIB_TRY(nib_dataset_mixture(data, (uint64_t)config->train.seed, config->data.shuffle, &mixture));
     int64_t steps = (mixture.epoch_size + batch - 1) / batch;
     nib_check_print_shares(data, &mixture);
     printf("an epoch: %lld samples, %lld steps of %lld\n", (long long)mixture.epoch_size, (long long)steps,
            (long long)batch);
     if (steps > MAX_STEPS) steps = MAX_STEPS;
-    int64_t *samples = nib_calloc((size_t)batch, sizeof *samples);
-    nib_status status = samples == NULL
-                            ? NIB_FAIL(NIB_ERROR_MEMORY, "no memory for a step of %lld rows", (long long)batch)
-                            : measure_sharing(config, data, &mixture, samples, steps, &computed, &held);
-    if (status == NIB_OK)
-        printf("shared prefixes: %lld of %lld tokens are computed in the first %lld steps, %.2f times fewer%s\n",
-               (long long)computed, (long long)held, (long long)steps, (double)held / (double)computed,
-               config->has_lora && config->lora.dropout > 0 ? " (sharing is off with lora_dropout)" : "");
-    nib_free(samples);
+    nib_step_plan plan = {
+        .data = data,
+        .mixture = &mixture,
+        .pack = {.slots = config->train.slots > 0 ? (int)config->train.slots : 1,
+                 .micro_batch_tokens =
+                     config->train.micro_batch_tokens > 0 ? config->train.micro_batch_tokens : INT32_MAX,
+                 .share_prefixes = config->data.share_prefixes && !(config->has_lora && config->lora.dropout > 0),
+                 .pack = config->data.pack},
+        .samples = steps * batch,
+        .batch_size = batch};
+    nib_status status = measure_sharing(config, &plan, steps);
     nib_mixture_free(&mixture);
     return status;
 }

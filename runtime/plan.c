@@ -114,20 +114,19 @@ static nib_status rehearse_bound(rehearsal *r, int64_t T)
     return status;
 }
 
-static nib_status rehearse_step(rehearsal *r, int64_t cursor, int64_t count, bool counted)
+static nib_status rehearse_step(rehearsal *r, int64_t cursor, bool counted)
 {
     nib_plan *p = r->plan;
     nib_work *work = nib_rehearsal_work(r->ops), before = *work;
-    int64_t *samples;
-    nib_pack pack;
-    NIB_TRY(nib_train_pack(r->training, cursor, count, &samples, &pack));
-    nib_status status = rehearse_all(r, &pack, true, counted);
-    p->tokens += counted ? pack.row_tokens : 0;
-    p->computed_tokens += counted ? pack.computed_tokens : 0;
-    p->supervised_tokens += counted ? pack.supervised_tokens : 0;
+    nib_step_plan plan = nib_train_step_plan(r->training);
+    nib_step_data data;
+    NIB_TRY(nib_step_data_make(&plan, cursor, &data));
+    nib_status status = rehearse_all(r, &data.pack, true, counted);
+    p->tokens += counted ? data.pack.row_tokens : 0;
+    p->computed_tokens += counted ? data.pack.computed_tokens : 0;
+    p->supervised_tokens += counted ? data.pack.supervised_tokens : 0;
     p->steps += counted;
-    nib_pack_free(&pack);
-    nib_free(samples);
+    nib_step_data_free(&data);
     if (counted && status == NIB_OK) {
         double norm;
         nib_optimizer_options options = {.max_norm = 1};
@@ -156,7 +155,7 @@ static nib_status rehearse_training(rehearsal *r)
             *work = before;
             return NIB_OK;
         }
-        NIB_TRY(rehearse_step(r, cursor, count, step < REHEARSED_STEPS));
+        NIB_TRY(rehearse_step(r, cursor, step < REHEARSED_STEPS));
     }
     return NIB_OK;
 }
@@ -230,14 +229,13 @@ done:
 static nib_status choose_slots(nib_training *t)
 {
     int ranks = t->collectives == NULL ? 1 : t->collectives->size;
-    int64_t *samples;
-    nib_pack pack;
+    nib_step_data data;
     t->config->train.slots = 1;
-    NIB_TRY(nib_train_pack(t, 0, nib_train_step_rows(t), &samples, &pack));
-    t->config->train.slots = pack.micro_batches < MAX_SLOTS ? pack.micro_batches : MAX_SLOTS;
+    nib_step_plan plan = nib_train_step_plan(t);
+    NIB_TRY(nib_step_data_make(&plan, 0, &data));
+    t->config->train.slots = data.pack.micro_batches < MAX_SLOTS ? data.pack.micro_batches : MAX_SLOTS;
     if (t->config->train.slots < ranks) t->config->train.slots = ranks;
-    nib_pack_free(&pack);
-    nib_free(samples);
+    nib_step_data_free(&data);
     return NIB_OK;
 }
 

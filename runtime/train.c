@@ -54,6 +54,7 @@ static nib_status record_step(nib_training *t, const nib_step_result *result)
                       (long long)result->computed_tokens);
     nib_metrics_number(&line, "tokens_per_second", (double)result->tokens / result->seconds);
     nib_metrics_number(&line, "seconds", result->seconds);
+    nib_metrics_number(&line, "data_wait_seconds", result->data_wait);
     nib_buffer_format(&line, ",\"applied\":%s,\"peak_bytes\":%zu,\"time\":%lld", result->applied ? "true" : "false",
                       nib_peak_memory(), (long long)time(NULL));
     nib_status status = nib_metrics_line(&t->metrics, &line);
@@ -157,6 +158,8 @@ static nib_status run(nib_training *t)
     bool stop = false;
     int64_t signal_number;
     nib_signals_install();
+    nib_step_plan plan = nib_train_step_plan(t);
+    NIB_TRY(nib_prefetch_create(&plan, t->state.cursor, &t->prefetch));
     if (t->state.step == 0 && t->eval != NULL) NIB_TRY(nib_train_evaluate_before(t));
     t->started = nib_train_clock();
     t->first_step = t->state.step;

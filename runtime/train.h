@@ -5,7 +5,7 @@
 #include "checkpoint/checkpoint.h"
 #include "collectives.h"
 #include "config.h"
-#include "data/order.h"
+#include "data/prefetch.h"
 #include "metrics.h"
 #include "open.h"
 #include "optim/gradient_tree.h"
@@ -20,6 +20,7 @@ typedef struct {
     nib_text text;
     nib_dataset *train, *eval; /* eval NULL: none */
     nib_mixture mixture;
+    nib_prefetch *prefetch; /* while steps are taken; it is the mixture's one user then */
     nib_model *model;
     nib_parameter *parameters;
     int parameter_count;

@@ -349,6 +349,7 @@ nib_status nib_train_open(nib_config *config, bool resume, nib_collectives *coll
 
 void nib_train_close(nib_training *t)
 {
+    nib_prefetch_free(t->prefetch); /* first: it reads from what follows */
     nib_checkpointer_free(t->checkpointer);
     nib_metrics_close(&t->metrics);
     nib_free(t->nll);

@@ -9,32 +9,16 @@
 #include <stdio.h>
 #include <string.h>
 
-int64_t nib_train_step_rows(const nib_training *t)
+nib_step_plan nib_train_step_plan(const nib_training *t)
 {
-    int64_t left = t->samples - t->state.cursor, batch = t->config->train.batch_size;
-    return left < batch ? left : batch;
-}
-
-nib_status nib_train_pack(const nib_training *t, int64_t cursor, int64_t count, int64_t **samples, nib_pack *pack)
-{
-    nib_rows rows = {0};
-    *samples = nib_calloc((size_t)count, sizeof **samples);
-    if (*samples == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "no memory for the %lld rows of a step", (long long)count);
-    nib_status status = NIB_OK;
-    for (int64_t i = 0; i < count && status == NIB_OK; i++)
-        status = nib_mixture_sample(&t->mixture, cursor + i, &(*samples)[i]);
-    nib_pack_options options = {
-        .slots = (int)t->config->train.slots,
-        .micro_batch_tokens = t->config->train.micro_batch_tokens,
-        .share_prefixes = t->config->data.share_prefixes,
-        .pack = t->config->data.pack,
-    };
-    if (status == NIB_OK) status = nib_dataset_rows(t->train, *samples, count, &rows);
-    if (status == NIB_OK) status = nib_pack_step(rows.row, count, options, pack);
-    nib_rows_free(&rows);
-    if (status != NIB_OK) nib_free(*samples);
-    if (status != NIB_OK) *samples = NULL;
-    return status;
+    return (nib_step_plan){.data = t->train,
+                           .mixture = &t->mixture,
+                           .pack = {.slots = (int)t->config->train.slots,
+                                    .micro_batch_tokens = t->config->train.micro_batch_tokens,
+                                    .share_prefixes = t->config->data.share_prefixes,
+                                    .pack = t->config->data.pack},
+                           .samples = t->samples,
+                           .batch_size = t->config->train.batch_size};
 }
 
 /* Room in t->nll for the losses of so many targets. */
@@ -157,17 +141,19 @@ nib_status nib_train_step(nib_training *t, nib_step_result *result)
 {
     const nib_config *c = t->config;
     double begun = nib_train_clock();
-    int64_t count = nib_train_step_rows(t), *samples = NULL;
+    double waited;
+    nib_step_data data;
     char note[32];
     snprintf(note, sizeof note, "step %lld", (long long)t->state.step);
     t->collectives->note(t->collectives, note);
-    nib_pack pack = {0};
-    NIB_TRY(nib_train_pack(t, t->state.cursor, count, &samples, &pack));
+    NIB_TRY(nib_prefetch_take(t->prefetch, t->state.cursor, &data, &waited));
+    const nib_pack *pack = &data.pack;
     *result = (nib_step_result){
         .learning_rate = nib_schedule_rate(&t->schedule, t->state.step),
-        .supervised_tokens = pack.supervised_tokens,
-        .tokens = pack.row_tokens,
-        .computed_tokens = pack.computed_tokens,
+        .data_wait = waited,
+        .supervised_tokens = pack->supervised_tokens,
+        .tokens = pack->row_tokens,
+        .computed_tokens = pack->computed_tokens,
     };
     nib_optimizer_options options = {
         .adamw = {.learning_rate = result->learning_rate,
@@ -180,11 +166,11 @@ nib_status nib_train_step(nib_training *t, nib_step_result *result)
     };
     nib_status status = nib_optimizer_zero(t->ops, t->model);
     if (status != NIB_OK) goto done;
-    NIB_TRY_GOTO(run_slots(t, &pack), done);
+    NIB_TRY_GOTO(run_slots(t, pack), done);
     NIB_TRY_GOTO(nib_optimizer_step(t->ops, t->model, &options, &result->gradient_norm), done);
     NIB_TRY_GOTO(t->ops->synchronize(t->ops), done); /* the only time that a step waits for the device */
-    NIB_TRY_GOTO(gather_losses(t, &pack), done);
-    result->loss = mean_loss(t, &pack);
+    NIB_TRY_GOTO(gather_losses(t, pack), done);
+    result->loss = mean_loss(t, pack);
     result->applied = isfinite(result->gradient_norm); /* a loss that is not finite makes the gradient so */
     if (result->applied) {
         t->state.updates++;
@@ -192,13 +178,12 @@ nib_status nib_train_step(nib_training *t, nib_step_result *result)
         t->state.nonfinite_steps++;
         nib_warn("step %lld: loss %g, gradient norm %g; the step is not applied", (long long)t->state.step,
                  result->loss, result->gradient_norm);
-        if (nib_train_leads(t)) NIB_TRY_GOTO(save_rows(t, samples, count), done);
+        if (nib_train_leads(t)) NIB_TRY_GOTO(save_rows(t, data.samples, data.count), done);
     }
     t->state.step++;
-    t->state.cursor += count;
+    t->state.cursor += data.count;
     result->seconds = nib_train_clock() - begun;
 done:
-    nib_pack_free(&pack);
-    nib_free(samples);
+    nib_step_data_free(&data);
     return status;
 }
