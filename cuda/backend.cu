@@ -172,6 +172,7 @@ static void fill_table(nib_ops *ops)
 {
     ops->name = BACKEND_NAME;
     ops->bf16_only = true;
+    ops->uses_room = true;
     ops->choices = NIB_CUDA_CHOICES;
     ops->choice = nib_cuda_choice_names;
     ops->use_plain = cuda_use_plain;

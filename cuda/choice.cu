@@ -2,5 +2,5 @@
 #include "cuda/choice.h"
 
 const char *const nib_cuda_choice_names[NIB_CUDA_CHOICES] = {
-    "attention_forward", "attention_backward", "attention_cached", "matmul",
+    "attention_forward", "attention_backward", "attention_cached", "matmul", "linear",
     "nf4_matvec",        "nf4_small_matmul",   "nf4_dequantize"};

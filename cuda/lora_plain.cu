@@ -1,4 +1,4 @@
-/* LoRA's products without tensor cores: the oracle of cuda/lora.cu, and what it takes for few tokens and odd shapes.
+/* LoRA's products without tensor cores: the oracle of cuda/linear.cu, and u of few tokens.
  *
  * Sums over a long dimension (down, du): one block an element of u, threads in strides, then a fixed tree (block_sum).
  * Sums over the rank (up, dx): one thread an element of y, four neighbouring ones of dx (one Philox counter).

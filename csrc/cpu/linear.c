@@ -142,7 +142,7 @@ static void apply_dropout(const nib_ops *ops, nib_matrix from, nib_dropout dropo
 static nib_status check(const nib_linear *linear, nib_matrix x, nib_matrix u, nib_matrix y)
 {
     int64_t N = nib_linear_outputs(linear), R = nib_linear_ranks(linear);
-    if (x.columns != linear->K || y.columns != N || y.rows != x.rows || x.dtype != y.dtype)
+    if (x.columns < linear->K || y.columns < N || y.rows != x.rows || x.dtype != y.dtype)
         return NIB_FAIL(NIB_ERROR_SHAPE, "linear %s: x [%lld, %lld] to y [%lld, %lld], expected [T, %lld] to [T, %lld]",
                         linear->name, (long long)x.rows, (long long)x.columns, (long long)y.rows, (long long)y.columns,
                         (long long)linear->K, (long long)N);
@@ -194,7 +194,8 @@ nib_status nib_cpu_linear_forward(nib_ops *ops, const nib_linear *linear, nib_ma
 {
     NIB_TRY(check(linear, x, u, y));
     size_t mark = ops->scratch->used;
-    nib_status status = forward(ops, linear, x, dropout, u, y);
+    x = nib_matrix_columns(x, 0, linear->K); /* room beside x is of no use here */
+    nib_status status = forward(ops, linear, x, dropout, u, nib_matrix_columns(y, 0, nib_linear_outputs(linear)));
     nib_arena_reset(ops->scratch, mark);
     return status;
 }
@@ -327,6 +328,8 @@ nib_status nib_cpu_linear_backward(nib_ops *ops, const nib_linear *linear, nib_m
 {
     NIB_TRY(check(linear, x, u, dy));
     size_t mark = ops->scratch->used;
+    x = nib_matrix_columns(x, 0, linear->K);
+    dy = nib_matrix_columns(dy, 0, nib_linear_outputs(linear));
     nib_status status = backward(ops, linear, x, dropout, u, dy, accumulate, dx);
     nib_arena_reset(ops->scratch, mark);
     return status;

@@ -15,10 +15,10 @@ static nib_status backward_ffn(nib_model *model, int64_t l, uint64_t dropout_key
         NIB_TRY(ops->rmsnorm_forward(ops, s->middle, NULL, layer->ffn_norm, c->norm_epsilon, a->normed));
     NIB_TRY(ops->glu_forward(ops, c->activation, s->gate_up, a->h));
     NIB_TRY(ops->linear_backward(ops, &layer->down, a->h, nib_forward_dropout(model, l, 3, dropout_key), s->u_down,
-                                 a->dx, false, a->dh));
+                                 nib_forward_with_room(model, a->dx), false, a->dh));
     NIB_TRY(ops->glu_backward(ops, c->activation, a->dh, s->gate_up));
     NIB_TRY(ops->linear_backward(ops, &layer->gate_up, a->normed, nib_forward_dropout(model, l, 2, dropout_key),
-                                 s->u_gate_up, s->gate_up, false, a->delta));
+                                 s->u_gate_up, nib_forward_with_room(model, s->gate_up), false, a->delta));
     return ops->rmsnorm_backward(ops, s->middle, layer->ffn_norm, c->norm_epsilon, a->delta, a->dx, layer->dffn_norm);
 }
 
@@ -39,14 +39,14 @@ static nib_status backward_attention(nib_model *model, int64_t l, nib_tree tree,
     bool input = l > 0 || model->options.full;
 
     NIB_TRY(ops->linear_backward(ops, &layer->output, s->attention, nib_forward_dropout(model, l, 1, dropout_key),
-                                 s->u_output, a->dx, false, a->dattention));
+                                 s->u_output, nib_forward_with_room(model, a->dx), false, a->dattention));
     NIB_TRY(ops->attention_backward(ops, nib_forward_attention_shape(model), tree, q, k, v, s->attention, s->lse,
                                     a->dattention, dq, dk, dv));
     NIB_TRY(ops->rotary(ops, dq, c->heads, HD, a->rotary, HD / 2, true));
     NIB_TRY(ops->rotary(ops, dk, c->kv_heads, HD, a->rotary, HD / 2, true));
     NIB_TRY(ops->rmsnorm_forward(ops, s->residual, NULL, layer->attention_norm, c->norm_epsilon, a->normed));
     NIB_TRY(ops->linear_backward(ops, &layer->qkv, a->normed, nib_forward_dropout(model, l, 0, dropout_key), s->u_qkv,
-                                 a->dqkv, false, input ? a->delta : (nib_matrix){0}));
+                                 nib_forward_with_room(model, a->dqkv), false, input ? a->delta : (nib_matrix){0}));
     if (!input) return NIB_OK;
     return ops->rmsnorm_backward(ops, s->residual, layer->attention_norm, c->norm_epsilon, a->delta, a->dx,
                                  layer->dattention_norm);

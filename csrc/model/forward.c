@@ -21,6 +21,11 @@ nib_attention_shape nib_forward_attention_shape(const nib_model *model)
                                  .scale = (float)(1.0 / sqrt((double)c->head_dim))};
 }
 
+nib_matrix nib_forward_with_room(const nib_model *model, nib_matrix matrix)
+{
+    return nib_matrix_columns(matrix, 0, matrix.columns + model->activations.room);
+}
+
 nib_dropout nib_forward_dropout(const nib_model *model, int64_t l, int linear, uint64_t dropout_key)
 {
     if (dropout_key == 0 || model->lora == NULL) return (nib_dropout){0};
@@ -81,15 +86,15 @@ nib_status nib_forward_attention(nib_model *model, int64_t l, nib_tree tree, con
     nib_matrix v = nib_matrix_columns(s->qkv, queries + keys, keys); /* [T, NKV HD] */
 
     NIB_TRY(ops->rmsnorm_forward(ops, s->residual, delta, layer->attention_norm, c->norm_epsilon, a->normed));
-    NIB_TRY(ops->linear_forward(ops, &layer->qkv, a->normed, nib_forward_dropout(model, l, 0, dropout_key), s->u_qkv,
-                                s->qkv));
+    NIB_TRY(ops->linear_forward(ops, &layer->qkv, nib_forward_with_room(model, a->normed),
+                                nib_forward_dropout(model, l, 0, dropout_key), s->u_qkv, s->qkv));
     NIB_TRY(ops->rotary(ops, q, c->heads, HD, a->rotary, HD / 2, false));
     NIB_TRY(ops->rotary(ops, k, c->kv_heads, HD, a->rotary, HD / 2, false));
     nib_attention_shape shape = nib_forward_attention_shape(model);
     NIB_TRY(a->cache != NULL ? nib_cached_attention(ops, a->cache, l, shape, tree, s->qkv, s->attention)
                              : ops->attention_forward(ops, shape, tree, q, k, v, s->attention, s->lse));
-    NIB_TRY(ops->linear_forward(ops, &layer->output, s->attention, nib_forward_dropout(model, l, 1, dropout_key),
-                                s->u_output, a->delta));
+    NIB_TRY(ops->linear_forward(ops, &layer->output, nib_forward_with_room(model, s->attention),
+                                nib_forward_dropout(model, l, 1, dropout_key), s->u_output, a->delta));
     return copy_residual(ops, s->residual, s->middle);
 }
 
@@ -101,8 +106,8 @@ nib_status nib_forward_gate_up(nib_model *model, int64_t l, const nib_matrix *de
     nib_layer_saves *s = &a->layer[l];
 
     NIB_TRY(ops->rmsnorm_forward(ops, s->middle, delta, layer->ffn_norm, model->config.norm_epsilon, a->normed));
-    return ops->linear_forward(ops, &layer->gate_up, a->normed, nib_forward_dropout(model, l, 2, dropout_key),
-                               s->u_gate_up, s->gate_up);
+    return ops->linear_forward(ops, &layer->gate_up, nib_forward_with_room(model, a->normed),
+                               nib_forward_dropout(model, l, 2, dropout_key), s->u_gate_up, s->gate_up);
 }
 
 static nib_status forward_down(nib_model *model, int64_t l, uint64_t dropout_key)
@@ -112,8 +117,8 @@ static nib_status forward_down(nib_model *model, int64_t l, uint64_t dropout_key
     nib_layer_saves *s = &a->layer[l];
 
     NIB_TRY(ops->glu_forward(ops, model->config.activation, s->gate_up, a->h));
-    NIB_TRY(ops->linear_forward(ops, &model->layers[l].down, a->h, nib_forward_dropout(model, l, 3, dropout_key),
-                                s->u_down, a->delta));
+    NIB_TRY(ops->linear_forward(ops, &model->layers[l].down, nib_forward_with_room(model, a->h),
+                                nib_forward_dropout(model, l, 3, dropout_key), s->u_down, a->delta));
     return copy_residual(ops, s->middle, a->layer[l + 1].residual);
 }
 

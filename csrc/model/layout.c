@@ -217,6 +217,28 @@ nib_status nib_model_layout(nib_model *model)
     return place_weights(model);
 }
 
+/* The most room that any linear has use for. */
+static int64_t room_of(const nib_model *model)
+{
+    int64_t room = 0;
+    for (int64_t l = 0; l < model->config.layers && model->ops->uses_room; l++) {
+        const nib_layer *layer = &model->layers[l];
+        const nib_linear *linears[] = {&layer->qkv, &layer->output, &layer->gate_up, &layer->down};
+        for (size_t i = 0; i < sizeof linears / sizeof *linears; i++)
+            if (nib_linear_room(linears[i]) > room) room = nib_linear_room(linears[i]);
+    }
+    return room;
+}
+
+/* An activation with room behind its rows. */
+static nib_status take_roomy(nib_model *model, int64_t rows, int64_t columns, nib_matrix *matrix)
+{
+    const int64_t room = model->activations.room;
+    NIB_TRY(take_matrix(&model->arena[NIB_ARENA_ACTIVATIONS], rows, columns + room, model->options.compute, matrix));
+    matrix->columns = columns;
+    return NIB_OK;
+}
+
 /* u of a linear of layer l. Layer 0's may be shared by layers of another rank, so it has the columns of the largest. */
 static nib_status place_u(nib_model *model, int64_t l, size_t linear, int64_t T, bool own, nib_matrix *u)
 {
@@ -248,10 +270,10 @@ static nib_status place_saves(nib_model *model, int64_t l, int64_t T)
         saves->middle = saves->residual; /* without a backward pass the block's output is added in place */
         if (a->backward) NIB_TRY(take_matrix(arena, T, c->hidden, dtype, &saves->middle));
         NIB_TRY(take_matrix(arena, T, q + 2 * kv, dtype, &saves->qkv));
-        NIB_TRY(take_matrix(arena, T, q, dtype, &saves->attention));
+        NIB_TRY(take_roomy(model, T, q, &saves->attention));
         if (a->backward) NIB_TRY(nib_arena_take(arena, c->heads * T, sizeof(float), &saves->lse));
     }
-    if (keep_gate_up) NIB_TRY(take_matrix(arena, T, 2 * c->feed_forward, dtype, &saves->gate_up));
+    if (keep_gate_up) NIB_TRY(take_roomy(model, T, 2 * c->feed_forward, &saves->gate_up));
     NIB_TRY(place_u(model, l, offsetof(nib_layer, qkv), T, keep_layer, &saves->u_qkv));
     NIB_TRY(place_u(model, l, offsetof(nib_layer, output), T, keep_layer, &saves->u_output));
     NIB_TRY(place_u(model, l, offsetof(nib_layer, gate_up), T, keep_gate_up, &saves->u_gate_up));
@@ -269,6 +291,7 @@ nib_status nib_model_layout_activations(nib_model *model, int64_t T, int64_t N, 
     a->N = N;
     a->recompute = recompute;
     a->backward = backward;
+    a->room = room_of(model);
     NIB_TRY(nib_arena_take(arena, T, sizeof(int32_t), &a->token));
     NIB_TRY(nib_arena_take(arena, T, sizeof(int32_t), &a->position));
     NIB_TRY(nib_arena_take(arena, T, sizeof(int32_t), &a->end));
@@ -280,12 +303,12 @@ nib_status nib_model_layout_activations(nib_model *model, int64_t T, int64_t N, 
     for (int64_t l = 0; l < c->layers; l++) NIB_TRY(place_saves(model, l, T));
     a->layer[c->layers] = (nib_layer_saves){.residual = a->layer[0].residual};
     if (backward) NIB_TRY(take_matrix(arena, T, c->hidden, dtype, &a->layer[c->layers].residual));
-    NIB_TRY(take_matrix(arena, T, c->hidden, dtype, &a->normed));
+    NIB_TRY(take_roomy(model, T, c->hidden, &a->normed));
     NIB_TRY(take_matrix(arena, T, c->hidden, dtype, &a->delta));
-    NIB_TRY(take_matrix(arena, T, c->feed_forward, dtype, &a->h));
+    NIB_TRY(take_roomy(model, T, c->feed_forward, &a->h));
     if (!backward) return NIB_OK;
-    NIB_TRY(take_matrix(arena, T, c->hidden, dtype, &a->dx));
+    NIB_TRY(take_roomy(model, T, c->hidden, &a->dx));
     NIB_TRY(take_matrix(arena, T, q, dtype, &a->dattention));
-    NIB_TRY(take_matrix(arena, T, q + 2 * kv, dtype, &a->dqkv));
+    NIB_TRY(take_roomy(model, T, q + 2 * kv, &a->dqkv));
     return take_matrix(arena, T, c->feed_forward, dtype, &a->dh);
 }

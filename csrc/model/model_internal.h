@@ -31,6 +31,8 @@ typedef struct {
     int64_t T, N; /* capacity */
     nib_recompute recompute;
     bool backward;
+    int64_t room; /* columns behind each row of what linears read, for the backend (nib_linear_room): normed, attention,
+                     h; backward: dx, dqkv, gate_up */
     int32_t *token, *position, *end;    /* [T] */
     int32_t *target_row, *target_label; /* [N] */
     float *target_weight, *nll;         /* [N] */
@@ -106,6 +108,8 @@ nib_status nib_forward(nib_model *model, const nib_micro_batch *batch, uint64_t 
 nib_status nib_forward_attention(nib_model *model, int64_t l, nib_tree tree, const nib_matrix *delta,
                                  uint64_t dropout_key);
 nib_status nib_forward_gate_up(nib_model *model, int64_t l, const nib_matrix *delta, uint64_t dropout_key);
+/* A matrix with the room behind its rows. */
+nib_matrix nib_forward_with_room(const nib_model *model, nib_matrix matrix);
 nib_tree nib_forward_tree(const nib_model *model, const nib_micro_batch *batch);
 nib_attention_shape nib_forward_attention_shape(const nib_model *model);
 /* linear: 0 qkv, 1 output, 2 gate_up, 3 down. Key 0 means inference: no dropout. */

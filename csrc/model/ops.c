@@ -29,3 +29,17 @@ int64_t nib_linear_ranks(const nib_linear *linear)
     for (int p = 0; p < linear->parts; p++) ranks += linear->part[p].lora.rank;
     return ranks;
 }
+
+int64_t nib_linear_padded_ranks(const nib_linear *linear)
+{
+    int64_t ranks = 0;
+    for (int p = 0; p < linear->parts; p++) ranks += (linear->part[p].lora.rank + 7) / 8 * 8;
+    return ranks;
+}
+
+int64_t nib_linear_room(const nib_linear *linear)
+{
+    bool bias = false;
+    for (int p = 0; p < linear->parts; p++) bias = bias || linear->part[p].bias != NULL;
+    return nib_linear_padded_ranks(linear) + (bias ? 8 : 0);
+}

@@ -80,8 +80,12 @@ typedef struct {
     nib_linear_part part[NIB_LINEAR_MAX_PARTS];
 } nib_linear;
 
-int64_t nib_linear_outputs(const nib_linear *linear); /* sum of rows */
-int64_t nib_linear_ranks(const nib_linear *linear);   /* sum of ranks */
+int64_t nib_linear_outputs(const nib_linear *linear);      /* sum of rows */
+int64_t nib_linear_ranks(const nib_linear *linear);        /* sum of ranks */
+int64_t nib_linear_padded_ranks(const nib_linear *linear); /* each rounded up to a multiple of 8 */
+/* Columns that a backend may want beside x and dy, to make linear and adapters one product: the padded ranks, and 8 for
+ * a bias. */
+int64_t nib_linear_room(const nib_linear *linear);
 
 /* LoRA dropout: element c of token t is dropped when uniform(philox(key, t, c)) < p, and kept elements are divided by
  * 1 - p; the mask is computed again in backward, never stored. */
@@ -131,6 +135,7 @@ struct nib_ops {
     void *context;      /* the backend's own */
     bool rehearsal;     /* touches no tensor, only counts (model/rehearsal.h): there is nothing to load */
     bool bf16_only;     /* activations have to be bf16 */
+    bool uses_room;     /* linears want room beside x and dy (nib_linear_room) */
     nib_arena *scratch;
 
     /* Kernels of which there are two: a fast one, made for this device, and a plain one, its oracle and its fallback.
@@ -199,7 +204,8 @@ struct nib_ops {
 
     /* y = x W^T + bias + LoRA. x [T, K], y [T, outputs]. u [T, ranks] activation: A dropout(x) of every part, kept for
      * the backward pass (u.data may be NULL if the linear has no adapter). Few rows take a matvec path that never
-     * writes dequantised weights to memory. */
+     * writes dequantised weights to memory. x may be wider than K: the columns behind K are the op's to write in, and
+     * nib_linear_room of them save a backend a copy of x; likewise behind the outputs in dy below. */
     nib_status (*linear_forward)(nib_ops *ops, const nib_linear *linear, nib_matrix x, nib_dropout dropout,
                                  nib_matrix u, nib_matrix y);
     /* dx = dy W + du A (+ dx before, if accumulate); da, db, dweight, dbias accumulated into. dx.data may be NULL. */

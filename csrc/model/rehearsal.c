@@ -267,6 +267,7 @@ nib_status nib_rehearsal_create(nib_ops *backend, nib_ops **out)
     ops->name = backend->name;
     ops->device = backend->device;
     ops->bf16_only = backend->bf16_only;
+    ops->uses_room = backend->uses_room;
     ops->context = c;
     status = backend->rehearse(backend, &c->dry);
     if (status != NIB_OK) {
