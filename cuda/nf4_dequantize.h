@@ -23,7 +23,7 @@ nib_status nib_cuda_nf4_e4m3_scale(nib_ops *ops, const nib_nf4 *weight, int64_t 
  * fp32. K must be a multiple of 8; out and stride 8-byte aligned. */
 nib_status nib_cuda_nf4_dequantize_e4m3(nib_ops *ops, const nib_nf4 *weight, int64_t n, int64_t K, const float *scale,
                                         uint8_t *out, int64_t stride);
-/* out [K, n] = the transpose; n and K multiples of 64, out and stride 16-byte aligned. (Hopper multiplies e4m3 only
+/* out [K, n] = the transpose; n a multiple of 16, K of 8, out and stride 16-byte aligned. (Hopper multiplies e4m3 only
  * with both operands contiguous along the sum, so the backward pass needs it.) */
 nib_status nib_cuda_nf4_dequantize_e4m3_transposed(nib_ops *ops, const nib_nf4 *weight, int64_t n, int64_t K,
                                                    const float *scale, uint8_t *out, int64_t stride);
