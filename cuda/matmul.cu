@@ -2,25 +2,32 @@
  *
  * cublasLt counts in columns, so the product is handed over transposed: c^T [N, M] = op(b)^T op(a)^T, where a row-major
  * matrix is the column-major one of its transpose and nothing is copied. Products of documents of all lengths are asked
- * for; what cublasLt needs to know of a shape is prepared once and kept in a table by shape.
+ * for; what cublasLt needs to know of a shape is prepared once and kept in a table by shape. Its algorithm is that of
+ * the shape's class (cuda/matmul_choice.h), measured on the operands at hand when the class is first met: the host
+ * waits for the device then. A product that adds to c, which cannot be repeated, takes the first algorithm that is
+ * offered.
  *
  * Source of the calls: NVIDIA, "cuBLASLt API" (CUDA 13.0), cublasLtMatmul and cublasLtMatmulAlgoGetHeuristic. */
 #include "cuda/backend.h"
 #include "cuda/choice.h"
 #include "cuda/matmul.h"
+#include "cuda/matmul_choice.h"
 #include "cuda/status.cuh"
 
 #include <cublasLt.h>
+#include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 #define WORKSPACE_BYTES ((size_t)32 << 20) /* what NVIDIA recommends for Hopper */
 #define BUCKETS         256
 #define WIDEST_ACCESS   16 /* bytes; pointers that are better aligned gain nothing */
+#define TIMED           3  /* products, after one that is not */
 
 /* All that a choice may depend on; no padding, so that it can be compared by its bytes. */
 typedef struct {
     int64_t M, N, K, a_stride, b_stride, c_stride;
-    int32_t transpose_a, transpose_b, wide, a_alignment, b_alignment, c_alignment;
+    int32_t transpose_a, transpose_b, wide, accumulate, a_alignment, b_alignment, c_alignment, unused;
 } shape_key;
 
 typedef struct product {
@@ -35,8 +42,16 @@ struct nib_cuda_matmul_cache {
     cublasLtHandle_t handle;
     cudaStream_t stream;
     void *workspace;
+    cudaEvent_t begin, end;
+    nib_matmul_choices *choices;
     product *bucket[BUCKETS];
 };
+
+/* The operands of one call. */
+typedef struct {
+    const void *a, *b;
+    void *c;
+} product_data;
 
 static nib_status check_cublas(cublasStatus_t status, const shape_key *key, const char *call)
 {
@@ -56,6 +71,21 @@ static void free_product(product *p)
     delete p;
 }
 
+/* What a choice of an algorithm is good for. */
+static nib_status make_choices(nib_cuda_matmul_cache *cache)
+{
+    char identity[512];
+    cudaDeviceProp properties;
+    int device, driver = 0;
+    NIB_CHECK_CUDA(cudaGetDevice(&device));
+    NIB_CHECK_CUDA(cudaGetDeviceProperties(&properties, device));
+    cudaDriverGetVersion(&driver);
+    snprintf(identity, sizeof identity, "%s, %d processors, driver %d, cublasLt %zu", properties.name,
+             properties.multiProcessorCount, driver, cublasLtGetVersion());
+    cache->choices = nib_matmul_choices_create(identity);
+    return cache->choices != NULL ? NIB_OK : NIB_FAIL(NIB_ERROR_MEMORY, "no memory for a table of products");
+}
+
 nib_status nib_cuda_matmul_cache_create(cudaStream_t stream, nib_cuda_matmul_cache **out)
 {
     nib_cuda_matmul_cache *cache = new nib_cuda_matmul_cache();
@@ -65,7 +95,9 @@ nib_status nib_cuda_matmul_cache_create(cudaStream_t stream, nib_cuda_matmul_cac
     if (status != CUBLAS_STATUS_SUCCESS)
         return NIB_FAIL(NIB_ERROR_DEVICE, "cublasLt cannot be started: %s", cublasLtGetStatusString(status));
     NIB_CHECK_CUDA(cudaMalloc(&cache->workspace, WORKSPACE_BYTES));
-    return NIB_OK;
+    NIB_CHECK_CUDA(cudaEventCreate(&cache->begin));
+    NIB_CHECK_CUDA(cudaEventCreate(&cache->end));
+    return make_choices(cache);
 }
 
 void nib_cuda_matmul_cache_free(nib_cuda_matmul_cache *cache)
@@ -76,6 +108,9 @@ void nib_cuda_matmul_cache_free(nib_cuda_matmul_cache *cache)
             next = p->next;
             free_product(p);
         }
+    nib_matmul_choices_free(cache->choices);
+    if (cache->begin != NULL) cudaEventDestroy(cache->begin);
+    if (cache->end != NULL) cudaEventDestroy(cache->end);
     if (cache->workspace != NULL) cudaFree(cache->workspace);
     if (cache->handle != NULL) cublasLtDestroy(cache->handle);
     delete cache;
@@ -89,13 +124,7 @@ static int32_t alignment_of(nib_matrix m)
     return (int32_t)(bits & (~bits + 1));
 }
 
-/* FNV-1a (Fowler, Noll, Vo). */
-static unsigned bucket_of(const shape_key *key)
-{
-    uint64_t hash = 0xcbf29ce484222325u;
-    for (size_t i = 0; i < sizeof *key; i++) hash = (hash ^ ((const unsigned char *)key)[i]) * 0x100000001b3u;
-    return (unsigned)(hash % BUCKETS);
-}
+static unsigned bucket_of(const shape_key *key) { return (unsigned)(nib_matmul_hash(key, sizeof *key) % BUCKETS); }
 
 static nib_status describe(product *p, const shape_key *key)
 {
@@ -135,26 +164,87 @@ static nib_status set_limits(cublasLtMatmulPreference_t preference, const shape_
     return NIB_OK;
 }
 
-static nib_status choose(const nib_cuda_matmul_cache *cache, product *p, const shape_key *key)
+static nib_status get_offers(const nib_cuda_matmul_cache *cache, product *p, const shape_key *key, int *found,
+                             cublasLtMatmulHeuristicResult_t offer[NIB_MATMUL_MOST_OFFERED])
 {
     cublasLtMatmulPreference_t preference = NULL;
-    cublasLtMatmulHeuristicResult_t result;
-    int found = 0;
     CHECK_CUBLAS(cublasLtMatmulPreferenceCreate(&preference));
     nib_status status = set_limits(preference, key);
     if (status == NIB_OK)
         status = check_cublas(cublasLtMatmulAlgoGetHeuristic(cache->handle, p->operation, p->a, p->b, p->c, p->c,
-                                                             preference, 1, &result, &found),
+                                                             preference, NIB_MATMUL_MOST_OFFERED, offer, found),
                               key, "cublasLtMatmulAlgoGetHeuristic");
     cublasLtMatmulPreferenceDestroy(preference);
-    NIB_TRY(status);
-    if (found == 0) return check_cublas(CUBLAS_STATUS_NOT_SUPPORTED, key, "cublasLtMatmulAlgoGetHeuristic");
-    p->algorithm = result.algo;
+    if (status == NIB_OK && *found == 0)
+        status = check_cublas(CUBLAS_STATUS_NOT_SUPPORTED, key, "cublasLtMatmulAlgoGetHeuristic");
+    return status;
+}
+
+static cublasStatus_t run(nib_cuda_matmul_cache *cache, const product *p, const cublasLtMatmulAlgo_t *algorithm,
+                          product_data data)
+{
+    const float one = 1.0f, beta = p->key.accumulate ? 1.0f : 0.0f;
+    return cublasLtMatmul(cache->handle, p->operation, &one, data.b, p->a, data.a, p->b, &beta, data.c, p->c, data.c,
+                          p->c, algorithm, cache->workspace, WORKSPACE_BYTES, cache->stream);
+}
+
+typedef struct {
+    nib_cuda_matmul_cache *cache;
+    const product *p;
+    const cublasLtMatmulHeuristicResult_t *offer;
+    product_data data;
+} measurement;
+
+/* One algorithm's time of a product, warmed up. */
+static nib_status time_one(const measurement *m, const cublasLtMatmulAlgo_t *algorithm, float *microseconds)
+{
+    nib_cuda_matmul_cache *cache = m->cache;
+    float milliseconds;
+    *microseconds = HUGE_VALF;
+    if (run(cache, m->p, algorithm, m->data) != CUBLAS_STATUS_SUCCESS) return NIB_OK; /* others are left */
+    NIB_CHECK_CUDA(cudaEventRecord(cache->begin, cache->stream));
+    for (int i = 0; i < TIMED; i++)
+        if (run(cache, m->p, algorithm, m->data) != CUBLAS_STATUS_SUCCESS) return NIB_OK;
+    NIB_CHECK_CUDA(cudaEventRecord(cache->end, cache->stream));
+    NIB_CHECK_CUDA(cudaEventSynchronize(cache->end));
+    NIB_CHECK_CUDA(cudaEventElapsedTime(&milliseconds, cache->begin, cache->end));
+    *microseconds = 1000.0f * milliseconds / TIMED;
+    return NIB_OK;
+}
+
+static nib_status time_all(void *user, int offered, float *microseconds)
+{
+    const measurement *m = (const measurement *)user;
+    for (int i = 0; i < offered; i++) NIB_TRY(time_one(m, &m->offer[i].algo, &microseconds[i]));
+    return NIB_OK;
+}
+
+static nib_status choose(nib_cuda_matmul_cache *cache, product *p, const shape_key *key, product_data data)
+{
+    cublasLtMatmulHeuristicResult_t offer[NIB_MATMUL_MOST_OFFERED];
+    uint64_t hash[NIB_MATMUL_MOST_OFFERED];
+    int found = 0, chosen = 0;
+    memset(offer, 0, sizeof offer); /* hashed with all that cublasLt does not set */
+    NIB_TRY(get_offers(cache, p, key, &found, offer));
+    for (int i = 0; i < found; i++) hash[i] = nib_matmul_hash(&offer[i].algo, sizeof offer[i].algo);
+    const nib_matmul_class shape = {nib_matmul_class_size(key->M),
+                                    nib_matmul_class_size(key->N),
+                                    nib_matmul_class_size(key->K),
+                                    key->transpose_a,
+                                    key->transpose_b,
+                                    key->wide,
+                                    key->a_alignment,
+                                    key->b_alignment,
+                                    key->c_alignment};
+    measurement measured = {cache, p, offer, data};
+    if (!key->accumulate && found > 1)
+        NIB_TRY(nib_matmul_choose(cache->choices, &shape, found, hash, time_all, &measured, &chosen));
+    p->algorithm = offer[chosen].algo;
     return NIB_OK;
 }
 
 /* The prepared product of a shape, made when the shape is first met. */
-static nib_status find(nib_cuda_matmul_cache *cache, const shape_key *key, product **out)
+static nib_status find(nib_cuda_matmul_cache *cache, const shape_key *key, product_data data, product **out)
 {
     product **bucket = &cache->bucket[bucket_of(key)];
     for (product *p = *bucket; p != NULL; p = p->next)
@@ -165,7 +255,7 @@ static nib_status find(nib_cuda_matmul_cache *cache, const shape_key *key, produ
     product *p = new product();
     p->key = *key;
     nib_status status = describe(p, key);
-    if (status == NIB_OK) status = choose(cache, p, key);
+    if (status == NIB_OK) status = choose(cache, p, key, data);
     if (status != NIB_OK) {
         free_product(p);
         return status;
@@ -198,13 +288,23 @@ nib_status nib_cuda_matmul(nib_ops *ops, nib_matrix a, bool transpose_a, nib_mat
     if (c.rows == 0 || c.columns == 0 || ops->rehearsal) return NIB_OK;
     if (nib_cuda_is_plain(ops, NIB_CUDA_MATMUL))
         return nib_cuda_matmul_plain(ops, a, transpose_a, b, transpose_b, accumulate, c);
-    shape_key shape = {
-        c.rows,      c.columns,   transpose_a ? a.rows : a.columns, a.stride,        b.stride,        c.stride,
-        transpose_a, transpose_b, c.dtype == NIB_DTYPE_F32,         alignment_of(a), alignment_of(b), alignment_of(c)};
+    const shape_key shape = {c.rows,
+                             c.columns,
+                             transpose_a ? a.rows : a.columns,
+                             a.stride,
+                             b.stride,
+                             c.stride,
+                             transpose_a,
+                             transpose_b,
+                             c.dtype == NIB_DTYPE_F32,
+                             accumulate,
+                             alignment_of(a),
+                             alignment_of(b),
+                             alignment_of(c),
+                             0};
     const shape_key *key = &shape;
-    NIB_TRY(find(cache, key, &p));
-    float one = 1.0f, beta = accumulate ? 1.0f : 0.0f;
-    CHECK_CUBLAS(cublasLtMatmul(cache->handle, p->operation, &one, b.data, p->a, a.data, p->b, &beta, c.data, p->c,
-                                c.data, p->c, &p->algorithm, cache->workspace, WORKSPACE_BYTES, cache->stream));
+    const product_data data = {a.data, b.data, c.data};
+    NIB_TRY(find(cache, key, data, &p));
+    CHECK_CUBLAS(run(cache, p, &p->algorithm, data));
     return NIB_OK;
 }

@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -270,4 +271,16 @@ char *nib_path_folder(const char *path)
     char *folder = nib_calloc(length + 1, 1);
     if (folder != NULL) memcpy(folder, path, length);
     return folder;
+}
+
+char *nib_cache_path(const char *name)
+{
+    nib_buffer path = {0};
+    const char *cache = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
+    if (cache != NULL && cache[0] == '/')
+        nib_buffer_format(&path, "%s/nibble/%s", cache, name);
+    else
+        nib_buffer_format(&path, "%s/.cache/nibble/%s", home != NULL ? home : "", name);
+    if (path.failed) nib_buffer_free(&path);
+    return path.data;
 }

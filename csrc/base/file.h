@@ -40,5 +40,7 @@ nib_status nib_file_remove_tree(const char *path);  /* rm -r; absent is fine */
 /* base and name joined with one '/', or a copy of name if it is absolute; free with nib_free; NULL: no memory. */
 char *nib_path_join(const char *base, const char *name);
 char *nib_path_folder(const char *path); /* dirname; free with nib_free */
+/* name in the folder of what can be made again: $XDG_CACHE_HOME/nibble, or ~/.cache/nibble. As nib_path_join. */
+char *nib_cache_path(const char *name);
 
 #endif

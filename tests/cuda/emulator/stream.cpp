@@ -9,6 +9,10 @@ namespace nib_emulator
 {
 
 static nib_emulator_stream default_stream;
+static uint64_t device_clock;
+
+void spend_time(uint64_t nanoseconds) { device_clock += nanoseconds; }
+
 static std::set<nib_emulator_stream *> &streams()
 {
     static std::set<nib_emulator_stream *> all;
@@ -56,6 +60,7 @@ cudaError_t run_to(nib_emulator_stream *stream, uint64_t position)
         Task task = std::move(stream->queue.front());
         stream->queue.pop_front();
         stream->done++;
+        spend_time(1000);
         task();
     }
     close_device_memory();
@@ -160,7 +165,7 @@ cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned)
 {
     if (sticky_error() != cudaSuccess) return sticky_error();
     *event = new nib_emulator_event;
-    (*event)->time = std::make_shared<std::chrono::steady_clock::time_point>();
+    (*event)->time = std::make_shared<uint64_t>();
     return cudaSuccess;
 }
 
@@ -171,7 +176,7 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t handle)
     nib_emulator_stream *stream = resolve(handle);
     if (event == nullptr || stream == nullptr) return remember(cudaErrorInvalidResourceHandle);
     cudaError_t error = enqueue(handle, [time = event->time] {
-        *time = std::chrono::steady_clock::now();
+        *time = device_clock;
         return cudaSuccess;
     });
     if (error != cudaSuccess) return error;
@@ -210,7 +215,7 @@ cudaError_t cudaEventElapsedTime(float *milliseconds, cudaEvent_t begin, cudaEve
 {
     if (begin->stream == nullptr || end->stream == nullptr) return remember(cudaErrorInvalidResourceHandle);
     if (!reached(begin) || !reached(end)) return remember(cudaErrorNotReady);
-    *milliseconds = std::chrono::duration<float, std::milli>(*end->time - *begin->time).count();
+    *milliseconds = static_cast<float>(static_cast<double>(*end->time - *begin->time) * 1e-6);
     return sticky_error();
 }
 

@@ -9,7 +9,6 @@
 
 #include "include/cuda_runtime.h"
 
-#include <chrono>
 #include <deque>
 #include <memory>
 #include <string>
@@ -35,7 +34,7 @@ struct nib_emulator_stream {
 struct nib_emulator_event {
     nib_emulator_stream *stream = nullptr; /* where it was recorded last, nullptr: never */
     uint64_t position = 0;                 /* reached when that many of its tasks are done */
-    std::shared_ptr<std::chrono::steady_clock::time_point> time;
+    std::shared_ptr<uint64_t> time;        /* on the device's clock */
 };
 
 namespace nib_emulator
@@ -47,6 +46,8 @@ cudaError_t enqueue(cudaStream_t stream, Task task);
 /* Runs what was asked of a stream, up to its `position`-th task. */
 cudaError_t run_to(nib_emulator_stream *stream, uint64_t position);
 cudaError_t drain(nib_emulator_stream *stream);
+/* The device's clock, in nanoseconds: a task takes 1000, and what it adds itself. The same work takes the same time. */
+void spend_time(uint64_t nanoseconds);
 /* All that the default stream would wait for; all there is. */
 cudaError_t drain_blocking();
 cudaError_t drain_all();

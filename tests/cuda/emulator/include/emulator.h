@@ -5,6 +5,8 @@
 #include "../counters.h"
 #include "cuda_runtime.h"
 
+#include <vector>
+
 namespace nib_emulator
 {
 
@@ -28,6 +30,9 @@ void break_kernel(const char *name, cudaError_t error);
 
 /* Does as the variable NIBBLE_EMULATOR asks (environment.cpp), once; CUDA's calls begin with it. */
 void read_environment();
+
+/* cublasLt offers the first `offered` of its three algorithms, which take so long on the device's clock. */
+void set_products(int offered, const std::vector<uint64_t> &nanoseconds);
 
 /* Since the start or the last reset. Reads after the work has been waited for. */
 Counters counters();

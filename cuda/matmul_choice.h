@@ -1,0 +1,43 @@
+/* Which of cublasLt's algorithms computes the products of a class of shapes: the fastest of those offered, measured
+ * when the class is first met, and kept on disk by card, driver and version of cublasLt, so that the bits of a result
+ * stay the same from run to run on a machine.
+ *
+ * The file, $XDG_CACHE_HOME/nibble/matmul-HASH.txt: a line that names card and versions, then a line for each class. It
+ * is read when a class is met that the process does not know, and written whole each time one is added; processes that
+ * measure at the same time wait for each other (flock) and take what the first has found. A file that is damaged costs
+ * its lines' choices, no more: an algorithm is taken only if cublasLt offers it. */
+#ifndef NIB_CUDA_MATMUL_CHOICE_H
+#define NIB_CUDA_MATMUL_CHOICE_H
+
+#include "cuda/c_headers.h"
+
+#define NIB_MATMUL_MOST_OFFERED 8
+
+/* Sizes are rounded up to an eighth of the next lower power of two: documents of all lengths are met, and neighbours
+ * share a choice. No padding, so that it can be compared by its bytes. */
+typedef struct {
+    int64_t M, N, K;
+    int32_t transpose_a, transpose_b, wide, a_alignment, b_alignment, c_alignment;
+} nib_matmul_class;
+
+/* size as it stands in a class. */
+int64_t nib_matmul_class_size(int64_t size);
+
+typedef struct nib_matmul_choices nib_matmul_choices;
+
+/* `identity` names what a choice is good for: one line. Freed by the caller. NULL: no memory. */
+nib_matmul_choices *nib_matmul_choices_create(const char *identity);
+void nib_matmul_choices_free(nib_matmul_choices *choices);
+
+/* Measures all `offered` algorithms. microseconds [offered]; one that fails is HUGE_VALF. */
+typedef nib_status (*nib_matmul_measure)(void *user, int offered, float *microseconds);
+
+/* *chosen: which of the offered algorithms, named by their hashes, is this class's: that of the table, or measured now,
+ * said in a line of the log, and added. */
+nib_status nib_matmul_choose(nib_matmul_choices *choices, const nib_matmul_class *shape, int offered,
+                             const uint64_t *hash, nib_matmul_measure measure, void *user, int *chosen);
+
+/* FNV-1a (Fowler, Noll, Vo). */
+uint64_t nib_matmul_hash(const void *bytes, size_t count);
+
+#endif

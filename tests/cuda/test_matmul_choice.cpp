@@ -1,0 +1,164 @@
+/* The choice of cublasLt's algorithms: the fastest by the stand-in's clock, which has three that differ in the order of
+ * their sums; kept on disk from backend to backend; a file that is damaged, another card's, or cannot be written. */
+#include "cuda_check.h"
+
+extern "C" {
+#include "base/file.h"
+#include "base/memory.h"
+#include "base/random.h"
+}
+
+#include "strided_matrix.h"
+
+#include "cuda/backend.h"
+#include "cuda/matmul_choice.h"
+
+#include <dirent.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+static char folder[] = "/tmp/nibble-choice-XXXXXX";
+
+/* fp32 of a product of K = 300, by a backend of its own. */
+static std::vector<float> product(int64_t M = 5)
+{
+    nib_ops *ops;
+    const int64_t N = 7, K = 300;
+    check_ok(nib_cuda_backend_create(0, &ops));
+    std::vector<float> found;
+    {
+        strided_matrix a(random_bf16(1, M * K), M, K, 0), b(random_bf16(2, N * K), N, K, 0);
+        device_buffer<float> c(std::vector<float>((size_t)(M * N)));
+        check_ok(nib_cuda_matmul(ops, a.matrix(), false, b.matrix(), true, false, {c.data(), M, N, N, NIB_DTYPE_F32}));
+        found = c.download();
+    }
+    ops->close(ops);
+    return found;
+}
+
+/* The one file of choices. */
+static std::string path_of_file()
+{
+    const std::string cache = std::string(folder) + "/nibble/";
+    std::string path;
+    DIR *open = opendir(cache.c_str());
+    assert_non_null(open);
+    for (struct dirent *entry; (entry = readdir(open)) != nullptr;) {
+        const std::string name = entry->d_name;
+        if (name.size() > 4 && name.compare(name.size() - 4, 4, ".txt") == 0) path = cache + name;
+    }
+    closedir(open);
+    return path;
+}
+
+static std::string read_choices()
+{
+    char *text;
+    size_t length;
+    check_ok(nib_file_read(path_of_file().c_str(), 1 << 20, &text, &length));
+    std::string copy(text, length);
+    nib_free(text);
+    return copy;
+}
+
+static void write_choices(const std::string &text)
+{
+    check_ok(nib_file_replace(path_of_file().c_str(), text.data(), text.size()));
+}
+
+/* What algorithm `order` computes: alone, nothing is measured. */
+static std::vector<float> by_algorithm(int order)
+{
+    std::vector<uint64_t> time(3, 9000);
+    time[(size_t)order] = 1000;
+    check_ok(nib_file_remove_tree((std::string(folder) + "/nibble").c_str()));
+    nib_emulator::set_products(3, time);
+    return product();
+}
+
+static void the_fastest_is_taken(void **)
+{
+    const std::vector<float> first = by_algorithm(0), second = by_algorithm(1), third = by_algorithm(2);
+    assert_true(first != second && second != third && first != third);
+    check_ok(nib_file_remove_tree((std::string(folder) + "/nibble").c_str()));
+    nib_emulator::set_products(3, {100000, 99500, 99400}); /* no more than noise */
+    assert_true(product() == first);
+}
+
+static void a_choice_outlives_its_process(void **)
+{
+    const std::vector<float> third = by_algorithm(2);
+    const std::string kept = read_choices();
+    nib_emulator::set_products(3, {1000, 9000, 9000});
+    assert_true(product() == third);
+    assert_true(read_choices() == kept);
+    product(48);                         /* another class */
+    assert_true(read_choices() != kept); /* and the first is still there */
+    assert_true(product() == third);
+}
+
+static void an_algorithm_that_is_gone_is_replaced(void **)
+{
+    by_algorithm(2);
+    nib_emulator::set_products(2, {9000, 1000, 1000});
+    const std::vector<float> found = product();
+    assert_true(found == by_algorithm(1));
+}
+
+/* Whatever the file holds, a product is one of those offered, and the file is good again. */
+static void a_damaged_file_costs_its_choices_only(void **)
+{
+    const std::vector<float> first = by_algorithm(0);
+    by_algorithm(2);
+    const std::string good = read_choices();
+    std::string longer(2 << 20, 'x'), nul = good, other = good;
+    nul[nul.size() - 14] = '\0';
+    other[0] ^= 1;
+    nib_emulator::set_products(3, {1000, 9000, 9000});
+    for (const std::string &bad :
+         {std::string(), std::string("\n\n"), good.substr(0, good.size() - 30), other, nul, longer,
+          good.substr(0, good.find('\n') + 1) + "5 7 300 0 1 1 16 4 4 ffffffffffffffff nan x\n",
+          good.substr(0, good.find('\n') + 1) + "99999999999999999999999 7 300\n"}) {
+        write_choices(bad);
+        assert_true(product() == first);
+        const std::string healed = read_choices();
+        assert_true(healed.substr(0, healed.find('\n')) == good.substr(0, good.find('\n')));
+        assert_true(product() == first && read_choices() == healed);
+    }
+    write_choices(good + "rubbish\n"); /* the lines before it count */
+    assert_true(product() == by_algorithm(2));
+}
+
+static void a_folder_that_cannot_be_written_stops_nothing(void **)
+{
+    const std::vector<float> second = by_algorithm(1);
+    check_ok(nib_file_remove_tree((std::string(folder) + "/nibble").c_str()));
+    const std::string in_the_way = std::string(folder) + "/nibble";
+    check_ok(nib_file_replace(in_the_way.c_str(), "", 0));
+    assert_true(product() == second);
+    assert_int_equal(unlink(in_the_way.c_str()), 0);
+}
+
+static void neighbours_are_one_class(void **)
+{
+    const int64_t sizes[][2] = {{1, 1},     {15, 15},   {16, 16},     {17, 18},
+                                {127, 128}, {129, 144}, {4096, 4096}, {4097, 4608}};
+    for (const auto &size : sizes) assert_int_equal(nib_matmul_class_size(size[0]), size[1]);
+}
+
+int main()
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup(the_fastest_is_taken, reset_emulator),
+        cmocka_unit_test_setup(a_choice_outlives_its_process, reset_emulator),
+        cmocka_unit_test_setup(an_algorithm_that_is_gone_is_replaced, reset_emulator),
+        cmocka_unit_test_setup(a_damaged_file_costs_its_choices_only, reset_emulator),
+        cmocka_unit_test_setup(a_folder_that_cannot_be_written_stops_nothing, reset_emulator),
+        cmocka_unit_test(neighbours_are_one_class),
+    };
+    if (mkdtemp(folder) == nullptr || setenv("XDG_CACHE_HOME", folder, 1) != 0) return 1;
+    const int failed = cmocka_run_group_tests(tests, nullptr, nullptr);
+    nib_file_remove_tree(folder);
+    return failed;
+}
