@@ -323,6 +323,7 @@ nib_status nib_cuda_backend_create(int index, nib_ops **out)
                        properties.sharedMemPerBlockOptin};
     NIB_TRY_GOTO(nib_cuda_backend_describe(index, context->description, sizeof context->description), done);
     NIB_TRY_GOTO(open_stream(index, context), done);
+    ops->queue = context->stream;
     NIB_TRY_GOTO(nib_cuda_staging_create(context->stream, &context->staging), done);
     NIB_TRY_GOTO(nib_cuda_matmul_cache_create(context->stream, &context->matmul), done);
     *out = ops;

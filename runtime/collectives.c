@@ -46,6 +46,14 @@ static nib_status alone_receive(nib_collectives *c, int from, void *data, size_t
 
 static void alone_note(nib_collectives *c, const char *text) { (void)c, (void)text; }
 
+static void alone_guard(nib_collectives *c, const nib_guard *guard) { (void)c, (void)guard; }
+
+static nib_status alone_verdict(nib_collectives *c, nib_status otherwise)
+{
+    (void)c;
+    return otherwise;
+}
+
 static nib_status alone_close(nib_collectives *c, nib_status status)
 {
     (void)status;
@@ -68,6 +76,8 @@ nib_status nib_collectives_alone(nib_collectives **collectives)
                            .send = alone_send,
                            .receive = alone_receive,
                            .note = alone_note,
+                           .guard = alone_guard,
+                           .verdict = alone_verdict,
                            .close = alone_close};
     return NIB_OK;
 }

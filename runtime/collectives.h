@@ -19,6 +19,14 @@ typedef struct {
     size_t bytes;
 } nib_part;
 
+/* What waits for the other ranks by means of its own, and has to be told that one of them is lost. Both are called by
+ * the thread that watches the ranks. */
+typedef struct {
+    void *context;
+    nib_status (*poll)(void *context); /* NIB_OK, or what it has found wrong itself */
+    void (*abort)(void *context);      /* nobody has to wait any more */
+} nib_guard;
+
 typedef struct nib_collectives nib_collectives;
 struct nib_collectives {
     const char *name; /* "alone", "tcp", "mpi" */
@@ -39,6 +47,12 @@ struct nib_collectives {
 
     /* Says what this rank is at, for messages about a rank that died or hangs: "step 12, evaluation". */
     void (*note)(nib_collectives *c, const char *text);
+    /* guard (NULL: none) is copied. Where nothing watches the ranks (one process; MPI, whose launcher ends the job), it
+     * is not called. */
+    void (*guard)(nib_collectives *c, const nib_guard *guard);
+    /* Fails with what became of a rank that was lost, if that is found out within seconds, else with `otherwise` and
+     * this thread's message. */
+    nib_status (*verdict)(nib_collectives *c, nib_status otherwise);
     /* Ends and frees. With NIB_OK or NIB_STOPPED every rank has to be at its end, and waits for the others; any other
      * status, with this thread's message, is told to the others, who end with it. */
     nib_status (*close)(nib_collectives *c, nib_status status);

@@ -217,6 +217,16 @@ static nib_status tcp_receive(nib_collectives *c, int from, void *data, size_t b
 
 static void tcp_note(nib_collectives *c, const char *text) { nib_control_note(((tcp *)c->context)->control, text); }
 
+static void tcp_guard(nib_collectives *c, const nib_guard *guard)
+{
+    nib_control_guard(((tcp *)c->context)->control, guard);
+}
+
+static nib_status tcp_verdict(nib_collectives *c, nib_status otherwise)
+{
+    return nib_control_verdict(((tcp *)c->context)->control, VERDICT_SECONDS, otherwise);
+}
+
 static void free_tcp(tcp *t)
 {
     for (int p = 0; t->peer != NULL && p < t->self.size; p++)
@@ -353,6 +363,8 @@ nib_status nib_collectives_tcp(const nib_ranks *ranks, nib_collectives **collect
                                  .send = tcp_send,
                                  .receive = tcp_receive,
                                  .note = tcp_note,
+                                 .guard = tcp_guard,
+                                 .verdict = tcp_verdict,
                                  .close = tcp_close};
     *collectives = &t->table;
     return NIB_OK;

@@ -16,6 +16,10 @@ typedef struct {
     float *row;               /* [rows][row_values] this rank's chunk of every node */
     float *own;               /* [nodes of this rank][size * row_values] a block of its own nodes; then of the sum */
     nib_part *send, *receive; /* [size] */
+    /* Over devices, row is the backend's scratch memory, and own, send and receive are not needed. */
+    nib_device_exchange *exchange; /* NULL: over the host */
+    nib_move *move;                /* room for all moves of a block */
+    size_t mark;                   /* of the scratch memory, at the start */
 } summation;
 
 /* Where chunk `part` of `parts` begins in n values: no two differ by more than one value. */
@@ -29,33 +33,57 @@ static nib_slot_order nodes_of(const summation *s, int rank)
 
 static int64_t block_values(const summation *s) { return s->row_values * s->c->size; }
 
+static nib_status no_memory(const summation *s)
+{
+    return NIB_FAIL(NIB_ERROR_MEMORY, "no memory to sum the gradients of %d ranks", s->c->size);
+}
+
+static nib_status allocate_on_host(summation *s)
+{
+    size_t size = (size_t)s->c->size;
+    s->send = nib_calloc(size, sizeof *s->send);
+    s->receive = nib_calloc(size, sizeof *s->receive);
+    s->row = nib_calloc((size_t)s->first[size], (size_t)s->row_values * sizeof *s->row);
+    s->own = nib_calloc((size_t)s->tree->order.depth, (size_t)block_values(s) * sizeof *s->own);
+    return s->send == NULL || s->receive == NULL || s->row == NULL || s->own == NULL ? no_memory(s) : NIB_OK;
+}
+
+/* A node goes to every rank, and so does a sum; a row comes for every node, and a sum from every rank. */
+static nib_status allocate_on_device(summation *s)
+{
+    size_t size = (size_t)s->c->size, depth = (size_t)s->tree->order.depth;
+    s->move = nib_calloc(depth * size + (size_t)s->first[size] + 2 * size, sizeof *s->move);
+    if (s->move == NULL) return no_memory(s);
+    return nib_arena_take(s->tree->ops->scratch, s->first[size] * s->row_values, sizeof *s->row, &s->row);
+}
+
 static nib_status allocate(summation *s)
 {
     int size = s->c->size;
     s->first = nib_calloc((size_t)size + 1, sizeof *s->first);
-    s->send = nib_calloc((size_t)size, sizeof *s->send);
-    s->receive = nib_calloc((size_t)size, sizeof *s->receive);
-    if (s->first == NULL || s->send == NULL || s->receive == NULL) goto no_memory;
+    if (s->first == NULL) return no_memory(s);
     for (int r = 0; r < size; r++) s->first[r + 1] = s->first[r] + nodes_of(s, r).depth;
     int rows = s->first[size];
     int64_t whole = s->tree->n / size + 1;
     s->row_values = BLOCK_VALUES / rows > ROW_VALUES_LEAST ? BLOCK_VALUES / rows : ROW_VALUES_LEAST;
     if (s->row_values > whole) s->row_values = whole;
     s->node = nib_calloc((size_t)rows, sizeof *s->node);
-    s->row = nib_calloc((size_t)rows, (size_t)s->row_values * sizeof *s->row);
-    s->own = nib_calloc((size_t)s->tree->order.depth, (size_t)block_values(s) * sizeof *s->own);
-    if (s->node == NULL || s->row == NULL || s->own == NULL) goto no_memory;
+    if (s->node == NULL) return no_memory(s);
     for (int r = 0; r < size; r++) {
         nib_slot_order order = nodes_of(s, r);
         memcpy(s->node + s->first[r], order.node, (size_t)order.depth * sizeof *order.node);
     }
-    return NIB_OK;
-no_memory:
-    return NIB_FAIL(NIB_ERROR_MEMORY, "no memory to sum the gradients of %d ranks", size);
+    return s->exchange != NULL ? allocate_on_device(s) : allocate_on_host(s);
+}
+
+/* Node i of this rank. */
+static float *own_node(const summation *s, int i)
+{
+    return i == s->tree->order.depth - 1 ? s->gradient : s->tree->partial[i];
 }
 
 /* Brings this rank its chunk of every node, one node of each rank at a time. */
-static nib_status exchange(summation *s, int64_t begin, int64_t n)
+static nib_status bring_rows(summation *s, int64_t begin, int64_t n)
 {
     int size = s->c->size, rank = s->c->rank, most = 0, depth = s->tree->order.depth;
     int64_t mine = chunk_begin(n, size, rank + 1) - chunk_begin(n, size, rank);
@@ -63,8 +91,8 @@ static nib_status exchange(summation *s, int64_t begin, int64_t n)
         if (s->first[r + 1] - s->first[r] > most) most = s->first[r + 1] - s->first[r];
     for (int i = 0; i < most; i++) {
         float *own = s->own + i * block_values(s);
-        const float *node = i == depth - 1 ? s->gradient : s->tree->partial[i];
-        if (i < depth) NIB_TRY(s->tree->ops->download(s->tree->ops, own, node + begin, (size_t)n * sizeof(float)));
+        if (i < depth)
+            NIB_TRY(s->tree->ops->download(s->tree->ops, own, own_node(s, i) + begin, (size_t)n * sizeof(float)));
         for (int r = 0; r < size; r++) {
             int64_t from = chunk_begin(n, size, r), values = chunk_begin(n, size, r + 1) - from;
             bool sends = i < depth, receives = i < s->first[r + 1] - s->first[r];
@@ -77,50 +105,94 @@ static nib_status exchange(summation *s, int64_t begin, int64_t n)
     return NIB_OK;
 }
 
-/* Adds the rows in the tree's order; returns the one that holds the sum. */
-static const float *add_rows(const summation *s, int64_t values)
+static nib_status bring_rows_to_device(summation *s, int64_t begin, int64_t n)
+{
+    int size = s->c->size, rank = s->c->rank, count = 0;
+    int64_t mine = chunk_begin(n, size, rank + 1) - chunk_begin(n, size, rank);
+    for (int r = 0; r < size; r++) {
+        int64_t from = chunk_begin(n, size, r), values = chunk_begin(n, size, r + 1) - from;
+        for (int i = 0; i < s->tree->order.depth; i++)
+            s->move[count++] = (nib_move){true, r, own_node(s, i) + begin + from, (size_t)values * sizeof(float)};
+        for (int i = s->first[r]; i < s->first[r + 1]; i++)
+            s->move[count++] = (nib_move){false, r, s->row + i * s->row_values, (size_t)mine * sizeof(float)};
+    }
+    return nib_device_exchange_run(s->exchange, s->move, count);
+}
+
+static nib_status add(const summation *s, float *to, const float *from, int64_t values)
+{
+    if (s->exchange != NULL) return s->tree->ops->accumulate(s->tree->ops, to, from, values);
+    for (int64_t v = 0; v < values; v++) to[v] += from[v];
+    return NIB_OK;
+}
+
+/* Adds the rows in the tree's order; *sum is the one that holds the sum. */
+static nib_status add_rows(const summation *s, int64_t values, float **sum)
 {
     nib_slot_order order = nib_slot_order_begin(s->tree->order.slots);
-    const float *held[NIB_SLOT_NODES];
+    float *held[NIB_SLOT_NODES];
     for (int i = 0; i < s->first[s->c->size]; i++) {
         float *row = s->row + i * s->row_values;
         int before = order.depth, joined = nib_slot_order_push(&order, s->node[i]);
-        for (int k = 1; k <= joined; k++)
-            for (int64_t v = 0; v < values; v++) row[v] += held[before - k][v];
+        for (int k = 1; k <= joined; k++) NIB_TRY(add(s, row, held[before - k], values));
         held[order.depth - 1] = row;
     }
-    return held[0];
+    *sum = held[0];
+    return NIB_OK;
+}
+
+/* The ranks' sums of their chunks, sum of this rank's, into the array on all. */
+static nib_status hand_out_on_device(summation *s, int64_t begin, int64_t n, float *sum)
+{
+    int size = s->c->size, rank = s->c->rank, count = 0;
+    int64_t mine = chunk_begin(n, size, rank + 1) - chunk_begin(n, size, rank);
+    for (int r = 0; r < size; r++) {
+        int64_t from = chunk_begin(n, size, r), values = chunk_begin(n, size, r + 1) - from;
+        s->move[count++] = (nib_move){true, r, sum, (size_t)mine * sizeof(float)};
+        s->move[count++] = (nib_move){false, r, s->gradient + begin + from, (size_t)values * sizeof(float)};
+    }
+    return nib_device_exchange_run(s->exchange, s->move, count);
+}
+
+static nib_status hand_out(summation *s, int64_t begin, int64_t n, const float *sum)
+{
+    for (int r = 0; r < s->c->size; r++) {
+        int64_t from = chunk_begin(n, s->c->size, r), values = chunk_begin(n, s->c->size, r + 1) - from;
+        s->receive[r] = (nib_part){s->own + from, (size_t)values * sizeof(float)};
+    }
+    memcpy(s->receive[s->c->rank].data, sum, s->receive[s->c->rank].bytes);
+    NIB_TRY(s->c->all_gather(s->c, s->receive));
+    return s->tree->ops->upload(s->tree->ops, s->gradient + begin, s->own, (size_t)n * sizeof(float));
 }
 
 /* Values begin .. begin + n - 1 of the array. */
 static nib_status sum_block(summation *s, int64_t begin, int64_t n)
 {
     int size = s->c->size, rank = s->c->rank;
-    NIB_TRY(exchange(s, begin, n));
-    const float *sum = add_rows(s, chunk_begin(n, size, rank + 1) - chunk_begin(n, size, rank));
-    for (int r = 0; r < size; r++) {
-        int64_t from = chunk_begin(n, size, r), values = chunk_begin(n, size, r + 1) - from;
-        s->receive[r] = (nib_part){s->own + from, (size_t)values * sizeof(float)};
-    }
-    memcpy(s->receive[rank].data, sum, s->receive[rank].bytes);
-    NIB_TRY(s->c->all_gather(s->c, s->receive));
-    return s->tree->ops->upload(s->tree->ops, s->gradient + begin, s->own, (size_t)n * sizeof(float));
+    float *sum;
+    NIB_TRY(s->exchange != NULL ? bring_rows_to_device(s, begin, n) : bring_rows(s, begin, n));
+    NIB_TRY(add_rows(s, chunk_begin(n, size, rank + 1) - chunk_begin(n, size, rank), &sum));
+    return s->exchange != NULL ? hand_out_on_device(s, begin, n, sum) : hand_out(s, begin, n, sum);
 }
 
-nib_status nib_gradient_sum(nib_collectives *c, nib_gradient_tree *tree, float *gradient)
+nib_status nib_gradient_sum(nib_collectives *c, nib_gradient_tree *tree, float *gradient, nib_device_exchange *exchange)
 {
-    summation s = {.c = c, .tree = tree, .gradient = gradient};
+    summation s = {.c = c, .tree = tree, .gradient = gradient, .exchange = exchange, .mark = tree->ops->scratch->used};
     if (c->size == 1) return NIB_OK;
     nib_status status = allocate(&s);
     for (int64_t begin = 0; status == NIB_OK && begin < tree->n; begin += block_values(&s)) {
         int64_t left = tree->n - begin;
         status = sum_block(&s, begin, left < block_values(&s) ? left : block_values(&s));
     }
+    if (exchange != NULL)
+        nib_arena_reset(tree->ops->scratch, s.mark); /* what comes after it in the queue may have the memory */
+    else
+        nib_free(s.row);
     nib_free(s.first);
     nib_free(s.node);
-    nib_free(s.row);
     nib_free(s.own);
     nib_free(s.send);
     nib_free(s.receive);
+    nib_free(s.move);
     return status;
 }

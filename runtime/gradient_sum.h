@@ -9,12 +9,14 @@
 #ifndef NIB_GRADIENT_SUM_H
 #define NIB_GRADIENT_SUM_H
 
-#include "collectives.h"
+#include "nccl/device_exchange.h"
 #include "optim/gradient_tree.h"
 
 /* gradient [tree->n] and tree as nib_gradient_tree_add left them after the last slot of the range, which is
- * nib_slot_range_of_rank's; afterwards gradient is the sum over all slots on every rank. Both are the backend's memory;
- * bytes travel and are added in the host's, of which it takes some 40 MiB while it runs. */
-nib_status nib_gradient_sum(nib_collectives *c, nib_gradient_tree *tree, float *gradient);
+ * nib_slot_range_of_rank's; afterwards gradient is the sum over all slots on every rank. Both are the backend's memory.
+ * With an exchange bytes go from device to device and are added there; with NULL they travel and are added in the
+ * host's memory, of which it takes some 40 MiB while it runs. */
+nib_status nib_gradient_sum(nib_collectives *c, nib_gradient_tree *tree, float *gradient,
+                            nib_device_exchange *exchange);
 
 #endif

@@ -26,14 +26,21 @@ static bool find(const char *file, char path[PATH_BYTES])
     return false;
 }
 
-nib_status nib_plugin_load(const char *file, const char *symbol, const char *remedy, const void **found)
+nib_status nib_plugin_open(const char *file, const char *remedy, void **library)
 {
     char path[PATH_BYTES];
     if (!find(file, path)) return NIB_FAIL(NIB_ERROR_DEVICE, "%s is not beside the program: %s", file, remedy);
-    void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
-    if (library == NULL) return NIB_FAIL(NIB_ERROR_DEVICE, "%s cannot be loaded: %s", path, dlerror());
+    *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+    if (*library == NULL) return NIB_FAIL(NIB_ERROR_DEVICE, "%s cannot be loaded: %s", path, dlerror());
+    return NIB_OK;
+}
+
+nib_status nib_plugin_load(const char *file, const char *symbol, const char *remedy, const void **found)
+{
+    void *library;
+    NIB_TRY(nib_plugin_open(file, remedy, &library));
     *found = dlsym(library, symbol);
-    if (*found == NULL) return NIB_FAIL(NIB_ERROR_DEVICE, "%s is no plugin of this kind: %s", path, dlerror());
+    if (*found == NULL) return NIB_FAIL(NIB_ERROR_DEVICE, "%s is no plugin of this kind: %s", file, dlerror());
     return NIB_OK;
 }
 

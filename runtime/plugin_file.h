@@ -4,6 +4,8 @@
 
 #include "base/status.h"
 
+/* Loads `file` for good. remedy: as below. */
+nib_status nib_plugin_open(const char *file, const char *remedy, void **library);
 /* Loads `file` for good (its library's own threads and handlers outlive their use) and finds its symbol. remedy: what
  * to do if there is no such file. NIB_ERROR_DEVICE. */
 nib_status nib_plugin_load(const char *file, const char *symbol, const char *remedy, const void **found);

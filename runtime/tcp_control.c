@@ -44,6 +44,9 @@ struct nib_control {
     int wake, stop;   /* event descriptors: there is a verdict; the owner wants the thread to end */
     pthread_t thread;
 
+    pthread_mutex_t guard_lock; /* held while one of the guard's functions runs */
+    nib_guard guard;            /* poll NULL: none */
+
     pthread_mutex_t lock; /* for what follows */
     pthread_cond_t changed;
     uint32_t number, noted;
@@ -206,6 +209,21 @@ static void beat(nib_control *c, double now)
     look_for_hangs(c, now);
 }
 
+static void ask_guard(nib_control *c)
+{
+    pthread_mutex_lock(&c->guard_lock);
+    nib_status status = c->guard.poll != NULL ? c->guard.poll(c->guard.context) : NIB_OK;
+    pthread_mutex_unlock(&c->guard_lock);
+    if (status != NIB_OK) decide(c, c->self.rank, status, nib_error_message());
+}
+
+static void abort_guarded(nib_control *c)
+{
+    pthread_mutex_lock(&c->guard_lock);
+    if (c->guard.abort != NULL) c->guard.abort(c->guard.context);
+    pthread_mutex_unlock(&c->guard_lock);
+}
+
 /* Tells the verdict to all that do not have it; a rank other than 0 only knows rank 0. */
 static void pass_on(nib_control *c)
 {
@@ -257,8 +275,10 @@ static void *serve(void *argument)
             beat(c, now);
             next_beat = now + BEAT_SECONDS;
         }
+        if (end_at == 0) ask_guard(c);
         if (end_at == 0 && nib_control_failed(c)) {
             pass_on(c);
+            abort_guarded(c);
             end_at = now + c->limits.grace;
         }
         pthread_mutex_lock(&c->lock);
@@ -281,6 +301,7 @@ static void free_control(nib_control *c)
     if (c->stop >= 0) close(c->stop);
     pthread_cond_destroy(&c->changed);
     pthread_mutex_destroy(&c->lock);
+    pthread_mutex_destroy(&c->guard_lock);
     nib_free(c->peer);
     nib_free(c);
 }
@@ -309,6 +330,7 @@ nib_status nib_control_start(const nib_ranks *self, const int *peer, const nib_c
     pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
     *c = (nib_control){.self = *self, .limits = *limits, .peer = states, .collective = "its start"};
     pthread_mutex_init(&c->lock, NULL);
+    pthread_mutex_init(&c->guard_lock, NULL);
     pthread_cond_init(&c->changed, &monotonic);
     pthread_condattr_destroy(&monotonic);
     double now = nib_train_clock();
@@ -339,6 +361,13 @@ void nib_control_note(nib_control *c, const char *text)
     c->noted++;
     snprintf(c->note, sizeof c->note, "%s", text);
     pthread_mutex_unlock(&c->lock);
+}
+
+void nib_control_guard(nib_control *c, const nib_guard *guard)
+{
+    pthread_mutex_lock(&c->guard_lock);
+    c->guard = guard != NULL ? *guard : (nib_guard){0};
+    pthread_mutex_unlock(&c->guard_lock);
 }
 
 bool nib_control_failed(nib_control *c)

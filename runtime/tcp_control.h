@@ -8,7 +8,7 @@
 #ifndef NIB_TCP_CONTROL_H
 #define NIB_TCP_CONTROL_H
 
-#include "ranks.h"
+#include "collectives.h"
 
 #include <stdbool.h>
 
@@ -29,6 +29,9 @@ nib_status nib_control_start(const nib_ranks *self, const int *peer, const nib_c
  */
 void nib_control_at(nib_control *control, uint32_t number, const char *collective, bool inside);
 void nib_control_note(nib_control *control, const char *text);
+
+/* collectives.h's guard; NULL: none any more, and none of its functions runs when this returns. */
+void nib_control_guard(nib_control *control, const nib_guard *guard);
 
 /* Whether there is a verdict; NULL has none. */
 bool nib_control_failed(nib_control *control);

@@ -184,6 +184,7 @@ nib_status nib_train(nib_config *config, bool resume, nib_collectives *collectiv
         nib_log("%s: the run is finished; nothing to do", config->output);
     else if (status == NIB_OK)
         status = run(&training);
+    nib_device_exchange_close(training.exchange, status);
     nib_train_close(&training);
     return status;
 }

@@ -7,13 +7,15 @@
 #include "config.h"
 #include "data/prefetch.h"
 #include "metrics.h"
+#include "nccl/device_exchange.h"
 #include "open.h"
 #include "optim/gradient_tree.h"
 #include "run_folder.h"
 
 typedef struct {
     nib_config *config;
-    nib_collectives *collectives; /* not owned; NULL where there is no run, but a plan of one */
+    nib_collectives *collectives;  /* not owned; NULL where there is no run, but a plan of one */
+    nib_device_exchange *exchange; /* NULL: bytes of the backend's memory go through the host */
     nib_run_folder folder;
     nib_metrics metrics;
     nib_ops *ops;

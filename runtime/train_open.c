@@ -332,6 +332,7 @@ nib_status nib_train_open(nib_config *config, bool resume, nib_collectives *coll
     nib_train_settle(config); /* as the folder's config.json has it */
     NIB_TRY(open_folder(t, resume));
     NIB_TRY(nib_train_open_data(t));
+    NIB_TRY(nib_device_exchange_open(collectives, t->ops, &t->exchange));
     NIB_TRY(check_tokenizer(t));
     NIB_TRY(choose_sizes(t));
     NIB_TRY(open_model(t));

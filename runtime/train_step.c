@@ -78,7 +78,7 @@ static nib_status run_slots(nib_training *t, const nib_pack *pack)
         }
         NIB_TRY(nib_gradient_tree_add(&t->tree, slot, gradients(t)));
     }
-    return nib_gradient_sum(t->collectives, &t->tree, gradients(t));
+    return nib_gradient_sum(t->collectives, &t->tree, gradients(t), t->exchange);
 }
 
 /* The losses of all ranks' targets into t->nll of each, so that they are added in one order everywhere. */

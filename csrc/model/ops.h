@@ -137,6 +137,7 @@ struct nib_ops {
     bool bf16_only;     /* activations have to be bf16 */
     bool uses_room;     /* linears want room beside x and dy (nib_linear_room) */
     nib_arena *scratch;
+    void *queue; /* what runs the ops one after the other, as the device's other libraries take it; NULL: the host */
 
     /* Kernels of which there are two: a fast one, made for this device, and a plain one, its oracle and its fallback.
      * use_plain: from now on choice i is computed by the plain one where bit i of `mask` is set, else by the fast one.

@@ -94,6 +94,14 @@ static nib_status mpi_receive(nib_collectives *c, int from, void *data, size_t b
 
 static void mpi_note(nib_collectives *c, const char *text) { (void)c, (void)text; }
 
+static void mpi_guard(nib_collectives *c, const nib_guard *guard) { (void)c, (void)guard; }
+
+static nib_status mpi_verdict(nib_collectives *c, nib_status otherwise)
+{
+    (void)c;
+    return otherwise;
+}
+
 static nib_status mpi_close(nib_collectives *c, nib_status status)
 {
     context *own = c->context;
@@ -145,6 +153,8 @@ static nib_status mpi_open(const nib_ranks *ranks, nib_collectives **collectives
                                .send = mpi_send,
                                .receive = mpi_receive,
                                .note = mpi_note,
+                               .guard = mpi_guard,
+                               .verdict = mpi_verdict,
                                .close = mpi_close}};
     *collectives = &own->table;
     return NIB_OK;

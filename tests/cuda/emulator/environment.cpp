@@ -1,10 +1,12 @@
 /* NIBBLE_EMULATOR: the device that a program under test finds, and what is wrong with it.
  *
- *   devices=N  architecture=75  memory=BYTES   the card that the emulator claims to be
- *   seed=N                                     another schedule of warps and blocks
- *   fail=FUNCTION:AFTER:ERROR                  the (AFTER + 1)-th call of a function of CUDA fails, once; ERROR is its
- * number skip=NAME                                  kernels whose name begins so do nothing: their outputs stay as they
- * were crash=NAME:ERROR                           kernels whose name begins so end with ERROR
+ * - devices=N  architecture=75  memory=BYTES: the card that the emulator claims to be
+ * - seed=N: another schedule of warps and blocks
+ * - nccl=21903: the version of NCCL that it claims to have
+ * - damage=RANK: the next bytes that NCCL brings to that rank are damaged
+ * - fail=FUNCTION:AFTER:ERROR: the (AFTER + 1)-th call of a function of CUDA fails, once; ERROR is its number
+ * - skip=NAME: kernels whose name begins so do nothing: their outputs stay as they were
+ * - crash=NAME:ERROR: kernels whose name begins so end with ERROR
  *
  * separated by commas; skip and crash may come several times. What cannot be read ends the process: a test that asks
  * for nothing would pass. */
@@ -59,6 +61,10 @@ static void apply(const std::string &item, long *architecture, long *memory)
         *memory = number(value[0], item);
     else if (key == "seed" && value.size() == 1)
         set_first_seed(static_cast<uint64_t>(number(value[0], item)));
+    else if (key == "nccl" && value.size() == 1)
+        set_nccl_version(static_cast<int>(number(value[0], item)));
+    else if (key == "damage" && value.size() == 1)
+        set_nccl_damage(static_cast<int>(number(value[0], item)));
     else if (key == "fail" && value.size() == 3)
         inject_error(value[0].c_str(), static_cast<int>(number(value[1], item)),
                      static_cast<cudaError_t>(number(value[2], item)));

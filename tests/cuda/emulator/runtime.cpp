@@ -53,11 +53,17 @@ static cudaError_t enter(const char *function)
 {
     read_environment();
     if (device.sticky != cudaSuccess) return device.sticky;
+    cudaError_t error = injected_error(function);
+    return error != cudaSuccess ? remember(error, "injected by a test") : cudaSuccess;
+}
+
+cudaError_t injected_error(const char *function)
+{
     auto found = device.injections.find(function);
     if (found == device.injections.end() || found->second.after-- > 0) return cudaSuccess;
     cudaError_t error = found->second.error;
     device.injections.erase(found);
-    return remember(error, "injected by a test");
+    return error;
 }
 
 void reset()

@@ -25,6 +25,11 @@ void set_device_count(int count);
 /* The (after + 1)-th call of the named function from now on fails with `error`, once: "cudaMalloc",
  * "cudaLaunchKernelEx". */
 void inject_error(const char *function, int after, cudaError_t error);
+/* What such a call has to return now; cudaSuccess: nothing was asked for. */
+cudaError_t injected_error(const char *function);
+/* What ncclGetVersion says; and the rank to which the next bytes arrive damaged, -1: none. */
+void set_nccl_version(int version);
+void set_nccl_damage(int rank);
 /* From now on kernels whose name begins so do nothing, their outputs stay as they were; or end with `error`. */
 void break_kernel(const char *name, cudaError_t error);
 
