@@ -6,7 +6,10 @@ def rows_of(results, op, text=""):
 
 
 def share(rows):
-    return f"{100 * min(row['of_bound'] for row in rows):.0f} to {100 * max(row['of_bound'] for row in rows):.0f} %" if rows else "not measured"
+    if not rows:
+        return "not measured"
+    lowest, highest = (100 * pick(row["of_bound"] for row in rows) for pick in (min, max))
+    return f"{lowest:.0f} to {highest:.0f} %" if len(rows) > 1 else f"{lowest:.0f} %"
 
 
 def milliseconds(row):
