@@ -63,7 +63,7 @@ static nib_status measure_sharing(const nib_config *config, const nib_step_plan 
     return NIB_OK;
 }
 
-static nib_status print_sharing(const nib_config *config, const nib_dataset *data)
+static nib_status print_sharing(const nib_config *config, const nib_model_config *model, const nib_dataset *data)
 {
     nib_mixture mixture;
     int64_t batch = config->train.batch_size;
@@ -80,7 +80,8 @@ static nib_status print_sharing(const nib_config *config, const nib_dataset *dat
                  .micro_batch_tokens =
                      config->train.micro_batch_tokens > 0 ? config->train.micro_batch_tokens : INT32_MAX,
                  .share_prefixes = config->data.share_prefixes && !(config->has_lora && config->lora.dropout > 0),
-                 .pack = config->data.pack},
+                 .pack = config->data.pack,
+                 .token_keys = nib_model_token_keys(model)},
         .samples = steps * batch,
         .batch_size = batch};
     nib_status status = measure_sharing(config, &plan, steps);
@@ -88,15 +89,15 @@ static nib_status print_sharing(const nib_config *config, const nib_dataset *dat
     return status;
 }
 
-static nib_status check_data(const nib_config *config, const nib_text *text, const nib_dataset *train,
-                             const nib_dataset *eval)
+static nib_status check_data(const nib_config *config, const nib_model_config *model, const nib_text *text,
+                             const nib_dataset *train, const nib_dataset *eval)
 {
     NIB_TRY(nib_dataset_verify(train));
     nib_check_print_header();
     NIB_TRY(nib_check_print_sources("train", train));
     if (eval != NULL) NIB_TRY(nib_check_print_sources("eval", eval));
     putchar('\n');
-    NIB_TRY(print_sharing(config, train));
+    NIB_TRY(print_sharing(config, model, train));
     if (eval != NULL) NIB_TRY(print_leaks(train, eval));
     nib_check_print_terminators(text->tokenizer, train);
     return nib_check_print_masks(text->tokenizer, train);
@@ -118,7 +119,7 @@ static nib_status run(int argc, char **argv)
     NIB_TRY_GOTO(nib_open_data(&config, &config.data.train, &text, model.vocabulary, true, &train), done);
     if (config.data.eval.count > 0)
         NIB_TRY_GOTO(nib_open_data(&config, &config.data.eval, &text, model.vocabulary, false, &eval), done);
-    status = check_data(&config, &text, train, eval);
+    status = check_data(&config, &model, &text, train, eval);
 done:
     nib_dataset_free(eval);
     nib_dataset_free(train);

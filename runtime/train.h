@@ -28,7 +28,8 @@ typedef struct {
     int parameter_count;
     nib_gradient_tree tree;
     nib_schedule schedule;
-    int64_t samples; /* of the whole run */
+    int64_t samples;    /* of the whole run */
+    int64_t token_keys; /* of the model: pack.h */
     nib_recompute recompute;
     int64_t reserved_tokens, reserved_targets; /* what the model's activations hold */
     float *nll;                                /* host [nll_capacity] */

@@ -289,6 +289,7 @@ nib_status nib_train_open_data(nib_training *t)
     int local_rank = t->collectives == NULL ? 0 : t->collectives->local_rank;
     NIB_TRY(nib_open_backend((nib_device)c->device, nib_config_model(c, true).compute, local_rank, &t->ops));
     NIB_TRY(nib_open_model_config(c->model, &model));
+    t->token_keys = nib_model_token_keys(&model);
     NIB_TRY(nib_text_open(c->model, c->tokenizer, c->data.chat_template, &t->text));
     NIB_TRY(nib_open_data(c, &c->data.train, &t->text, model.vocabulary, true, &t->train));
     if (c->data.eval.count > 0) NIB_TRY(nib_open_data(c, &c->data.eval, &t->text, model.vocabulary, false, &t->eval));

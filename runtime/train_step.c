@@ -16,7 +16,8 @@ nib_step_plan nib_train_step_plan(const nib_training *t)
                            .pack = {.slots = (int)t->config->train.slots,
                                     .micro_batch_tokens = t->config->train.micro_batch_tokens,
                                     .share_prefixes = t->config->data.share_prefixes,
-                                    .pack = t->config->data.pack},
+                                    .pack = t->config->data.pack,
+                                    .token_keys = t->token_keys},
                            .samples = t->samples,
                            .batch_size = t->config->train.batch_size};
 }

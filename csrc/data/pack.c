@@ -13,26 +13,37 @@ typedef struct {
     int64_t count;
     int64_t *order;  /* [count] */
     int32_t *shared; /* [count] tokens in common with the row before */
+    int64_t token_keys;
 } step_rows;
 
-/* Tokens that row i adds to a part that already holds the row before it, or begins with it. */
-static int64_t cost(const step_rows *step, int64_t i, bool first)
+/* What row i adds to a part that already holds the row before it, or begins with it. */
+typedef int64_t (*measure_of_row)(const step_rows *step, int64_t i, bool first);
+
+static int64_t tokens_added(const step_rows *step, int64_t i, bool first)
 {
     return step->rows[step->order[i]].length - (first ? 0 : step->shared[i]);
 }
 
-/* End of the longest run of rows from `begin` that computes at most `capacity` tokens; at least one row. */
-static int64_t fill(const step_rows *step, int64_t begin, int64_t limit, int64_t capacity)
+/* A token at depth p of the tree sees p + 1 keys. */
+static int64_t cost_added(const step_rows *step, int64_t i, bool first)
 {
-    int64_t end = begin + 1, used = cost(step, begin, true);
-    while (end < limit && used + cost(step, end, false) <= capacity) used += cost(step, end++, false);
+    int64_t tokens = tokens_added(step, i, first), end = step->rows[step->order[i]].length, begin = end - tokens;
+    if (step->token_keys == 0) return tokens;
+    return tokens * step->token_keys + end * (end + 1) / 2 - begin * (begin + 1) / 2;
+}
+
+/* End of the longest run of rows from `begin` that measures at most `capacity`; at least one row. */
+static int64_t fill(const step_rows *step, measure_of_row measure, int64_t begin, int64_t limit, int64_t capacity)
+{
+    int64_t end = begin + 1, used = measure(step, begin, true);
+    while (end < limit && used + measure(step, end, false) <= capacity) used += measure(step, end++, false);
     return end;
 }
 
 static int64_t parts_needed(const step_rows *step, int64_t capacity)
 {
     int64_t parts = 0;
-    for (int64_t i = 0; i < step->count; parts++) i = fill(step, i, step->count, capacity);
+    for (int64_t i = 0; i < step->count; parts++) i = fill(step, cost_added, i, step->count, capacity);
     return parts;
 }
 
@@ -41,7 +52,7 @@ static int64_t parts_needed(const step_rows *step, int64_t capacity)
 static int64_t slot_capacity(const step_rows *step, int slots)
 {
     int64_t low = 1, high = 1;
-    for (int64_t i = 0; i < step->count; i++) high += cost(step, i, true);
+    for (int64_t i = 0; i < step->count; i++) high += cost_added(step, i, true);
     while (low < high) {
         int64_t middle = low + (high - low) / 2;
         if (parts_needed(step, middle) <= slots)
@@ -103,16 +114,16 @@ static void write_micro_batch(const step_rows *step, int64_t begin, int64_t end,
 /* Cuts slots and micro-batches. batch_begin [count + 1] out: first row of each micro-batch; pack->slot_begin is set. */
 static void cut(const step_rows *step, nib_pack_options options, nib_pack *pack, int64_t *batch_begin)
 {
-    int64_t slot_tokens = slot_capacity(step, options.slots), begin = 0;
+    int64_t slot_cost = slot_capacity(step, options.slots), begin = 0;
     /* Packed indices are 32 bits wide. */
     int64_t batch_tokens = options.micro_batch_tokens < INT32_MAX ? options.micro_batch_tokens : INT32_MAX;
     for (int slot = 0; slot < options.slots; slot++) {
         pack->slot_begin[slot] = pack->micro_batches;
         if (begin == step->count) continue;
-        int64_t slot_end = fill(step, begin, step->count, slot_tokens);
+        int64_t slot_end = fill(step, cost_added, begin, step->count, slot_cost);
         while (begin < slot_end) {
             batch_begin[pack->micro_batches++] = begin;
-            begin = options.pack ? fill(step, begin, slot_end, batch_tokens) : begin + 1;
+            begin = options.pack ? fill(step, tokens_added, begin, slot_end, batch_tokens) : begin + 1;
         }
     }
     pack->slot_begin[options.slots] = pack->micro_batches;
@@ -126,7 +137,7 @@ static void measure(const step_rows *step, const int64_t *batch_begin, nib_pack 
         for (int64_t i = batch_begin[b]; i < batch_begin[b + 1]; i++) {
             const nib_row *row = &step->rows[step->order[i]];
             int64_t targets = count_targets(row);
-            batch->T += cost(step, i, i == batch_begin[b]);
+            batch->T += tokens_added(step, i, i == batch_begin[b]);
             batch->N += targets;
             batch->row_tokens += row->length;
             pack->supervised_weight += (double)targets * (double)row->weight;
@@ -182,11 +193,11 @@ static nib_status write_all(const step_rows *step, const int64_t *batch_begin, n
 nib_status nib_pack_step(const nib_row *rows, int64_t count, nib_pack_options options, nib_pack *pack)
 {
     memset(pack, 0, sizeof *pack);
-    if (options.slots < 1 || options.micro_batch_tokens < 1 || count < 0 || count > INT32_MAX)
+    if (options.slots < 1 || options.micro_batch_tokens < 1 || options.token_keys < 0 || count < 0 || count > INT32_MAX)
         return NIB_FAIL(NIB_ERROR_INTERNAL, "pack: %d slots, %lld tokens a micro-batch, %lld rows", options.slots,
                         (long long)options.micro_batch_tokens, (long long)count);
     nib_status status = NIB_OK;
-    step_rows step = {.rows = rows, .count = count};
+    step_rows step = {.rows = rows, .count = count, .token_keys = options.token_keys};
     int64_t *batch_begin = nib_calloc((size_t)count + 1, sizeof *batch_begin);
     step.order = nib_calloc((size_t)count, sizeof *step.order);
     step.shared = nib_calloc((size_t)count, sizeof *step.shared);

@@ -32,6 +32,8 @@ typedef struct {
     int64_t micro_batch_tokens; /* most T of a micro-batch; >= 1 */
     bool share_prefixes;        /* false: every row a branch of its own */
     bool pack;                  /* false: one row to a micro-batch */
+    int64_t token_keys; /* what a token costs besides attention, in keys that a query sees; 0: slots are as equal
+                           in tokens as can be, and attention is not counted */
 } nib_pack_options;
 
 typedef struct {

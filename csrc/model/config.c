@@ -256,3 +256,12 @@ void nib_rope_frequencies(const nib_model_config *c, float *frequency)
         frequency[i] = (float)value;
     }
 }
+
+int64_t nib_model_token_keys(const nib_model_config *c)
+{
+    int64_t attention = c->heads * c->head_dim; /* multiplications of a query with a key, and with its value, each */
+    int64_t weights =
+        2 * c->hidden * attention + 2 * c->hidden * c->kv_heads * c->head_dim + 3 * c->hidden * c->feed_forward;
+    int64_t keys = 2 * weights / (7 * attention);
+    return keys < 1 ? 1 : keys;
+}

@@ -32,6 +32,10 @@ nib_status nib_model_config_read(const char *path, nib_model_config *config);
 nib_status nib_model_config_from_gguf(const char *path, const nib_gguf *gguf, nib_model_config *config);
 /* config.json as transformers reads it; nf4: with the quantization_config of bitsandbytes (double quantised). */
 nib_status nib_model_config_write(const nib_model_config *config, bool nf4, nib_buffer *json);
+/* How many keys of attention cost as much as all linear layers of a token, in a LoRA step: two products of each weight
+ * against the three and a half of each key (forward; gradients of queries, keys, values and, again, the scores). For
+ * the balance of packs alone: it is right to a factor, whatever the machine. */
+int64_t nib_model_token_keys(const nib_model_config *config);
 /* fp32 [head_dim / 2], with the scaling of the family (Llama 3: "rope_type": "llama3"). */
 void nib_rope_frequencies(const nib_model_config *config, float *frequency);
 

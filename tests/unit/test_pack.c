@@ -115,7 +115,7 @@ static void check_all_options(const row_set *set)
     for (int slots = 1; slots <= 5; slots++)
         for (int limit = 1; limit <= 300; limit = limit * 3 + 1)
             for (int mode = 0; mode < 4; mode++) {
-                nib_pack_options o = {slots, limit, (mode & 1) != 0, (mode & 2) != 0};
+                nib_pack_options o = {slots, limit, (mode & 1) != 0, (mode & 2) != 0, mode * 7};
                 int64_t computed = check_pack(set, o);
                 assert_true(computed <= tokens);
                 if (!o.share_prefixes || !o.pack) assert_int_equal(computed, tokens);
@@ -212,7 +212,7 @@ static void slots_have_about_equal_cost(void **state)
         add_row(&set, ids, length, 1);
     }
     nib_pack pack;
-    nib_pack_options options = {4, 64, true, true};
+    nib_pack_options options = {4, 64, true, true, 0};
     assert_int_equal(nib_pack_step(set.row, set.count, options, &pack), NIB_OK);
     int64_t least = INT64_MAX, most = 0;
     for (int s = 0; s < 4; s++) {
@@ -226,6 +226,59 @@ static void slots_have_about_equal_cost(void **state)
     nib_pack_free(&pack);
 }
 
+/* The costliest slot in units of a mean one, counted from the packed arrays: `keys` for each token, and each key it
+ * sees. */
+static double spread(const row_set *set, nib_pack_options options, int64_t keys)
+{
+    nib_pack pack;
+    double all = 0, most = 0;
+    assert_int_equal(nib_pack_step(set->row, set->count, options, &pack), NIB_OK);
+    for (int s = 0; s < options.slots; s++) {
+        double cost = 0;
+        for (int b = pack.slot_begin[s]; b < pack.slot_begin[s + 1]; b++) {
+            const nib_micro_batch *batch = &pack.micro_batch[b];
+            cost += (double)(batch->T * keys);
+            for (int32_t k = 0; k < batch->T; k++) cost += batch->end[k] - k; /* queries that see key k */
+        }
+        all += cost;
+        if (cost > most) most = cost;
+    }
+    nib_pack_free(&pack);
+    return most / all * options.slots;
+}
+
+/* Where a token's own cost is small beside its attention, as in long documents, slots of equal tokens are not of equal
+ * cost: few long rows against many short ones. */
+static void slots_are_balanced_by_cost(void **state)
+{
+    (void)state;
+    double by_tokens = 0, by_cost = 0;
+    int better = 0;
+    for (uint32_t round = 0; round < 200; round++) {
+        row_set set = {0};
+        for (int r = 0; r < 60; r++) {
+            int32_t ids[MAX_LENGTH];
+            uint32_t random[4];
+            nib_philox(round, 7, (uint64_t)r, random);
+            int length = 3 + (int)(random[0] % 62) * (int)(random[2] % 62) / 61;
+            for (int p = 0; p < length; p++) ids[p] = p < 2 ? 1 : (int32_t)(random[1] >> 4);
+            add_row(&set, ids, length, 1);
+        }
+        int slots = 2 + (int)(round % 7);
+        nib_pack_options options = {
+            .slots = slots, .micro_batch_tokens = 1 << 20, .share_prefixes = round % 2 == 0, .pack = true};
+        double plain = spread(&set, options, 5);
+        options.token_keys = 5;
+        double balanced = spread(&set, options, 5);
+        assert_true(balanced < plain + 1e-9); /* the most costly slot is as cheap as cuts between rows allow */
+        by_tokens += plain / 200;
+        by_cost += balanced / 200;
+        better += balanced < plain - 1e-9;
+    }
+    assert_true(better >= 100 && by_cost < by_tokens);
+    print_message("costliest slot over the mean: %.3f by tokens, %.3f by cost\n", by_tokens, by_cost);
+}
+
 static void an_empty_step_is_an_empty_pack(void **state)
 {
     (void)state;
@@ -234,7 +287,7 @@ static void an_empty_step_is_an_empty_pack(void **state)
     assert_int_equal(pack.micro_batches, 0);
     assert_int_equal(pack.supervised_tokens, 0);
     nib_pack_free(&pack);
-    assert_int_equal(nib_pack_step(NULL, 0, (nib_pack_options){0, 1, true, true}, &pack), NIB_ERROR_INTERNAL);
+    assert_int_equal(nib_pack_step(NULL, 0, (nib_pack_options){0, 1, true, true, 0}, &pack), NIB_ERROR_INTERNAL);
 }
 
 /* 4,096 chained rows, each a prefix of the next: the deepest tree that many rows can make. */
@@ -265,6 +318,7 @@ int main(void)
         cmocka_unit_test(random_rows),
         cmocka_unit_test(trees_of_depth_one_to_four),
         cmocka_unit_test(slots_have_about_equal_cost),
+        cmocka_unit_test(slots_are_balanced_by_cost),
         cmocka_unit_test(an_empty_step_is_an_empty_pack),
         cmocka_unit_test(a_deep_chain_of_prefixes),
     };
