@@ -1,6 +1,7 @@
 #include "tcp_rendezvous.h"
 #include "base/log.h"
 #include "base/memory.h"
+#include "signals.h"
 #include "train.h"
 
 #include <arpa/inet.h>
@@ -83,6 +84,14 @@ nib_status nib_tcp_listen(const nib_ranks *self, int port, int ports, int *liste
     return NIB_OK;
 }
 
+/* Ranks may wait for each other for minutes, and be told to stop meanwhile. */
+static nib_status not_stopped(void)
+{
+    if (!nib_signals_stop_requested()) return NIB_OK;
+    return NIB_FAIL(NIB_STOPPED, "stopped by signal %d before all ranks had come; start again with --resume",
+                    nib_signals_last());
+}
+
 nib_status nib_tcp_write(int fd, const void *data, size_t bytes, double until)
 {
     for (const char *at = data; bytes > 0;) {
@@ -116,6 +125,7 @@ nib_status nib_tcp_read(int fd, void *data, size_t bytes, double until)
             return NIB_FAIL(NIB_ERROR_DEVICE, "nothing came");
         } else {
             struct pollfd wait = {.fd = fd, .events = POLLIN};
+            NIB_TRY(not_stopped());
             (void)poll(&wait, 1, wait_ms(until));
         }
     }
@@ -242,6 +252,7 @@ static void listen_to_callers(reception *r, const struct pollfd *fds)
 static nib_status count_missing(const reception *r, nib_control *control, int *missing)
 {
     *missing = 0;
+    NIB_TRY(not_stopped());
     if (nib_control_failed(control)) return nib_control_verdict(control, 0, NIB_ERROR_DEVICE);
     for (int p = r->self->rank + 1; p < r->self->size; p++) {
         if (r->peer[p] < 0)
@@ -359,6 +370,7 @@ nib_status nib_tcp_call(const nib_ranks *self, int to, const char *address, int 
     bool hopeless = false;
     int pause = 5;
     for (int i = 0; nib_train_clock() < until && !hopeless; i = (i + 1) % ports) {
+        NIB_TRY(not_stopped());
         if (nib_control_failed(control)) return nib_control_verdict(control, 0, NIB_ERROR_DEVICE);
         if (try_port(self, address, port + i, channel, own_port, until, peer, &hopeless) == NIB_OK) return NIB_OK;
         if (i == 0 || hopeless) snprintf(last, sizeof last, "%.500s", nib_error_message());

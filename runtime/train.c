@@ -146,31 +146,37 @@ static nib_status advance(nib_training *t, bool *stop)
     return NIB_OK;
 }
 
-/* A signal that any rank has got stops all of them, after the same step. */
+/* A signal that any rank has got stops all of them, before the same step. */
 static nib_status stop_requested(nib_training *t, int64_t *signal_number)
 {
     *signal_number = nib_signals_stop_requested() ? nib_signals_last() : 0;
     return nib_agree_largest(t->collectives, signal_number);
 }
 
+/* Before the first step of this process there is nothing new to keep. */
+static nib_status stopped_by(nib_training *t, int64_t signal_number)
+{
+    if (t->state.step > t->first_step) {
+        NIB_TRY(write_last_checkpoint(t));
+        NIB_TRY(write_report(t));
+    }
+    return NIB_FAIL(NIB_STOPPED, "stopped by signal %lld after step %lld of %lld; continue with --resume",
+                    (long long)signal_number, (long long)t->state.step, (long long)t->schedule.steps);
+}
+
 static nib_status run(nib_training *t)
 {
     bool stop = false;
     int64_t signal_number;
-    nib_signals_install();
     nib_step_plan plan = nib_train_step_plan(t);
     NIB_TRY(nib_prefetch_create(&plan, t->state.cursor, &t->prefetch));
     if (t->state.step == 0 && t->eval != NULL) NIB_TRY(nib_train_evaluate_before(t));
     t->started = nib_train_clock();
     t->first_step = t->state.step;
     while (t->state.step < t->schedule.steps && !stop) {
-        NIB_TRY(advance(t, &stop));
         NIB_TRY(stop_requested(t, &signal_number));
-        if (signal_number == 0 || stop || t->state.step == t->schedule.steps) continue;
-        NIB_TRY(write_last_checkpoint(t));
-        NIB_TRY(write_report(t));
-        return NIB_FAIL(NIB_STOPPED, "stopped by signal %lld after step %lld of %lld; continue with --resume",
-                        (long long)signal_number, (long long)t->state.step, (long long)t->schedule.steps);
+        if (signal_number != 0) return stopped_by(t, signal_number);
+        NIB_TRY(advance(t, &stop));
     }
     if (stop) nib_log("stopped early: no better evaluation since step %lld", (long long)t->state.best_step);
     return finish(t);
