@@ -1,7 +1,7 @@
 /* Preloaded: makes the n-th call of one function fail once. NIB_FAULT is "write:N", "fsync:N" or "rename:N", counted
  * from 1 over calls that concern the folder named by NIB_FAULT_FOLDER; or "malloc:N" (calloc, realloc and aligned_alloc
  * too) or "mmap:N", counted over the program's own calls, not its libraries'. The errors are those of a full or broken
- * disk, or of no memory.
+ * disk, or of no memory. "recv:N" damages what the n-th recv of at least a KiB has brought.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 static atomic_int calls;
@@ -119,4 +120,13 @@ void *mmap(void *address, size_t bytes, int protection, int flags, int fd, off_t
     void *(*real)(void *, size_t, int, int, int, off_t);
     *(void **)&real = dlsym(RTLD_NEXT, "mmap");
     return memory_fails("mmap", CALLER) ? MAP_FAILED : real(address, bytes, protection, flags, fd, offset);
+}
+
+ssize_t recv(int fd, void *bytes, size_t length, int flags)
+{
+    ssize_t (*real)(int, void *, size_t, int);
+    *(void **)&real = dlsym(RTLD_NEXT, "recv");
+    ssize_t got = real(fd, bytes, length, flags);
+    if (got >= 1024 && counts("recv")) ((unsigned char *)bytes)[got / 2] ^= 1;
+    return got;
 }
