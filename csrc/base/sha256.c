@@ -105,6 +105,7 @@ void nib_sha256_update(nib_sha256 *hash, const void *bytes, size_t length)
 {
     const uint8_t *data = bytes;
     size_t used = hash->length % 64;
+    if (length == 0) return; /* bytes may be NULL then */
     hash->length += length;
     if (used > 0) {
         size_t take = 64 - used < length ? 64 - used : length;
