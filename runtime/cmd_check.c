@@ -2,7 +2,9 @@
 #include "check_print.h"
 #include "command.h"
 #include "open.h"
+#include "token_choice.h"
 
+#include "base/utf8.h"
 #include "data/prefetch.h"
 
 #include <stdio.h>
@@ -89,7 +91,19 @@ static nib_status print_sharing(const nib_config *config, const nib_model_config
     return status;
 }
 
-static nib_status check_data(const nib_config *config, const nib_model_config *model, const nib_text *text,
+/* Tokens of the data whose rows of the embedding look untrained, and how many rows the run would train. */
+static nib_status print_tokens(nib_config *config, const nib_text *text, const nib_dataset *train, int64_t vocabulary)
+{
+    nib_buffer warnings = {0};
+    nib_status status = nib_token_choice_settle(config, text, train, vocabulary, &warnings);
+    if (status == NIB_OK && warnings.length > 0) nib_utf8_print(stdout, warnings.data, warnings.length);
+    if (status == NIB_OK && config->lora.tokens.ids > 0)
+        printf("%lld rows of the embedding are trained with the adapter\n", (long long)config->lora.tokens.ids);
+    nib_buffer_free(&warnings);
+    return status;
+}
+
+static nib_status check_data(nib_config *config, const nib_model_config *model, const nib_text *text,
                              const nib_dataset *train, const nib_dataset *eval)
 {
     NIB_TRY(nib_dataset_verify(train));
@@ -100,6 +114,7 @@ static nib_status check_data(const nib_config *config, const nib_model_config *m
     NIB_TRY(print_sharing(config, model, train));
     if (eval != NULL) NIB_TRY(print_leaks(train, eval));
     nib_check_print_terminators(text->tokenizer, train);
+    NIB_TRY(print_tokens(config, text, train, model->vocabulary));
     return nib_check_print_masks(text->tokenizer, train);
 }
 
@@ -136,7 +151,8 @@ const nib_command nib_command_check = {
         "\n"
         "Reads all data of a config as train does, and trains nothing. Shows the tokens of each source, how far\n"
         "shared prefixes make a step smaller, evaluation rows that are in the training data, the token that ends a\n"
-        "turn, and one sample of each source with what is supervised: green on a terminal, else between [[ and ]].\n"
+        "turn, tokens whose embedding row looks untrained (lora.trainable_token_indices trains such rows), and one\n"
+        "sample of each source with what is supervised: green on a terminal, else between [[ and ]].\n"
         "\n"
         "  --set a.b=value   replaces a value of the config\n"
         "\n"

@@ -14,7 +14,7 @@
 #define MAX_CONFIG_BYTES (16u << 20)
 #define MAX_EXACT        9007199254740991.0 /* 2^53 - 1: integers that every JSON reader keeps */
 
-typedef enum { INTEGER, REAL, BOOLEAN, CHOICE, PATH, SOURCES, TARGETS } value_kind;
+typedef enum { INTEGER, REAL, BOOLEAN, CHOICE, PATH, SOURCES, TARGETS, TOKENS } value_kind;
 
 typedef struct {
     const char *key; /* "section.key" */
@@ -41,6 +41,7 @@ static const key_row rows[] = {
     {"lora.lora_dropout", REAL, AT(lora.dropout), false, 0, 0.99, "0", NULL, false},
     {"lora.target_modules", TARGETS, AT(lora.targets), false, 0, 0, "\"all-linear\"", NULL, false},
     {"lora.use_rslora", BOOLEAN, AT(lora.rslora), false, 0, 0, "false", NULL, false},
+    {"lora.trainable_token_indices", TOKENS, AT(lora.tokens), true, 0, 0, "null", NULL, false},
     {"lora.init_adapter", PATH, AT(lora.init_adapter), true, 0, 0, "null", NULL, false},
     {"data.train", SOURCES, AT(data.train), false, 0, 0, NULL, NULL, false},
     {"data.eval", SOURCES, AT(data.eval), true, 0, 0, "[]", NULL, false},
@@ -183,6 +184,31 @@ static nib_status read_targets(reader *r, const key_row *row, const nib_json *va
     return NIB_OK;
 }
 
+static nib_status read_tokens(reader *r, const key_row *row, const nib_json *value)
+{
+    nib_token_choice *choice = field(r->config, row);
+    *choice = (nib_token_choice){0};
+    if (value->kind == NIB_JSON_STRING && strcmp(value->string, "untrained") == 0) {
+        choice->untrained = true;
+        return NIB_OK;
+    }
+    if (value->kind != NIB_JSON_ARRAY || value->length == 0)
+        return wrong_type(r, row->key, value, "\"untrained\" or a list of tokens");
+    choice->item = nib_pool_alloc(&r->config->pool, value->length * sizeof *choice->item);
+    if (choice->item == NULL) return no_memory(r);
+    for (const nib_json *item = value->first; item != NULL; item = item->next) {
+        nib_token_item *token = &choice->item[choice->count++];
+        *token = (nib_token_item){0};
+        if (item->kind == NIB_JSON_STRING && item->length > 0)
+            NIB_TRY(copy_text(r, item->string, item->length, &token->text));
+        else if (item->is_integer && item->integer >= 0 && item->integer <= INT32_MAX)
+            token->id = (int32_t)item->integer;
+        else
+            return wrong_type(r, row->key, item, "a token's id or its text, such as \"<tool_call>\"");
+    }
+    return NIB_OK;
+}
+
 static nib_status read_source(reader *r, const char *key, const nib_json *item, nib_data_source *source)
 {
     if (item->kind != NIB_JSON_OBJECT) return wrong_type(r, key, item, "an object with \"path\"");
@@ -226,6 +252,8 @@ static void set_null(const reader *r, const key_row *row)
         *(int64_t *)field(r->config, row) = NIB_CONFIG_UNSET;
     else if (row->kind == SOURCES)
         *(nib_source_list *)field(r->config, row) = (nib_source_list){0};
+    else if (row->kind == TOKENS)
+        *(nib_token_choice *)field(r->config, row) = (nib_token_choice){0};
     else
         *(const char **)field(r->config, row) = NULL;
 }
@@ -252,6 +280,8 @@ static nib_status read_value(reader *r, const key_row *row, const nib_json *valu
         return read_path(r, row->key, value, (const char **)field(r->config, row));
     case TARGETS:
         return read_targets(r, row, value);
+    case TOKENS:
+        return read_tokens(r, row, value);
     case SOURCES:
         return read_sources(r, row, value);
     }
@@ -345,6 +375,12 @@ static nib_status check_whole(const reader *r)
     if (!c->has_lora && c->quantization != NIB_QUANT_NONE)
         return NIB_FAIL(NIB_ERROR_CONFIG,
                         "%s: \"lora\": null trains every weight, which needs \"quantization\": \"none\"", r->file);
+    if (c->lora.init_adapter != NULL && (c->lora.tokens.untrained || c->lora.tokens.count > 0))
+        return NIB_FAIL(
+            NIB_ERROR_CONFIG,
+            "%s: \"lora.trainable_token_indices\" is for a new adapter; which rows \"lora.init_adapter\" has "
+            "is in its adapter_config.json",
+            r->file);
     if (c->evaluate.patience != NIB_CONFIG_UNSET && c->data.eval.count == 0)
         return NIB_FAIL(NIB_ERROR_CONFIG, "%s: \"evaluate.early_stopping_patience\" needs \"data.eval\"", r->file);
     if (c->evaluate.generate > 0 && c->data.eval.count == 0)
@@ -442,6 +478,36 @@ static void write_real(nib_buffer *out, double value)
     nib_buffer_text(out, text);
 }
 
+static void write_targets(nib_buffer *out, const nib_target_list *list)
+{
+    if (list->all_linear) {
+        nib_buffer_text(out, "\"all-linear\"");
+        return;
+    }
+    for (int i = 0; i < list->count; i++) {
+        nib_buffer_text(out, i == 0 ? "[" : ", ");
+        write_text(out, list->name[i]);
+    }
+    nib_buffer_char(out, ']');
+}
+
+/* As it was asked for, so that a resumed run compares it: what it comes to follows from model and data. */
+static void write_tokens(nib_buffer *out, const nib_token_choice *choice)
+{
+    if (choice->count == 0) {
+        nib_buffer_text(out, choice->untrained ? "\"untrained\"" : "null");
+        return;
+    }
+    for (int i = 0; i < choice->count; i++) {
+        nib_buffer_text(out, i == 0 ? "[" : ", ");
+        if (choice->item[i].text != NULL)
+            write_text(out, choice->item[i].text);
+        else
+            nib_buffer_format(out, "%d", choice->item[i].id);
+    }
+    nib_buffer_char(out, ']');
+}
+
 static void write_value(const nib_config *config, const key_row *row, nib_buffer *out)
 {
     const void *at = field(config, row);
@@ -467,18 +533,12 @@ static void write_value(const nib_config *config, const key_row *row, nib_buffer
     case SOURCES:
         write_sources(out, at);
         break;
-    case TARGETS: {
-        const nib_target_list *list = at;
-        if (list->all_linear) {
-            nib_buffer_text(out, "\"all-linear\"");
-            break;
-        }
-        for (int i = 0; i < list->count; i++) {
-            nib_buffer_text(out, i == 0 ? "[" : ", ");
-            write_text(out, list->name[i]);
-        }
-        nib_buffer_char(out, ']');
-    }
+    case TARGETS:
+        write_targets(out, at);
+        break;
+    case TOKENS:
+        write_tokens(out, at);
+        break;
     }
 }
 
@@ -560,6 +620,8 @@ nib_lora_options nib_config_lora(const nib_config *config)
         .all_linear = config->lora.targets.all_linear,
         .targets = config->lora.targets.name,
         .target_count = config->lora.targets.count,
+        .tokens = config->lora.tokens.id,
+        .token_count = config->lora.tokens.ids,
         .init_adapter = config->lora.init_adapter,
     };
 }

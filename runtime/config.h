@@ -22,6 +22,21 @@ typedef struct {
     bool all_linear;
 } nib_target_list;
 
+/* Rows of the embedding that are trained with the adapter: tokens by id or text, or all of the data that look
+ * untrained. Which ids they are is found when the data is open (token_choice.h). */
+typedef struct {
+    const char *text; /* NULL: the id */
+    int32_t id;
+} nib_token_item;
+
+typedef struct {
+    bool untrained;
+    nib_token_item *item; /* [count] */
+    int count;
+    int32_t *id; /* [ids] */
+    int64_t ids;
+} nib_token_choice;
+
 /* Strings live in the config; paths are absolute. */
 typedef struct {
     const char *model, *tokenizer, *output; /* tokenizer NULL: the model's */
@@ -33,6 +48,7 @@ typedef struct {
         double alpha, dropout;
         nib_target_list targets;
         bool rslora;
+        nib_token_choice tokens;
         const char *init_adapter;
     } lora;
     struct {

@@ -5,6 +5,7 @@
 #include "export/tokenizer_json.h"
 #include "export_files.h"
 #include "plan.h"
+#include "token_choice.h"
 #include "train_step.h"
 
 #include <math.h>
@@ -275,6 +276,21 @@ static nib_status warn_of_repeated_rows(const nib_training *t)
     return NIB_OK;
 }
 
+/* Which rows of the embedding are trained, and a warning of those that ought to be. */
+static nib_status settle_tokens(nib_training *t, int64_t vocabulary)
+{
+    nib_buffer warnings = {0};
+    nib_status status = nib_token_choice_settle(t->config, &t->text, t->train, vocabulary, &warnings);
+    for (char *line = warnings.data, *end; status == NIB_OK && line != NULL && *line != 0; line = end + 1) {
+        end = strchr(line, '\n');
+        nib_warn("%.*s", (int)(end - line), line);
+    }
+    nib_buffer_free(&warnings);
+    if (status == NIB_OK && t->config->lora.tokens.ids > 0)
+        nib_log("%lld rows of the embedding are trained with the adapter", (long long)t->config->lora.tokens.ids);
+    return status;
+}
+
 void nib_train_settle(nib_config *c)
 {
     if (!c->has_lora || c->lora.dropout <= 0 || !c->data.share_prefixes) return;
@@ -294,6 +310,7 @@ nib_status nib_train_open_data(nib_training *t)
     NIB_TRY(nib_open_data(c, &c->data.train, &t->text, model.vocabulary, true, &t->train));
     if (c->data.eval.count > 0) NIB_TRY(nib_open_data(c, &c->data.eval, &t->text, model.vocabulary, false, &t->eval));
     NIB_TRY(warn_of_repeated_rows(t));
+    NIB_TRY(settle_tokens(t, model.vocabulary));
     NIB_TRY(nib_dataset_mixture(t->train, (uint64_t)c->train.seed, c->data.shuffle, &t->mixture));
     return open_schedule(t);
 }

@@ -6,6 +6,7 @@
 #include "cpu/convert.h"
 #include "cpu/embedding.h"
 #include "cpu/glu.h"
+#include "cpu/head_rows_backward.h"
 #include "cpu/linear.h"
 #include "cpu/linear_cross_entropy.h"
 #include "cpu/matmul.h"
@@ -155,6 +156,7 @@ static const nib_ops table = {
     .glu_forward = nib_cpu_glu_forward,
     .glu_backward = nib_cpu_glu_backward,
     .linear_cross_entropy = nib_cpu_linear_cross_entropy,
+    .head_rows_backward = nib_cpu_head_rows_backward,
     .logits = nib_cpu_logits,
     .nf4_quantize = nib_cpu_nf4_quantize,
     .nf4_quantize_absmax = nib_cpu_nf4_quantize_absmax,
@@ -236,6 +238,7 @@ static nib_status cpu_rehearse(nib_ops *ops, nib_ops **dry)
         .linear_forward = nib_cpu_linear_forward,
         .linear_backward = nib_cpu_linear_backward,
         .linear_cross_entropy = nib_cpu_linear_cross_entropy,
+        .head_rows_backward = nib_cpu_head_rows_backward,
         .logits = nib_cpu_logits,
         .global_norm = nib_cpu_global_norm,
     };

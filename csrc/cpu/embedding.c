@@ -31,6 +31,7 @@ nib_status nib_cpu_embedding_backward(nib_ops *ops, const int32_t *token, nib_ma
 {
     (void)ops;
     for (int64_t t = 0; t < dx.rows; t++) {
+        if (token[t] < 0) continue;
         float *row = dtable + token[t] * dx.columns;
         nib_matrix from = nib_matrix_rows(dx, t, 1);
         for (int64_t c = 0; c < dx.columns; c++)

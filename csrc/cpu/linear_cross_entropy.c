@@ -1,35 +1,14 @@
-/* For the distinct rows that have a target, CHUNK at a time:
+/* For the distinct rows that have a target, a chunk at a time:
  *     z = head x,  nll = logsumexp(z) - z[label],  dz = scale * (sum of weights * softmax(z) - weights at the labels),
  *     dx = dz head,  dhead += dz^T x.
  * The logits of a chunk are all that ever exists; dz overwrites them in the activation type. */
 #include "cpu/linear_cross_entropy.h"
 #include "cpu/backend_internal.h"
 #include "cpu/convert.h"
+#include "cpu/target_chunk.h"
 #include "cpu/vector.h"
 
 #include <math.h>
-
-#define CHUNK 256
-
-typedef struct {
-    int64_t rows;                    /* in this chunk */
-    int64_t first_target[CHUNK + 1]; /* targets of chunk row i: first_target[i] .. first_target[i + 1] */
-    int32_t row[CHUNK];              /* of x */
-} chunk_rows;
-
-/* The next distinct target rows, from target `at` on; returns the first target after them. */
-static int64_t next_rows(nib_targets targets, int64_t at, chunk_rows *chunk)
-{
-    chunk->rows = 0;
-    while (at < targets.N && chunk->rows < CHUNK) {
-        chunk->row[chunk->rows] = targets.row[at];
-        chunk->first_target[chunk->rows++] = at;
-        int32_t row = targets.row[at];
-        while (at < targets.N && targets.row[at] == row) at++;
-    }
-    chunk->first_target[chunk->rows] = at;
-    return at;
-}
 
 /* logsumexp of a row, capping it in place if softcap > 0. */
 NIB_CPU_CLONES static float log_sum_exp(float *z, int64_t V, float softcap)
@@ -86,7 +65,7 @@ static void label_gradient(const loss_inputs *in, int64_t first, int64_t last, i
 }
 
 /* One row of logits: its targets' losses, and dz over it in the activation type. */
-static void score_row(const loss_inputs *in, const chunk_rows *chunk, int64_t i, float *z, void *dz)
+static void score_row(const loss_inputs *in, const nib_target_chunk *chunk, int64_t i, float *z, void *dz)
 {
     int64_t V = in->head.rows, first = chunk->first_target[i], last = chunk->first_target[i + 1];
     float lse = log_sum_exp(z, V, in->softcap), weight = 0.0f;
@@ -105,7 +84,8 @@ static nib_status take_matrix(nib_ops *ops, int64_t rows, int64_t columns, nib_d
     return nib_arena_take(ops->scratch, rows * columns, dtype == NIB_DTYPE_F32 ? 4 : 2, &matrix->data);
 }
 
-static nib_status chunk_loss(nib_ops *ops, const loss_inputs *in, const chunk_rows *chunk, nib_matrix dx, float *dhead)
+static nib_status chunk_loss(nib_ops *ops, const loss_inputs *in, const nib_target_chunk *chunk, nib_matrix dx,
+                             float *dhead)
 {
     int64_t V = in->head.rows, C = in->x.columns;
     nib_matrix x, z, dz, dx_rows;
@@ -160,8 +140,8 @@ nib_status nib_cpu_linear_cross_entropy(nib_ops *ops, nib_matrix x, nib_matrix h
             memset(nib_row(dx, t), 0, (size_t)dx.columns * (dx.dtype == NIB_DTYPE_F32 ? 4 : 2));
     size_t chunk_mark = ops->scratch->used;
     for (int64_t at = 0; at < targets.N;) {
-        chunk_rows chunk;
-        at = next_rows(targets, at, &chunk);
+        nib_target_chunk chunk;
+        at = nib_target_chunk_next(targets, at, &chunk);
         NIB_TRY(chunk_loss(ops, &in, &chunk, dx, dhead));
         nib_arena_reset(ops->scratch, chunk_mark);
     }

@@ -63,11 +63,8 @@ static void free_pair(pair *p)
     *p = (pair){0};
 }
 
-static nib_status read_factor(merge *m, const char *module, const char *factor, int64_t rows, int64_t columns,
-                              float **out)
+static nib_status read_tensor(const merge *m, const char *name, int64_t rows, int64_t columns, float **out)
 {
-    char name[224];
-    snprintf(name, sizeof name, "base_model.model.%s.%s.weight", module, factor);
     const nib_tensor_view *tensor = nib_tensor_set_find(m->adapter, name);
     if (tensor == NULL)
         return NIB_FAIL(NIB_ERROR_DATA, "%s: tensor \"%s\" is missing, which its adapter_config.json asks for",
@@ -81,6 +78,15 @@ static nib_status read_factor(merge *m, const char *module, const char *factor, 
         if (!isfinite((*out)[i]))
             return NIB_FAIL(NIB_ERROR_DATA, "%s: tensor \"%s\" holds NaN or Inf; the adapter is damaged",
                             tensor->file->path, name);
+    return NIB_OK;
+}
+
+static nib_status read_factor(merge *m, const char *module, const char *factor, int64_t rows, int64_t columns,
+                              float **out)
+{
+    char name[224];
+    snprintf(name, sizeof name, "base_model.model.%s.%s.weight", module, factor);
+    NIB_TRY(read_tensor(m, name, rows, columns, out));
     m->adapter_used++;
     return NIB_OK;
 }
@@ -123,6 +129,26 @@ static nib_status add_pair(const pair *p, int64_t first, int64_t rows, int64_t K
         nib_free(sum);
     }
     return failed ? NIB_FAIL(NIB_ERROR_MEMORY, "no memory for a row of %lld sums", (long long)K) : NIB_OK;
+}
+
+/* Rows first .. first + rows of the embedding, where the adapter has rows of its own. */
+static nib_status put_token_rows(merge *m, int64_t first, int64_t rows, int64_t columns, nib_bf16 *values)
+{
+    const int32_t *token;
+    int64_t count = m->lora == NULL ? 0 : nib_lora_config_tokens(m->lora, &token);
+    float *delta = NULL;
+    nib_status status = NIB_OK;
+    if (count == 0) return NIB_OK;
+    if (first == 0) m->adapter_used++;
+    NIB_TRY_GOTO(read_tensor(m, "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta", count,
+                             columns, &delta),
+                 done);
+    for (int64_t i = 0; i < count; i++)
+        for (int64_t c = 0; c < columns && token[i] >= first && token[i] < first + rows; c++)
+            values[(token[i] - first) * columns + c] = nib_bf16_from_float(delta[i * columns + c]);
+done:
+    nib_free(delta);
+    return status;
 }
 
 static const nib_parameter *find_trained(const merge *m, const char *name)
@@ -171,6 +197,8 @@ static nib_status write_weight(merge *m, const weight *w, nib_safetensors_writer
     for (int64_t row = 0; row < rows; row += step) {
         int64_t n = rows - row < step ? rows - row : step;
         NIB_TRY_GOTO(read_rows(m, w, row, n, columns, piece), done);
+        if (strcmp(w->name, "model.embed_tokens.weight") == 0)
+            NIB_TRY_GOTO(put_token_rows(m, row, n, columns, piece), done);
         if (p.rank > 0) NIB_TRY_GOTO(add_pair(&p, row, n, columns, piece), done);
         NIB_TRY_GOTO(nib_safetensors_writer_data(writer, piece, (uint64_t)(n * columns) * sizeof *piece), done);
     }

@@ -36,7 +36,7 @@ static nib_status backward_attention(nib_model *model, int64_t l, nib_tree tree,
     nib_matrix k = nib_matrix_columns(s->qkv, queries, keys), dk = nib_matrix_columns(a->dqkv, queries, keys);
     nib_matrix v = nib_matrix_columns(s->qkv, queries + keys, keys);
     nib_matrix dv = nib_matrix_columns(a->dqkv, queries + keys, keys);
-    bool input = l > 0 || model->options.full;
+    bool input = l > 0 || model->dembedding != NULL || model->token_rows.count > 0;
 
     NIB_TRY(ops->linear_backward(ops, &layer->output, s->attention, nib_forward_dropout(model, l, 1, dropout_key),
                                  s->u_output, nib_forward_with_room(model, a->dx), false, a->dattention));
@@ -73,6 +73,7 @@ nib_status nib_model_train_batch(nib_model *model, const nib_micro_batch *batch,
     NIB_TRY(nib_forward(model, batch, options.dropout_key));
     NIB_TRY(ops->linear_cross_entropy(ops, a->normed, model->head, 0.0f, targets, options.gradient_scale, a->nll,
                                       a->delta, model->dhead));
+    NIB_TRY(nib_token_rows_backward_head(model, targets, options.gradient_scale));
     NIB_TRY(ops->zero(ops, a->dx.data, (size_t)(a->dx.rows * a->dx.stride * nib_dtype_block_bytes(a->dx.dtype))));
     NIB_TRY(ops->rmsnorm_backward(ops, a->layer[c->layers].residual, model->final_norm, c->norm_epsilon, a->delta,
                                   a->dx, model->dfinal_norm));
@@ -82,5 +83,6 @@ nib_status nib_model_train_batch(nib_model *model, const nib_micro_batch *batch,
         NIB_TRY(backward_attention(model, l, tree, options.dropout_key));
     }
     if (model->dembedding != NULL) NIB_TRY(ops->embedding_backward(ops, a->token, a->dx, 1.0f, model->dembedding));
+    NIB_TRY(nib_token_rows_backward(model, batch));
     return ops->fetch(ops, nll, a->nll, (size_t)batch->N * sizeof(float));
 }

@@ -63,11 +63,11 @@ static nib_status add_parameter(nib_model *model, const char *name, int64_t rows
     return NIB_OK;
 }
 
-/* A matrix of the checkpoint: frozen in bf16, or a parameter with its gradient. */
-static nib_status place_matrix(nib_model *model, const char *name, int64_t rows, int64_t columns, nib_matrix *matrix,
-                               float **gradient)
+/* A matrix of the checkpoint: frozen, in this type, or a parameter with its gradient. */
+static nib_status place_matrix(nib_model *model, const char *name, int64_t rows, int64_t columns, nib_dtype frozen,
+                               nib_matrix *matrix, float **gradient)
 {
-    if (!model->options.full) return take_matrix(&model->arena[NIB_ARENA_BASE], rows, columns, NIB_DTYPE_BF16, matrix);
+    if (!model->options.full) return take_matrix(&model->arena[NIB_ARENA_BASE], rows, columns, frozen, matrix);
     nib_parameter *parameter;
     NIB_TRY(add_parameter(model, name, rows, columns, true, &parameter));
     *matrix = parameter->copy;
@@ -133,7 +133,7 @@ static nib_status place_module(nib_model *model, int64_t l, int index)
     if (model->options.quantization == NIB_QUANT_NF4)
         NIB_TRY(place_nf4(model, name, module.rows * module.columns, &part->nf4));
     else
-        NIB_TRY(place_matrix(model, name, module.rows, module.columns, &part->dense, &part->dweight));
+        NIB_TRY(place_matrix(model, name, module.rows, module.columns, NIB_DTYPE_BF16, &part->dense, &part->dweight));
     snprintf(name, sizeof name, "%s.bias", module_name);
     if (module.bias) {
         float *bias;
@@ -167,6 +167,19 @@ static nib_status place_layer(nib_model *model, int64_t l)
     return NIB_OK;
 }
 
+static nib_status place_token_rows(nib_model *model)
+{
+    nib_token_rows *r = &model->token_rows;
+    nib_parameter *parameter;
+    if (r->count == 0) return NIB_OK;
+    NIB_TRY(nib_arena_take(&model->arena[NIB_ARENA_ADAPTER], r->count, sizeof *r->device_token, &r->device_token));
+    NIB_TRY(add_parameter(model, "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta", r->count,
+                          model->config.hidden, false, &parameter));
+    r->master = parameter->master;
+    r->gradient = parameter->gradient;
+    return NIB_OK;
+}
+
 static nib_status place_weights(nib_model *model)
 {
     const nib_model_config *c = &model->config;
@@ -176,14 +189,18 @@ static nib_status place_weights(nib_model *model)
     NIB_TRY(nib_arena_take(base, c->head_dim / 2, sizeof(float), &model->frequency));
     if (model->options.quantization == NIB_QUANT_NF4)
         NIB_TRY(nib_arena_take(base, 256, sizeof(float), &model->nested_map));
-    NIB_TRY(place_matrix(model, "model.embed_tokens.weight", c->vocabulary, c->hidden, &model->embedding,
+    NIB_TRY(nib_token_rows_find(model));
+    nib_dtype embedding = model->token_rows.count > 0 ? model->options.compute : NIB_DTYPE_BF16;
+    NIB_TRY(place_matrix(model, "model.embed_tokens.weight", c->vocabulary, c->hidden, embedding, &model->embedding,
                          &model->dembedding));
     for (int64_t l = 0; l < c->layers; l++) NIB_TRY(place_layer(model, l));
     NIB_TRY(place_vector(model, "model.norm.weight", c->hidden, &model->final_norm, &model->dfinal_norm));
     model->head = model->embedding;
     model->dhead = model->dembedding;
-    if (c->tied_head) return NIB_OK;
-    return place_matrix(model, "lm_head.weight", c->vocabulary, c->hidden, &model->head, &model->dhead);
+    if (!c->tied_head)
+        NIB_TRY(place_matrix(model, "lm_head.weight", c->vocabulary, c->hidden, NIB_DTYPE_BF16, &model->head,
+                             &model->dhead));
+    return place_token_rows(model);
 }
 
 static nib_status take_parameters(nib_model *model, int64_t elements)
@@ -295,6 +312,7 @@ nib_status nib_model_layout_activations(nib_model *model, int64_t T, int64_t N, 
     NIB_TRY(nib_arena_take(arena, T, sizeof(int32_t), &a->token));
     NIB_TRY(nib_arena_take(arena, T, sizeof(int32_t), &a->position));
     NIB_TRY(nib_arena_take(arena, T, sizeof(int32_t), &a->end));
+    if (backward && model->token_rows.count > 0) NIB_TRY(nib_arena_take(arena, T, sizeof(int32_t), &a->token_row));
     NIB_TRY(nib_arena_take(arena, N, sizeof(int32_t), &a->target_row));
     NIB_TRY(nib_arena_take(arena, N, sizeof(int32_t), &a->target_label));
     NIB_TRY(nib_arena_take(arena, N, sizeof(float), &a->target_weight));

@@ -29,6 +29,8 @@ struct nib_lora_config {
     size_t rank_count, alpha_count;
     int64_t *layers; /* layers_to_transform */
     size_t layer_count;
+    int32_t *tokens; /* trainable_token_indices */
+    int64_t token_count;
     nib_pool pool;
 };
 
@@ -60,6 +62,13 @@ nib_status nib_lora_config_from_options(const nib_lora_options *options, nib_lor
     config->alpha = options->alpha;
     config->dropout = options->dropout;
     config->rslora = options->rslora;
+    config->tokens = nib_pool_alloc(&config->pool, (size_t)(options->token_count + 1) * sizeof *config->tokens);
+    if (config->tokens == NULL) {
+        nib_lora_config_free(config);
+        return no_memory("lora");
+    }
+    for (; config->token_count < options->token_count; config->token_count++)
+        config->tokens[config->token_count] = options->tokens[config->token_count];
     nib_status status = options->all_linear
                             ? set_targets(config, "lora", all_linear, sizeof all_linear / sizeof *all_linear)
                             : set_targets(config, "lora", options->targets, (size_t)options->target_count);
@@ -86,22 +95,10 @@ static bool is_empty(const nib_json *value)
 /* Fields that change what is computed and that Nibble does not compute. */
 static nib_status refuse_unsupported(const char *path, const nib_json *root)
 {
-    static const char *const must_be_empty[] = {"use_dora",
-                                                "modules_to_save",
-                                                "trainable_token_indices",
-                                                "layer_replication",
-                                                "fan_in_fan_out",
-                                                "use_qalora",
-                                                "use_bdlora",
-                                                "lora_bias",
-                                                "target_parameters",
-                                                "alora_invocation_tokens",
-                                                "exclude_modules",
-                                                "layers_pattern",
-                                                "arrow_config",
-                                                "monteclora_config",
-                                                "velora_config",
-                                                "kasa_config"};
+    static const char *const must_be_empty[] = {
+        "use_dora",       "modules_to_save", "layer_replication", "fan_in_fan_out",          "use_qalora",
+        "use_bdlora",     "lora_bias",       "target_parameters", "alora_invocation_tokens", "exclude_modules",
+        "layers_pattern", "arrow_config",    "monteclora_config", "velora_config",           "kasa_config"};
     for (size_t i = 0; i < sizeof must_be_empty / sizeof *must_be_empty; i++) {
         const nib_json *value = nib_json_get(root, must_be_empty[i]);
         if (!is_empty(value))
@@ -177,6 +174,35 @@ static nib_status read_layers(const char *path, const nib_json *root, nib_lora_c
     return NIB_OK;
 }
 
+/* A list of tokens, which is the embedding's, or an object with the lists of modules, of which the embedding may be
+ * one.
+ */
+static nib_status read_tokens(const char *path, const nib_json *root, nib_lora_config *config)
+{
+    const nib_json *tokens = nib_json_get(root, "trainable_token_indices");
+    if (is_empty(tokens)) return NIB_OK;
+    if (tokens->kind == NIB_JSON_OBJECT) {
+        for (const nib_json *item = tokens->first; item != NULL; item = item->next)
+            if (strcmp(item->key, "embed_tokens") != 0)
+                return NIB_FAIL(
+                    NIB_ERROR_DATA,
+                    "%s:%u: \"trainable_token_indices\" has rows of \"%s\", expected of \"embed_tokens\" alone", path,
+                    item->key_line, item->key);
+        tokens = tokens->first;
+    }
+    if (tokens->kind != NIB_JSON_ARRAY)
+        return NIB_FAIL(NIB_ERROR_DATA, "%s:%u: \"trainable_token_indices\" must be a list of tokens", path,
+                        tokens->line);
+    config->tokens = nib_pool_alloc(&config->pool, (tokens->length + 1) * sizeof *config->tokens);
+    if (config->tokens == NULL) return no_memory(path);
+    for (const nib_json *item = tokens->first; item != NULL; item = item->next) {
+        if (!item->is_integer || item->integer < 0 || item->integer > INT32_MAX)
+            return NIB_FAIL(NIB_ERROR_DATA, "%s:%u: trainable_token_indices must hold token ids", path, item->line);
+        config->tokens[config->token_count++] = (int32_t)item->integer;
+    }
+    return NIB_OK;
+}
+
 static nib_status read_config(const char *path, const nib_json *root, nib_lora_config *config)
 {
     NIB_TRY(refuse_unsupported(path, root));
@@ -185,6 +211,7 @@ static nib_status read_config(const char *path, const nib_json *root, nib_lora_c
     NIB_TRY(nib_json_read_double(path, root, "lora_dropout", 0, &config->dropout));
     NIB_TRY(nib_json_read_bool(path, root, "use_rslora", false, &config->rslora));
     NIB_TRY(read_targets(path, root, config));
+    NIB_TRY(read_tokens(path, root, config));
     NIB_TRY(read_patterns(path, root, "rank_pattern", config, &config->ranks, &config->rank_count));
     NIB_TRY(read_patterns(path, root, "alpha_pattern", config, &config->alphas, &config->alpha_count));
     return read_layers(path, root, config);
@@ -296,6 +323,12 @@ nib_status nib_lora_config_resolve(const nib_lora_config *config, const char *mo
     return NIB_OK;
 }
 
+int64_t nib_lora_config_tokens(const nib_lora_config *config, const int32_t **tokens)
+{
+    *tokens = config->tokens;
+    return config->token_count;
+}
+
 double nib_lora_config_dropout(const nib_lora_config *config) { return config->dropout; }
 void nib_lora_config_set_dropout(nib_lora_config *config, double dropout) { config->dropout = dropout; }
 
@@ -322,6 +355,15 @@ static void write_layers(nib_buffer *json, const nib_lora_config *config)
     for (size_t i = 0; i < config->layer_count; i++)
         nib_buffer_format(json, i > 0 ? ", %lld" : "[%lld", (long long)config->layers[i]);
     nib_buffer_text(json, config->layer_count > 0 ? "],\n" : ",\n");
+}
+
+static void write_tokens(nib_buffer *json, const nib_lora_config *config)
+{
+    nib_buffer_text(json, "  \"trainable_token_indices\": ");
+    if (config->token_count == 0) nib_buffer_text(json, "null");
+    for (int64_t i = 0; i < config->token_count; i++)
+        nib_buffer_format(json, i > 0 ? ",\n    %d" : "[\n    %d", config->tokens[i]);
+    nib_buffer_text(json, config->token_count > 0 ? "\n  ],\n" : ",\n");
 }
 
 static void write_targets(nib_buffer *json, const nib_lora_config *config)
@@ -361,8 +403,9 @@ nib_status nib_lora_config_write(const nib_lora_config *config, const char *base
     write_patterns(json, "rank_pattern", config->ranks, config->rank_count);
     nib_buffer_text(json, "  \"revision\": null,\n");
     write_targets(json, config);
-    nib_buffer_text(json, "  \"target_parameters\": null,\n  \"task_type\": \"CAUSAL_LM\",\n"
-                          "  \"trainable_token_indices\": null,\n  \"use_dora\": false,\n  \"use_qalora\": false,\n");
+    nib_buffer_text(json, "  \"target_parameters\": null,\n  \"task_type\": \"CAUSAL_LM\",\n");
+    write_tokens(json, config);
+    nib_buffer_text(json, "  \"use_dora\": false,\n  \"use_qalora\": false,\n");
     nib_buffer_format(json, "  \"use_rslora\": %s\n}\n", config->rslora ? "true" : "false");
     return json->failed ? NIB_FAIL(NIB_ERROR_MEMORY, "no memory for adapter_config.json") : NIB_OK;
 }

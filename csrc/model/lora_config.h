@@ -17,6 +17,8 @@ void nib_lora_config_free(nib_lora_config *config);
  * target_modules, layers_to_transform, rank_pattern and alpha_pattern. *rank 0: no adapter there. */
 nib_status nib_lora_config_resolve(const nib_lora_config *config, const char *module, int64_t layer, int64_t *rank,
                                    float *scale);
+/* Tokens whose embedding rows belong to the adapter, in the order of its tensor; they live in the config. */
+int64_t nib_lora_config_tokens(const nib_lora_config *config, const int32_t **tokens);
 double nib_lora_config_dropout(const nib_lora_config *config);
 void nib_lora_config_set_dropout(nib_lora_config *config, double dropout);
 /* adapter_config.json as PEFT 0.21 writes it. base_name may be NULL. */

@@ -77,6 +77,7 @@ static nib_status open_model(nib_model *model)
     if (model->lora != NULL) {
         const char *folder = o->train ? o->lora.init_adapter : o->adapter;
         NIB_TRY(folder != NULL ? nib_adapter_load(model, folder) : nib_adapter_initialize(model));
+        NIB_TRY(nib_token_rows_initialize(model, folder == NULL));
     }
     for (int i = NIB_ARENA_GRADIENTS; i <= NIB_ARENA_OPTIMIZER; i++)
         NIB_TRY(model->ops->zero(model->ops, model->arena[i].block, model->arena[i].capacity));
@@ -126,7 +127,7 @@ nib_status nib_model_refresh(nib_model *model)
         nib_matrix master = {p->master, p->rows, p->columns, p->columns, NIB_DTYPE_F32};
         if (p->copy.data != p->master) NIB_TRY(model->ops->convert(model->ops, master, p->copy));
     }
-    return NIB_OK;
+    return nib_token_rows_refresh(model);
 }
 
 const char *nib_model_base_hash(const nib_model *model) { return model->base_hash; }

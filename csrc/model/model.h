@@ -23,6 +23,9 @@ typedef struct {
     bool all_linear;
     const char *const *targets; /* module names: "q_proj", ... if not all_linear */
     int target_count;
+    const int32_t
+        *tokens; /* [token_count] rows of the embedding that are trained too: PEFT's trainable_token_indices */
+    int64_t token_count;
     const char *init_adapter; /* folder to continue from, or NULL */
 } nib_lora_options;
 

@@ -34,6 +34,7 @@ typedef struct {
     int64_t room; /* columns behind each row of what linears read, for the backend (nib_linear_room): normed, attention,
                      h; backward: dx, dqkv, gate_up */
     int32_t *token, *position, *end;    /* [T] */
+    int32_t *token_row;                 /* [T] row of each token among those that are trained, or -1 */
     int32_t *target_row, *target_label; /* [N] */
     float *target_weight, *nll;         /* [N] */
     float *rotary;                      /* [T, HD] */
@@ -47,6 +48,15 @@ typedef struct {
     nib_matrix dh;                 /* [T, F] */
     const nib_cache_access *cache; /* generation: keys and values are stored and seen there; else NULL */
 } nib_activations;
+
+/* Rows of the embedding that are trained as a whole, PEFT's trainable_token_indices (token_rows.c). count 0: none. */
+typedef struct {
+    int64_t count;
+    const int32_t *token;     /* host [count] */
+    int32_t *device_token;    /* [count] the same */
+    int32_t *of_vocabulary;   /* host [V]: the row of a token, -1 for most */
+    float *master, *gradient; /* fp32 [count, C] */
+} nib_token_rows;
 
 /* The seven linears of a layer, as checkpoints and adapters name them. */
 #define NIB_MODULES 7
@@ -73,8 +83,9 @@ struct nib_model {
     nib_matrix embedding, head;      /* [V, C]; the same memory if tied */
     float *dembedding, *dhead;       /* fp32 [V, C], full fine-tuning only */
     float *final_norm, *dfinal_norm; /* [C] */
-    float *frequency;                /* [HD / 2] */
-    float *nested_map;               /* [256] bitsandbytes' dynamic map */
+    nib_token_rows token_rows;
+    float *frequency;  /* [HD / 2] */
+    float *nested_map; /* [256] bitsandbytes' dynamic map */
     nib_layer *layers;
 
     nib_parameter *parameters;
@@ -100,6 +111,15 @@ nib_status nib_model_load(nib_model *model);
 /* adapter.c: initial values of the adapter: A uniform and B zero, or a folder's. */
 nib_status nib_adapter_initialize(nib_model *model);
 nib_status nib_adapter_load(nib_model *model, const char *folder);
+
+/* token_rows.c. find: which rows, from the adapter's configuration. initialize: the table of tokens and, in a fresh
+ * adapter, the rows' first values, which are the embedding's own. refresh: the rows' values into the embedding. The
+ * gradients: of a tied head once the loss is found, of the embedding once dx is that of its output. */
+nib_status nib_token_rows_find(nib_model *model);
+nib_status nib_token_rows_initialize(nib_model *model, bool fresh);
+nib_status nib_token_rows_refresh(nib_model *model);
+nib_status nib_token_rows_backward_head(nib_model *model, nib_targets targets, float gradient_scale);
+nib_status nib_token_rows_backward(nib_model *model, const nib_micro_batch *batch);
 
 /* forward.c. Uploads the batch and computes the residual stream up to layer[layers].residual and, in normed, its norm.
  */

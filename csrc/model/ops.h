@@ -170,7 +170,8 @@ struct nib_ops {
 
     /* x[t] = scale * table[token[t]]; table [V, C] bf16 or fp32, x [T, C] activation. */
     nib_status (*embedding_forward)(nib_ops *ops, const int32_t *token, nib_matrix table, float scale, nib_matrix x);
-    /* dtable[token[t]] += scale * dx[t], in order of t; dtable fp32 [V, C] dense. */
+    /* dtable[token[t]] += scale * dx[t], in order of t; a token below 0 has no row. dtable fp32 dense, [V, C] or as
+     * many rows as the tokens name. */
     nib_status (*embedding_backward)(nib_ops *ops, const int32_t *token, nib_matrix dx, float scale, float *dtable);
 
     /* RMSNorm (Zhang & Sennrich, 2019) with the residual add before it: if delta is not NULL, x += delta (rounded to
@@ -224,6 +225,11 @@ struct nib_ops {
      * NULL. head [V, C]. */
     nib_status (*linear_cross_entropy)(nib_ops *ops, nib_matrix x, nib_matrix head, float softcap, nib_targets targets,
                                        float gradient_scale, float *nll, nib_matrix dx, float *dhead);
+    /* drows[i] += the gradient of that sum with respect to row[i] of the head, which has no soft-cap, from the nll that
+     * linear_cross_entropy has found; drows fp32 [n, C], row [n] without repetition. NULL: the backend has it not. */
+    nib_status (*head_rows_backward)(nib_ops *ops, nib_matrix x, nib_matrix head, nib_targets targets,
+                                     float gradient_scale, const float *nll, int64_t n, const int32_t *row,
+                                     float *drows);
     /* logits fp32 [rows, V] = x head^T (soft-capped). */
     nib_status (*logits)(nib_ops *ops, nib_matrix x, nib_matrix head, float softcap, float *logits);
 

@@ -194,6 +194,14 @@ static nib_status linear_cross_entropy(nib_ops *ops, nib_matrix x, nib_matrix he
     return DRY(linear_cross_entropy, x, head, softcap, targets, gradient_scale, nll, dx, dhead);
 }
 
+static nib_status head_rows_backward(nib_ops *ops, nib_matrix x, nib_matrix head, nib_targets targets,
+                                     float gradient_scale, const float *nll, int64_t n, const int32_t *row,
+                                     float *drows)
+{
+    work_of(ops)->loss_flops += 4.0 * (double)targets.N * (double)n * (double)head.columns;
+    return DRY(head_rows_backward, x, head, targets, gradient_scale, nll, n, row, drows);
+}
+
 static nib_status logits(nib_ops *ops, nib_matrix x, nib_matrix head, float softcap, float *out)
 {
     return DRY(logits, x, head, softcap, out);
@@ -247,6 +255,7 @@ static const nib_ops table = {
     .glu_forward = glu_forward,
     .glu_backward = glu_backward,
     .linear_cross_entropy = linear_cross_entropy,
+    .head_rows_backward = head_rows_backward,
     .logits = logits,
     .global_norm = global_norm,
     .adamw = adamw,
@@ -268,6 +277,7 @@ nib_status nib_rehearsal_create(nib_ops *backend, nib_ops **out)
     ops->device = backend->device;
     ops->bf16_only = backend->bf16_only;
     ops->uses_room = backend->uses_room;
+    if (backend->head_rows_backward == NULL) ops->head_rows_backward = NULL;
     ops->context = c;
     status = backend->rehearse(backend, &c->dry);
     if (status != NIB_OK) {

@@ -48,8 +48,8 @@ static double golden_adapter_loss(nib_ops *ops, const char *folder)
 
 static void variants_meet_peft(void **state)
 {
-    static const char *const variants[] = {"patterns", "some_layers", "rslora"};
-    for (int v = 0; v < 3; v++) {
+    static const char *const variants[] = {"patterns", "some_layers", "rslora", "token_rows"};
+    for (int v = 0; v < 4; v++) {
         char folder[4096], file[4200];
         nib_tensor_set *set;
         snprintf(folder, sizeof folder, PEFT "%s", variants[v]);
@@ -64,9 +64,8 @@ static void variants_meet_peft(void **state)
 
 static void what_is_not_computed_is_refused(void **state)
 {
-    static const char *const variants[][2] = {
-        {"dora", "use_dora"}, {"modules_to_save", "modules_to_save"}, {"token_rows", "trainable_token_indices"}};
-    for (int v = 0; v < 3; v++) {
+    static const char *const variants[][2] = {{"dora", "use_dora"}, {"modules_to_save", "modules_to_save"}};
+    for (int v = 0; v < 2; v++) {
         char folder[4096];
         nib_model *model;
         snprintf(folder, sizeof folder, PEFT "%s", variants[v][0]);
@@ -218,11 +217,14 @@ static void rehearsal_takes_what_the_step_takes(void **state)
     nib_row rows[2] = {{.ids = ids, .supervised = supervised, .length = 200, .weight = 1},
                        {.ids = ids + 50, .supervised = supervised, .length = 130, .weight = 1}};
     must(nib_pack_step(rows, 2, (nib_pack_options){.slots = 1, .micro_batch_tokens = 512, .pack = true}, &pack));
-    for (int variant = 0; variant < 6; variant++) {
+    static const int32_t tokens[] = {5, 17};
+    options.lora.tokens = tokens;
+    for (int variant = 0; variant < 12; variant++) {
         nib_recompute policy = (nib_recompute)(variant % 3);
         nib_memory_class plan[16], taken[16];
         int planned, count;
-        options.compute = variant < 3 ? NIB_DTYPE_BF16 : NIB_DTYPE_F32;
+        options.compute = variant / 3 % 2 == 0 ? NIB_DTYPE_BF16 : NIB_DTYPE_F32;
+        options.lora.token_count = variant < 6 ? 0 : 2;
         step_memory(rehearsal, &options, policy, &pack, plan, &planned);
         step_memory(*state, &options, policy, &pack, taken, &count);
         assert_int_equal(count, planned);

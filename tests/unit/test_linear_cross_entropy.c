@@ -145,6 +145,29 @@ static void nearly_certain_labels_keep_their_gradient_in_bf16(void **state)
     end(&f);
 }
 
+/* Of some rows alone, what has a label among them and what has none: against differences too. */
+static void selected_rows_have_their_gradient(void **state)
+{
+    (void)state;
+    enum { ROWS = 3 };
+    const int32_t row[ROWS] = {97, 5, V - 1}; /* 97 is a label, and so is V - 1 */
+    fixture f;
+    begin(&f, 0.0f);
+    float *drows = nib_calloc(ROWS * C, sizeof *drows);
+    scalar(&f);
+    assert_int_equal(f.ops->head_rows_backward(f.ops, nib_test_matrix(f.x, T, C), nib_test_matrix(f.head, V, C),
+                                               targets_of(&f), 0.25f, f.nll, ROWS, row, drows),
+                     NIB_OK);
+    for (int i = 0; i < ROWS; i++)
+        nib_test_gradient("row", scalar, &f, f.head + row[i] * C, drows + i * C, C, 82 + (uint64_t)i);
+    const int32_t outside = V;
+    assert_int_equal(f.ops->head_rows_backward(f.ops, nib_test_matrix(f.x, T, C), nib_test_matrix(f.head, V, C),
+                                               targets_of(&f), 0.25f, f.nll, 1, &outside, drows),
+                     NIB_ERROR_SHAPE);
+    nib_free(drows);
+    end(&f);
+}
+
 static void bad_targets_are_refused(void **state)
 {
     (void)state;
@@ -166,6 +189,7 @@ int main(void)
         cmocka_unit_test(rows_without_a_target_are_zero),
         cmocka_unit_test(bf16_head_is_widened_exactly),
         cmocka_unit_test(nearly_certain_labels_keep_their_gradient_in_bf16),
+        cmocka_unit_test(selected_rows_have_their_gradient),
         cmocka_unit_test(bad_targets_are_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
