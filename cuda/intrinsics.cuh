@@ -1,4 +1,4 @@
-/* The instructions that CUDA C++ has no name for, one thin function each; the only file with PTX.
+/* The instructions that CUDA C++ has no name for, one thin function each; with intrinsics_hopper.cuh the only PTX.
  *
  * A kernel's source has two meanings: nvcc compiles it for a GPU, and g++ for the emulator that tests run on, which
  * brings its own meaning of the same functions (tests/cuda/emulator/include/emulated_intrinsics.h).

@@ -6,8 +6,7 @@
 namespace nib_emulator
 {
 
-/* Fails unless all bytes lie in one buffer of the device. The buffer of the last access is tried first. */
-static void check_global(const char *name, Site site, const void *address, size_t bytes)
+void check_global(const char *name, Site site, const void *address, size_t bytes)
 {
     Buffer &last = Block::current->last_buffer();
     if (last.holds(address, bytes)) return;
@@ -20,7 +19,12 @@ void check_access(const char *name, Site site, const void *address, unsigned byt
     Block &block = *Block::current;
     if (reinterpret_cast<uintptr_t>(address) % bytes != 0)
         block.fail(site, "%s of %u bytes is misaligned: %s", name, bytes, describe_address(address).c_str());
-    if (block.is_shared(address, bytes) || block.address_in_stack(address)) return;
+    if (block.is_shared(address, bytes)) {
+        size_t byte = static_cast<size_t>(static_cast<const uint8_t *>(address) - block.shared());
+        if (writes) block.hopper().wrote(block.thread_index(), byte, bytes);
+        return;
+    }
+    if (block.address_in_stack(address)) return;
     long offset;
     if (block.beyond_shared(address, &offset))
         block.fail(site, "%s at byte %ld of shared memory, %zu bytes were asked for", name, offset,

@@ -58,7 +58,7 @@ std::string Block::run(const Launch &launch, uint3 index)
     current = this;
     schedule();
     current = nullptr;
-    if (!failed_) check_shared_bounds();
+    if (!failed_) check_end();
     counters_.blocks++;
     return failure_;
 }
@@ -80,6 +80,8 @@ void Block::prepare(const Launch &launch, uint3 index)
         mprotect(stacks_ + stacks_made_ * (stack_bytes + page) + page, stack_bytes, PROT_READ | PROT_WRITE);
     lanes_.resize(threads_);
     warps_.assign((threads_ + warp_size - 1) / warp_size, Warp{});
+    groups_.assign(threads_ / group_size, GroupMeeting{});
+    hopper_.prepare(threads_, launch.shared_bytes);
     for (Barrier &barrier : barriers_) barrier = Barrier{};
     poison(shared_, launch.shared_bytes);
     fill_sentinels(shared_ + launch.shared_bytes, round_up(launch.shared_bytes, page) - launch.shared_bytes);
@@ -106,13 +108,18 @@ void Block::run_lane()
     current->finish_lane();
 }
 
-/* A random warp among those that can run, one pass over its lanes or until it blocks. */
+/* A random warp among those that can run, one pass over its lanes or until it blocks. Copies are late: they land when
+ * nobody can run, or, so that their order varies, now and then. */
 void Block::schedule()
 {
     while (alive_ > 0 && !failed_) {
         unsigned count = 0, chosen = 0;
         for (unsigned i = 0; i < warps_.size(); i++)
             if (warps_[i].ready != 0 && random_.below(++count) == 0) chosen = i;
+        if (!hopper_.copies.empty() && (count == 0 || random_.below(16) == 0)) {
+            hopper_.land(*this, random_.next());
+            continue;
+        }
         if (count == 0) {
             failed_ = true;
             failure_ = deadlock();
@@ -163,6 +170,11 @@ void Block::finish_lane()
 {
     Warp &warp = warps_[warp_index()];
     uint32_t bit = 1u << lane_index();
+    std::string left = hopper_.left_by(running_);
+    if (!left.empty()) abandon(left);
+    if (running_ / group_size < groups_.size() && groups_[running_ / group_size].arrived > 0)
+        fail(groups_[running_ / group_size].site, "ended while others of its warp group are at %s",
+             groups_[running_ / group_size].name);
     lane().state = Lane::finished;
     warp.ready &= ~bit;
     warp.finished |= bit;
@@ -217,6 +229,37 @@ bool Block::close_meeting(Warp &warp, unsigned number, Meeting &meeting)
     for (unsigned lane = 0; lane < warp_size; lane++)
         if (meeting.arrived >> lane & 1) wake(number * warp_size + lane);
     return true;
+}
+
+/* ---- warp groups ---- */
+
+void Block::meet_group(const char *name, Site site, void *argument, GroupCompletion complete)
+{
+    unsigned number = running_ / group_size;
+    if (number >= groups_.size()) fail(site, "%s outside of a whole warp group", name);
+    GroupMeeting &meeting = groups_[number];
+    if (meeting.arrived > 0 && (meeting.site.line != site.line || meeting.site.file != site.file))
+        fail(site, "divergence: is at this %s while others of its warp group are at %s (%s:%d)", name, meeting.name,
+             meeting.site.file, meeting.site.line);
+    for (unsigned i = 0; i < group_size; i++)
+        if (lanes_[number * group_size + i].state == Lane::finished)
+            fail(site, "%s needs all 128 threads of the warp group: thread %u has ended", name,
+                 number * group_size + i);
+    meeting.name = name;
+    meeting.site = site;
+    meeting.argument[running_ % group_size] = argument;
+    if (++meeting.arrived < group_size) {
+        suspend(name, site);
+        return;
+    }
+    meeting.arrived = 0;
+    complete(number, meeting.argument);
+    for (unsigned i = 0; i < group_size; i++) wake(number * group_size + i);
+}
+
+unsigned Block::elected_lane() const
+{
+    return static_cast<unsigned>((launch_->seed >> 8) + 7 * warp_index()) % warp_size;
 }
 
 /* ---- barriers ---- */
@@ -318,7 +361,7 @@ std::string Block::deadlock() const
                        lanes_[threads.front()].thread.z, lanes_[threads.back()].thread.x,
                        lanes_[threads.back()].thread.y, lanes_[threads.back()].thread.z, place.c_str());
     }
-    return text + format(" %u of %u threads have ended", threads_ - alive_, threads_);
+    return text + hopper_.describe_waits() + format(" %u of %u threads have ended", threads_ - alive_, threads_);
 }
 
 bool Block::is_shared(const void *address, size_t bytes) const
@@ -340,8 +383,18 @@ bool Block::address_in_stack(const void *address) const
     return at >= stacks_ && at < stacks_ + max_threads * (stack_bytes + page);
 }
 
-void Block::check_shared_bounds()
+void Block::check_end()
 {
+    failure_ = hopper_.left_by_block();
+    for (unsigned id = 1; id < max_named_barriers && failure_.empty(); id++)
+        if (barriers_[id].arrived > 0)
+            failure_ = format("all threads ended while %u have arrived at barrier %u (%s:%d) and nobody waits for them",
+                              barriers_[id].arrived, id, barriers_[id].site.file, barriers_[id].site.line);
+    if (!failure_.empty()) {
+        failed_ = true;
+        failure_ = launch_->name + ", block " + thread_name(index_) + ": " + failure_;
+        return;
+    }
     size_t size = launch_->shared_bytes, slack = round_up(size, page) - size;
     size_t damaged = first_damage(shared_ + size, slack);
     if (damaged == slack) return;

@@ -12,6 +12,7 @@
 
 #include "counters.h"
 #include "fiber.h"
+#include "hopper.h"
 #include "include/site.h"
 #include "include/vector_types.h"
 #include "memory.h"
@@ -33,6 +34,7 @@ struct Launch {
     dim3 grid, block;
     size_t shared_bytes = 0;
     uint64_t seed = 0;
+    int architecture = 90; /* of the device */
     std::function<void()> kernel;
 };
 
@@ -87,6 +89,15 @@ struct Warp {
     std::vector<Meeting> meetings;
 };
 
+/* The 128 threads of a warp group on their way into one operation of all of them. */
+using GroupCompletion = void (*)(unsigned group, void *const argument[group_size]);
+struct GroupMeeting {
+    const char *name = nullptr;
+    Site site{};
+    unsigned arrived = 0;
+    void *argument[group_size] = {};
+};
+
 /* bar.sync and bar.arrive, 0 is __syncthreads. */
 struct Barrier {
     unsigned arrived = 0, expected = 0;
@@ -116,12 +127,19 @@ class Block
     unsigned lane_index() const { return running_ % warp_size; }
     unsigned warp_index() const { return running_ / warp_size; }
     unsigned threads() const { return threads_; }
+    unsigned thread_index() const { return running_; }
+    int architecture() const { return launch_->architecture; }
+    Hopper &hopper() { return hopper_; }
     Random &random() { return random_; }
     Counters &counters() { return counters_; }
     Buffer &last_buffer() { return last_buffer_; } /* that a checked access found */
 
     /* Blocks until all lanes in `mask` that have not ended are here too; the last one to come runs `complete`. */
     void meet(const char *name, Site site, uint32_t mask, bool aligned, void *argument, Completion complete);
+    /* The same of a warp group, whose threads must all come to one place in the source. */
+    void meet_group(const char *name, Site site, void *argument, GroupCompletion complete);
+    /* The lane that elect.sync picks of the running warp. */
+    unsigned elected_lane() const;
     /* Blocks until `expected` threads are at barrier `id` (0: all that have not ended, from one place in the source).
      * Returns the reductions of `predicate` over them: and, or, count. With wait = false only arrives. */
     struct Votes {
@@ -151,13 +169,15 @@ class Block
     void suspend(const char *name, Site site);
     std::string who() const;
     std::string deadlock() const;
-    void check_shared_bounds();
+    void check_end();
 
     const Launch *launch_ = nullptr;
     uint3 index_{};
     unsigned threads_ = 0, running_ = 0, alive_ = 0;
     std::vector<Lane> lanes_;
     std::vector<Warp> warps_;
+    std::vector<GroupMeeting> groups_;
+    Hopper hopper_;
     Barrier barriers_[max_named_barriers];
     Random random_;
     Context scheduler_;
@@ -169,6 +189,9 @@ class Block
     Counters counters_;
     Buffer last_buffer_{};
 };
+
+/* Fails unless all bytes lie in one buffer of the device. The buffer of the last access is tried first. */
+void check_global(const char *name, Site site, const void *address, size_t bytes);
 
 } // namespace nib_emulator
 

@@ -68,8 +68,10 @@ void load_matrices(const char *name, Site site, uint32_t (&m)[4], const void *ro
 void store_matrices(const char *name, Site site, void *row, const uint32_t (&m)[4])
 {
     check_row(name, site, row);
+    Block &block = *Block::current;
+    block.hopper().wrote(block.thread_index(), static_cast<size_t>(static_cast<uint8_t *>(row) - block.shared()), 16);
     MatricesArgument argument{row, {m[0], m[1], m[2], m[3]}};
-    Block::current->meet(name, site, ~0u, true, &argument, [](uint32_t, void *const all[warp_size]) {
+    block.meet(name, site, ~0u, true, &argument, [](uint32_t, void *const all[warp_size]) {
         count_conflicts(all);
         for (unsigned lane = 0; lane < warp_size; lane++) {
             unsigned g = lane / 4, t = lane % 4;

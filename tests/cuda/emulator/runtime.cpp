@@ -1,5 +1,6 @@
 /* The CUDA runtime's calls about errors, the device, memory and launches; streams are in stream.cpp. */
 #include "grid.h"
+#include "include/cuda.h"
 #include "include/emulator.h"
 #include "memory.h"
 #include "stream.h"
@@ -174,6 +175,7 @@ cudaError_t launch(const cudaLaunchConfig_t &config, const void *kernel, std::ve
     what.block = config.blockDim;
     what.shared_bytes = config.dynamicSmemBytes;
     what.seed = device.seed * 0x9E3779B97F4A7C15ull + ++device.launches;
+    what.architecture = 10 * device.major + device.minor;
     what.kernel = std::move(body);
     return enqueue(config.stream,
                    [what = std::move(what), pointers = std::move(pointers)] { return run_kernel(what, pointers); });
@@ -191,6 +193,16 @@ cudaError_t cudaFuncSetAttribute(const void *kernel, cudaFuncAttribute attribute
         return remember(cudaErrorInvalidValue, "more shared memory than a block can have");
     device.shared_limits[kernel] = value;
     return cudaSuccess;
+}
+
+/* The driver's functions that the runtime hands out. */
+cudaError_t cudaGetDriverEntryPointByVersion(const char *symbol, void **function, unsigned, unsigned long long,
+                                             cudaDriverEntryPointQueryResult *result)
+{
+    bool known = std::strcmp(symbol, "cuTensorMapEncodeTiled") == 0;
+    *function = known ? reinterpret_cast<void *>(&cuTensorMapEncodeTiled) : nullptr;
+    *result = known ? cudaDriverEntryPointSuccess : cudaDriverEntryPointSymbolNotFound;
+    return enter("cudaGetDriverEntryPointByVersion");
 }
 
 /* ---- errors ---- */

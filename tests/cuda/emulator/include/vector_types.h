@@ -12,6 +12,9 @@ struct dim3 {
 struct alignas(8) int2 {
     int x, y;
 };
+struct int3 {
+    int x, y, z;
+};
 struct alignas(16) int4 {
     int x, y, z, w;
 };
@@ -32,6 +35,7 @@ struct alignas(16) double2 {
 };
 
 inline int2 make_int2(int x, int y) { return {x, y}; }
+inline int3 make_int3(int x, int y, int z) { return {x, y, z}; }
 inline int4 make_int4(int x, int y, int z, int w) { return {x, y, z, w}; }
 inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
