@@ -12,7 +12,7 @@
  * lse and delta lie in the padding behind its row. Registers: sums COLUMNS, or HD / 2, of a thread's; OTHER for p and
  * ds. */
 #include "cuda/attention.h"
-#include "cuda/attention_tiles.cuh"
+#include "cuda/attention_gradient.cuh"
 #include "cuda/backend.h"
 #include "cuda/choice.h"
 #include "cuda/launch.cuh"
@@ -24,13 +24,6 @@ template <int HD> struct backward_tiles {
     static constexpr int OTHER = HD <= 96 ? 64 : HD <= 128 ? 32 : 16; /* rows of a walked tile */
     static constexpr int COLUMNS = HD <= 128 ? HD : 128;              /* of dK and dV, in a block */
     static constexpr int SHARED_BYTES = (2 * OWN + 4 * OTHER) * TILE_STRIDE(HD) * 2;
-};
-
-/* What the products need of a query besides its rows; 16 bytes. */
-struct query_sums {
-    float lse; /* of powers of 2; infinite at and behind T, which makes every weight 0 */
-    float delta;
-    float unused[2];
 };
 
 struct backward_operands {
@@ -68,23 +61,15 @@ __global__ void __launch_bounds__(THREADS)
     store16(sums + (int64_t)head * padded_T + t, make_uint4(__float_as_uint(scaled), __float_as_uint(delta), 0, 0));
 }
 
-/* From products to weights and slopes. */
-template <bool CAPPED> struct gradient_rule {
-    float inside, outside;
-
-    __device__ explicit gradient_rule(nib_attention_shape shape)
-        : inside(CAPPED ? shape.scale / shape.softcap : 1.0f),
-          outside((CAPPED ? shape.softcap : shape.scale) * NIB_LOG2_E)
-    {
-    }
-    /* *weight is q.k and becomes p, *slope is dout.v and becomes ds, for a query of this lse and delta. */
-    __device__ __forceinline__ void apply(float *weight, float *slope, float lse, float delta, bool hidden) const
-    {
-        float score = CAPPED ? tanh_approx(*weight * inside) : *weight;
-        *weight = hidden ? 0.0f : exp2_approx(score * outside - lse);
-        *slope = *weight * (*slope - delta) * (CAPPED ? 1.0f - score * score : 1.0f);
-    }
-};
+nib_status nib_attention_sum_queries(nib_ops *ops, nib_attention_shape shape, int64_t T, nib_matrix out,
+                                     nib_matrix dout, const float *lse, int padded_T, query_sums **sums)
+{
+    int64_t rows = shape.heads * padded_T;
+    dim3 grid((unsigned)((rows * 8 + THREADS - 1) / THREADS));
+    NIB_TRY(nib_arena_take(ops->scratch, rows, sizeof **sums, sums));
+    return nib_cuda_launch(attention_query_sums_kernel, grid, dim3(THREADS), 0, nib_cuda_stream(ops), out, dout, lse,
+                           (int)shape.heads, (int)shape.head_dim, (int)T, padded_T, *sums);
+}
 
 template <int HD, bool CAPPED> __global__ void __launch_bounds__(THREADS, 2) attention_dkv_kernel(backward_operands p)
 {
@@ -278,15 +263,10 @@ template <int HD> static nib_status launch_backward(nib_ops *ops, backward_opera
                         "attention_backward: heads of %d need %d bytes of shared memory, the device has %zu", HD,
                         backward_tiles<HD>::SHARED_BYTES, nib_cuda_device_of(ops)->shared);
     p.padded_T = (int)((p.tree.T + OWN - 1) / OWN * OWN);
-    int64_t rows = p.shape.heads * p.padded_T;
-    dim3 grid((unsigned)((rows * 8 + THREADS - 1) / THREADS));
     NIB_TRY_GOTO(nib_attention_describe_tiles(ops, p.tree, backward_tiles<HD>::OTHER, &extremes), done);
-    NIB_TRY_GOTO(nib_arena_take(ops->scratch, rows, sizeof *sums, &sums), done);
+    NIB_TRY_GOTO(nib_attention_sum_queries(ops, p.shape, p.tree.T, out, p.dout, lse, p.padded_T, &sums), done);
     p.extremes = extremes;
     p.sums = sums;
-    NIB_TRY_GOTO(nib_cuda_launch(attention_query_sums_kernel, grid, dim3(THREADS), 0, nib_cuda_stream(ops), out, p.dout,
-                                 lse, (int)p.shape.heads, HD, (int)p.tree.T, p.padded_T, sums),
-                 done);
     status = p.shape.softcap > 0.0f ? launch_kernels<HD, true>(ops, p) : launch_kernels<HD, false>(ops, p);
 done:
     nib_arena_reset(ops->scratch, mark);
@@ -307,7 +287,10 @@ nib_status nib_cuda_attention_backward(nib_ops *ops, nib_attention_shape shape, 
     if (tree.T == 0) return NIB_OK;
     if (nib_cuda_is_plain(ops, NIB_CUDA_ATTENTION_BACKWARD))
         return nib_cuda_attention_backward_plain(ops, shape, tree, q, k, v, out, lse, dout, dq, dk, dv);
-    backward_operands p = {nib_attention_clip_window(shape, tree.T), tree, q, k, v, dout, dq, dk, dv, NULL, 0, NULL};
+    shape = nib_attention_clip_window(shape, tree.T);
+    if (nib_cuda_attention_hopper_holds(ops, shape) && !nib_cuda_is_plain(ops, NIB_CUDA_ATTENTION_BACKWARD_HOPPER))
+        return nib_cuda_attention_backward_hopper(ops, shape, tree, q, k, v, out, lse, dout, dq, dk, dv);
+    backward_operands p = {shape, tree, q, k, v, dout, dq, dk, dv, NULL, 0, NULL};
     switch (shape.head_dim) {
     case 16:
         return launch_backward<16>(ops, p, out, lse);

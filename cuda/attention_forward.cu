@@ -8,7 +8,7 @@
  * copied while the last are multiplied. One barrier a tile. Registers: the sums of out are M HD / 2, the scores M KEYS
  * / 2 of a thread's. */
 #include "cuda/attention.h"
-#include "cuda/attention_tiles.cuh"
+#include "cuda/attention_softmax.cuh"
 #include "cuda/backend.h"
 #include "cuda/choice.h"
 #include "cuda/launch.cuh"
@@ -27,63 +27,6 @@ struct forward_operands {
     float *lse;                             /* [NH, T], or NULL */
     const nib_attention_extremes *extremes; /* of tiles of KEYS */
 };
-
-/* Hides what the rule hides of scores of queries first_query + 16 m + g and + 8 and keys from first_key on. */
-template <int M, int KEYS>
-__device__ __forceinline__ void mask_scores(float (&score)[M][KEYS / 8][4], nib_tree tree, int window, int first_query,
-                                            int first_key)
-{
-    int T = (int)tree.T, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4, position[M][2] = {};
-    if (window > 0)
-#pragma unroll
-        for (int m = 0; m < M; m++)
-#pragma unroll
-            for (int r = 0; r < 2; r++)
-                position[m][r] = __ldg(tree.position + min(first_query + 16 * m + g + 8 * r, T - 1));
-#pragma unroll
-    for (int n = 0; n < KEYS / 8; n++)
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-            int key = first_key + 8 * n + 2 * t + i, end = key < T ? __ldg(tree.end + key) : 0;
-            int nearest = window > 0 && key < T ? __ldg(tree.position + key) + window : INT32_MAX;
-#pragma unroll
-            for (int m = 0; m < M; m++)
-#pragma unroll
-                for (int r = 0; r < 2; r++) {
-                    int query = first_query + 16 * m + g + 8 * r;
-                    if (key > query || query >= end || position[m][r] >= nearest) score[m][n][2 * r + i] = -INFINITY;
-                }
-        }
-}
-
-/* One row's step of the softmax: scores, in units of 1 / factor of a power of two, become weights; sums are rescaled to
- * the new maximum. largest and total are of this row, total of this lane's columns only. */
-template <int N, int C>
-__device__ __forceinline__ void softmax_step(float (&score)[N][4], float (&sum)[C][4], int r, float factor,
-                                             float *largest, float *total)
-{
-    float now = *largest;
-#pragma unroll
-    for (int n = 0; n < N; n++) now = fmaxf(now, fmaxf(score[n][2 * r], score[n][2 * r + 1]));
-    now = fmaxf(now, __shfl_xor_sync(0xffffffffu, now, 1));
-    now = fmaxf(now, __shfl_xor_sync(0xffffffffu, now, 2));
-    float base = now == -INFINITY ? 0.0f : now * factor; /* nothing seen so far: every weight is 0 */
-    float rescale = exp2_approx(*largest * factor - base), added = 0.0f;
-    *largest = now;
-#pragma unroll
-    for (int n = 0; n < N; n++)
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-            score[n][2 * r + i] = exp2_approx(score[n][2 * r + i] * factor - base);
-            added += score[n][2 * r + i];
-        }
-    *total = *total * rescale + added;
-#pragma unroll
-    for (int c = 0; c < C; c++) {
-        sum[c][2 * r] *= rescale;
-        sum[c][2 * r + 1] *= rescale;
-    }
-}
 
 template <int HD, bool CAPPED>
 __global__ void __launch_bounds__(THREADS, 2) attention_forward_kernel(forward_operands p)
@@ -109,9 +52,7 @@ __global__ void __launch_bounds__(THREADS, 2) attention_forward_kernel(forward_o
         cp_async_commit();
     };
 
-    /* Scores as the exponential takes them: times `factor`, powers of 2. */
-    const float factor = CAPPED ? 1.0f : p.shape.scale * NIB_LOG2_E;
-    const float inside = CAPPED ? p.shape.scale / p.shape.softcap : 0.0f, outside = p.shape.softcap * NIB_LOG2_E;
+    const score_scale<CAPPED> scale(p.shape);
     float sum[M][HD / 8][4], largest[M][2], total[M][2] = {};
     clear(sum);
 #pragma unroll
@@ -130,18 +71,14 @@ __global__ void __launch_bounds__(THREADS, 2) attention_forward_kernel(forward_o
             float score[M][KEYS / 8][4];
             clear(score);
             multiply_rows<HD, KEYS, M>(score, queries + warp * 16 * M * TILE_STRIDE(HD), 16, keys + stage * TILE);
-            if (CAPPED)
 #pragma unroll
-                for (int m = 0; m < M; m++)
-#pragma unroll
-                    for (int n = 0; n < KEYS / 8; n++)
-#pragma unroll
-                        for (int i = 0; i < 4; i++) score[m][n][i] = outside * tanh_approx(score[m][n][i] * inside);
+            for (int m = 0; m < M; m++) scale.cap(score[m]);
             if (tile.masked) mask_scores<M, KEYS>(score, p.tree, window, my_query, tile.index * KEYS);
 #pragma unroll
             for (int m = 0; m < M; m++)
 #pragma unroll
-                for (int r = 0; r < 2; r++) softmax_step(score[m], sum[m], r, factor, &largest[m][r], &total[m][r]);
+                for (int r = 0; r < 2; r++)
+                    rescale_row(sum[m], r, softmax_weights(score[m], r, scale.factor, &largest[m][r], &total[m][r]));
             multiply_columns<HD, KEYS, HD, M>(sum, score, values + stage * TILE);
         }
         tile = following;
@@ -149,15 +86,12 @@ __global__ void __launch_bounds__(THREADS, 2) attention_forward_kernel(forward_o
 
 #pragma unroll
     for (int m = 0; m < M; m++) {
-        float inverse[2];
+        float inverse[2], lse;
 #pragma unroll
         for (int r = 0; r < 2; r++) {
-            float all = total[m][r] + __shfl_xor_sync(0xffffffffu, total[m][r], 1);
-            all += __shfl_xor_sync(0xffffffffu, all, 2);
-            inverse[r] = 1.0f / all; /* of rows at and behind T, which nobody stores, not a number */
+            inverse[r] = softmax_close(largest[m][r], total[m][r], scale.factor, &lse);
             int query = my_query + 16 * m + g + 8 * r;
-            if (p.lse != NULL && query < T && threadIdx.x % 4 == 0)
-                p.lse[(int64_t)head * T + query] = largest[m][r] * factor * NIB_LN_2 + logf(all);
+            if (p.lse != NULL && query < T && threadIdx.x % 4 == 0) p.lse[(int64_t)head * T + query] = lse;
         }
         store_rows<HD, HD>(sum[m], inverse, queries + (warp * M + m) * 16 * TILE_STRIDE(HD),
                            attention_row(p.out, 0, head, HD), p.out.stride, my_query + 16 * m, T);
@@ -202,6 +136,8 @@ nib_status nib_cuda_attention_forward(nib_ops *ops, nib_attention_shape shape, n
     if (nib_cuda_is_plain(ops, NIB_CUDA_ATTENTION_FORWARD))
         return nib_cuda_attention_forward_plain(ops, shape, tree, q, k, v, out, lse);
     p.shape = nib_attention_clip_window(shape, tree.T);
+    if (nib_cuda_attention_hopper_holds(ops, shape) && !nib_cuda_is_plain(ops, NIB_CUDA_ATTENTION_FORWARD_HOPPER))
+        return nib_cuda_attention_forward_hopper(ops, p.shape, tree, q, k, v, out, lse);
     switch (shape.head_dim) {
     case 16:
         return launch_forward<16>(ops, p);

@@ -1,6 +1,13 @@
 /* The names by which a verdict, a warning and `nibble doctor` speak of a kernel. */
 #include "cuda/choice.h"
 
-const char *const nib_cuda_choice_names[NIB_CUDA_CHOICES] = {
-    "attention_forward", "attention_backward", "attention_cached", "matmul", "linear",
-    "nf4_matvec",        "nf4_small_matmul",   "nf4_dequantize"};
+const char *const nib_cuda_choice_names[NIB_CUDA_CHOICES] = {"attention_forward_hopper",
+                                                             "attention_backward_hopper",
+                                                             "attention_forward",
+                                                             "attention_backward",
+                                                             "attention_cached",
+                                                             "matmul",
+                                                             "linear",
+                                                             "nf4_matvec",
+                                                             "nf4_small_matmul",
+                                                             "nf4_dequantize"};

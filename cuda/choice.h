@@ -10,6 +10,8 @@
 #include "cuda/c_headers.h"
 
 typedef enum {
+    NIB_CUDA_ATTENTION_FORWARD_HOPPER, /* first: its plain one is attention_forward's fast one */
+    NIB_CUDA_ATTENTION_BACKWARD_HOPPER,
     NIB_CUDA_ATTENTION_FORWARD,
     NIB_CUDA_ATTENTION_BACKWARD,
     NIB_CUDA_ATTENTION_CACHED,

@@ -3,6 +3,8 @@
  * definition in double arithmetic. */
 #include "attention_case.h"
 
+#include "cuda/choice.h"
+
 namespace
 {
 
@@ -13,6 +15,9 @@ nib_attention_shape shape_of(int64_t heads, int64_t kv_heads, int64_t head_dim, 
 {
     return {heads, kv_heads, head_dim, 1.0f / std::sqrt((float)head_dim), window, softcap};
 }
+
+/* use_plain's: the device's own kernels, and those for every device. */
+const uint32_t masks[] = {0, 1u << NIB_CUDA_ATTENTION_FORWARD_HOPPER | 1u << NIB_CUDA_ATTENTION_BACKWARD_HOPPER};
 
 struct problem {
     nib_attention_shape shape;
@@ -35,6 +40,8 @@ const problem cases[] = {
     {shape_of(2, 1, 128, 0, 2.0f), 257, 120, 4},
     {shape_of(2, 1, 256), 65, 65, 1},
     {shape_of(2, 1, 256, 33, 5.0f), 150, 150, 3},
+    {shape_of(2, 1, 64), 700, 700, 2},
+    {shape_of(1, 1, 128, 300), 600, 600, 1},
 };
 
 struct results {
@@ -64,9 +71,10 @@ nib_ops *create_backend()
 
 /* bf16 rounds by 2^-9 at most. Plain: out on its way out; gradients also through the rounded out. Tiled: out and the
  * gradients also by rounded probabilities and dS. */
-void check_all(forward_function forward, backward_function backward, double rounding)
+void check_all(forward_function forward, backward_function backward, double rounding, uint32_t mask)
 {
     nib_ops *ops = create_backend();
+    ops->use_plain(ops, mask);
     uint64_t seed = 100;
     for (const problem &each : cases) {
         attention_case c(each.shape, each.T, each.length, each.depth, seed += 100);
@@ -82,10 +90,13 @@ void check_all(forward_function forward, backward_function backward, double roun
 
 void plain_meets_the_cpu(void **)
 {
-    check_all(nib_cuda_attention_forward_plain, nib_cuda_attention_backward_plain, 1.0 / 512);
+    check_all(nib_cuda_attention_forward_plain, nib_cuda_attention_backward_plain, 1.0 / 512, 0);
 }
 
-void tiled_meets_the_cpu(void **) { check_all(nib_cuda_attention_forward, nib_cuda_attention_backward, 2.0 / 512); }
+void tiled_meets_the_cpu(void **)
+{
+    for (uint32_t mask : masks) check_all(nib_cuda_attention_forward, nib_cuda_attention_backward, 2.0 / 512, mask);
+}
 
 /* The definition, in double arithmetic: sum of dout times out. */
 double definition(const attention_case &c, const std::vector<double> &q, const std::vector<double> &k,
@@ -120,30 +131,33 @@ double definition(const attention_case &c, const std::vector<double> &q, const s
 void tiled_gradients_meet_differences(void **)
 {
     nib_ops *ops = create_backend();
-    for (const problem &each : {problem{shape_of(2, 1, 64), 90, 90, 3}, {shape_of(2, 1, 128, 20, 2.0f), 90, 60, 2}}) {
-        attention_case c(each.shape, each.T, each.length, each.depth, 7);
-        results r = run(ops, c, nib_cuda_attention_forward, nib_cuda_attention_backward);
-        const std::vector<float> *gradients[3] = {&r.dq, &r.dk, &r.dv};
-        for (int which = 0; which < 3; which++) {
-            double expected = 0, size = 0, value[2], step = 1e-4;
-            for (int side = 0; side < 2; side++) {
-                std::vector<double> x[3] = {
-                    {c.q.begin(), c.q.end()}, {c.k.begin(), c.k.end()}, {c.v.begin(), c.v.end()}};
-                for (size_t i = 0; i < x[which].size(); i++)
-                    x[which][i] += (side == 0 ? step : -step) * (double)test_uniform(50, i);
-                value[side] = definition(c, x[0], x[1], x[2]);
+    for (uint32_t mask : masks)
+        for (const problem &each :
+             {problem{shape_of(2, 1, 64), 90, 90, 3}, {shape_of(2, 1, 128, 20, 2.0f), 90, 60, 2}}) {
+            ops->use_plain(ops, mask);
+            attention_case c(each.shape, each.T, each.length, each.depth, 7);
+            results r = run(ops, c, nib_cuda_attention_forward, nib_cuda_attention_backward);
+            const std::vector<float> *gradients[3] = {&r.dq, &r.dk, &r.dv};
+            for (int which = 0; which < 3; which++) {
+                double expected = 0, size = 0, value[2], step = 1e-4;
+                for (int side = 0; side < 2; side++) {
+                    std::vector<double> x[3] = {
+                        {c.q.begin(), c.q.end()}, {c.k.begin(), c.k.end()}, {c.v.begin(), c.v.end()}};
+                    for (size_t i = 0; i < x[which].size(); i++)
+                        x[which][i] += (side == 0 ? step : -step) * (double)test_uniform(50, i);
+                    value[side] = definition(c, x[0], x[1], x[2]);
+                }
+                for (size_t i = 0; i < gradients[which]->size(); i++) {
+                    double term = (double)(*gradients[which])[i] * (double)test_uniform(50, i);
+                    expected += term;
+                    size += term * term;
+                }
+                double found = (value[0] - value[1]) / (2 * step);
+                if (!(std::fabs(found - expected) < 0.01 * std::sqrt(size)))
+                    fail_msg("gradient %d: difference %.7g, gradient %.7g, scale %.3g", which, found, expected,
+                             std::sqrt(size));
             }
-            for (size_t i = 0; i < gradients[which]->size(); i++) {
-                double term = (double)(*gradients[which])[i] * (double)test_uniform(50, i);
-                expected += term;
-                size += term * term;
-            }
-            double found = (value[0] - value[1]) / (2 * step);
-            if (!(std::fabs(found - expected) < 0.01 * std::sqrt(size)))
-                fail_msg("gradient %d: difference %.7g, gradient %.7g, scale %.3g", which, found, expected,
-                         std::sqrt(size));
         }
-    }
     ops->close(ops);
 }
 
@@ -151,20 +165,22 @@ void tiled_gradients_meet_differences(void **)
 void order_changes_no_bit(void **)
 {
     nib_ops *ops = create_backend();
-    for (int64_t head_dim : {16, 64, 80, 96, 128, 256}) {
-        attention_case c(shape_of(2, 1, head_dim), 100, 100, 2, 5);
+    for (uint32_t mask : masks)
+        for (int64_t head_dim : {16, 64, 80, 96, 128, 256}) {
+            ops->use_plain(ops, mask);
+            attention_case c(shape_of(2, 1, head_dim), 100, 100, 2, 5);
 #ifdef NIB_CUDA_EMULATED
-        nib_emulator::reset_counters();
+            nib_emulator::reset_counters();
 #endif
-        results first = run(ops, c, nib_cuda_attention_forward, nib_cuda_attention_backward);
+            results first = run(ops, c, nib_cuda_attention_forward, nib_cuda_attention_backward);
 #ifdef NIB_CUDA_EMULATED
-        assert_int_equal(nib_emulator::counters().bank_conflicts, 0);
+            assert_int_equal(nib_emulator::counters().bank_conflicts, 0);
 #endif
-        nib_emulator::set_seed(99);
-        results again = run(ops, c, nib_cuda_attention_forward, nib_cuda_attention_backward);
-        assert_true(first.out == again.out && first.lse == again.lse && first.dq == again.dq && first.dk == again.dk &&
-                    first.dv == again.dv);
-    }
+            nib_emulator::set_seed(99);
+            results again = run(ops, c, nib_cuda_attention_forward, nib_cuda_attention_backward);
+            assert_true(first.out == again.out && first.lse == again.lse && first.dq == again.dq &&
+                        first.dk == again.dk && first.dv == again.dv);
+        }
     ops->close(ops);
 }
 
@@ -174,18 +190,36 @@ void hidden_tiles_are_not_loaded(void **)
 {
     nib_ops *ops = create_backend();
     uint64_t copies[2];
-    for (int documents = 1; documents <= 2; documents++) {
-        attention_case c(shape_of(1, 1, 64), 256 * documents, 256 * documents, 1, 3);
-        for (int64_t t = 0; t < c.T; t++) {
-            c.tree.end[(size_t)t] = (int32_t)(t / 256 * 256 + 256);
-            c.tree.position[(size_t)t] = (int32_t)(t % 256);
+    for (uint32_t mask : masks) {
+        ops->use_plain(ops, mask);
+        for (int documents = 1; documents <= 2; documents++) {
+            attention_case c(shape_of(1, 1, 64), 256 * documents, 256 * documents, 1, 3);
+            for (int64_t t = 0; t < c.T; t++) {
+                c.tree.end[(size_t)t] = (int32_t)(t / 256 * 256 + 256);
+                c.tree.position[(size_t)t] = (int32_t)(t % 256);
+            }
+            nib_emulator::reset_counters();
+            run(ops, c, nib_cuda_attention_forward, nib_cuda_attention_backward);
+            copies[documents - 1] = nib_emulator::counters().async_copies;
         }
-        nib_emulator::reset_counters();
-        run(ops, c, nib_cuda_attention_forward, nib_cuda_attention_backward);
-        copies[documents - 1] = nib_emulator::counters().async_copies;
+        assert_true(copies[0] > 0);
+        assert_int_equal(copies[1], 2 * copies[0]);
     }
-    assert_true(copies[0] > 0);
-    assert_int_equal(copies[1], 2 * copies[0]);
+    ops->close(ops);
+}
+
+/* The emulator refuses Hopper's instructions on any other card. */
+void other_cards_get_the_others(void **)
+{
+    nib_emulator::set_device(8, 0, 4, size_t{1} << 30);
+    nib_ops *ops = create_backend();
+    attention_case c(shape_of(2, 1, 128), 100, 100, 2, 5);
+    check_close("out", run(ops, c, nib_cuda_attention_forward, nib_cuda_attention_backward).out, c.out, 2.0 / 512);
+    device_matrix q(c.T, c.queries), k(c.T, c.keys);
+    assert_int_equal(nib_cuda_attention_forward_hopper(ops, c.shape, {c.T, NULL, NULL}, q.matrix(), k.matrix(),
+                                                       k.matrix(), q.matrix(), NULL),
+                     NIB_ERROR_SHAPE);
+    assert_non_null(strstr(nib_error_message(), "for sm_90: heads of 128 on sm_80"));
     ops->close(ops);
 }
 #endif
@@ -253,6 +287,7 @@ int main()
         cmocka_unit_test_setup(order_changes_no_bit, reset_emulator),
 #ifdef NIB_CUDA_EMULATED
         cmocka_unit_test_setup(hidden_tiles_are_not_loaded, reset_emulator),
+        cmocka_unit_test_setup(other_cards_get_the_others, reset_emulator),
 #endif
         cmocka_unit_test_setup(cached_meets_the_cpu, reset_emulator),
         cmocka_unit_test_setup(unsupported_shapes_are_refused, reset_emulator),
