@@ -4,6 +4,7 @@
 #include "optim/optimizer.h"
 #include "train_answers.h"
 #include "train_evaluate.h"
+#include "train_replay.h"
 #include "train_step.h"
 
 #define USUAL_TOKENS    2048                /* enough rows for the matrix products to reach their speed */
@@ -42,7 +43,7 @@ typedef struct {
     size_t seen_capacity, lengths;
     float *nll;
     int64_t nll_capacity;
-    size_t answers_bytes; /* of generation at evaluations */
+    size_t answers_bytes; /* of generation at evaluations, and when an adapter is saved */
 } rehearsal;
 
 static int64_t target_rows(const nib_micro_batch *batch)
@@ -215,6 +216,9 @@ nib_status nib_plan_make(nib_training *t, nib_recompute recompute, nib_plan *pla
     plan->work = *nib_rehearsal_work(r.ops);
     NIB_TRY_GOTO(rehearse_evaluation(&r), done);
     NIB_TRY_GOTO(nib_train_answers_memory(t, r.model, &r.answers_bytes), done);
+    size_t replay_bytes;
+    NIB_TRY_GOTO(nib_train_replay_memory(t, r.model, &replay_bytes), done);
+    if (replay_bytes > r.answers_bytes) r.answers_bytes = replay_bytes; /* never both at once */
     NIB_TRY_GOTO(nib_model_reserve(r.model, plan->T, plan->N, recompute, true), done);
     sum_up(&r);
 done:

@@ -4,6 +4,7 @@
 #include "export/merge.h"
 #include "export_files.h"
 #include "train_answers.h"
+#include "train_replay.h"
 #include "train_step.h"
 
 #include <math.h>
@@ -167,7 +168,11 @@ static nib_status save_weights(const nib_training *t)
 {
     const nib_config *c = t->config;
     nib_merge_summary summary;
-    if (c->has_lora) return nib_model_save_adapter(t->model, t->folder.result, c->model);
+    if (c->has_lora) {
+        NIB_TRY(nib_train_replay_remove(t));
+        NIB_TRY(nib_model_save_adapter(t->model, t->folder.result, c->model));
+        return nib_train_replay_save(t);
+    }
     NIB_TRY(nib_export_config(c->model, nib_model_get_config(t->model), t->folder.result));
     return nib_export_trained(t->ops, t->model, t->folder.result, &summary);
 }
