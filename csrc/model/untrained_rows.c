@@ -86,8 +86,9 @@ static nib_status count_tokens(const nib_dataset *data, int64_t *occurrences)
     for (int64_t i = 0; i < wanted; i += AT_ONCE) {
         int64_t index[AT_ONCE], count = wanted - i < AT_ONCE ? wanted - i : AT_ONCE;
         nib_rows rows;
-        for (int64_t k = 0; k < count; k++)
-            index[k] = wanted == size ? i + k : (int64_t)((double)(i + k) / (double)wanted * (double)size);
+        /* Neighbours together: of packed data they stand in one frame, which is then decoded once. */
+        int64_t first = wanted == size ? i : (int64_t)((double)i / (double)wanted * (double)size);
+        for (int64_t k = 0; k < count; k++) index[k] = first + k;
         NIB_TRY(nib_dataset_rows(data, index, count, &rows));
         for (int64_t k = 0; k < count; k++)
             for (int32_t t = 0; t < rows.row[k].length; t++) occurrences[rows.row[k].ids[t]]++;

@@ -27,8 +27,8 @@ typedef struct {
     int64_t count;
 } nib_untrained_rows; /* free row with nib_free */
 
-/* rows: in order of their tokens. Looks at 2^17 samples at most, spread evenly over larger data, which may be read on
- * demand. Reads the rows of the embedding that occur, their neighbours and some thousand
+/* rows: in order of their tokens. Looks at 2^17 samples at most, in groups spread evenly over larger data, which may be
+ * read on demand. Reads the rows of the embedding that occur, their neighbours and some thousand
  * others, no more. */
 nib_status nib_untrained_rows_find(const nib_weight_source *source, const nib_dataset *data, nib_untrained_rows *rows);
 
