@@ -50,6 +50,7 @@ static nib_status parse_and_run(int argc, char **argv)
         status = nib_train(&config, resume, collectives);
         nib_config_free(&config);
     }
+    nib_signals_settled();
     nib_status closed = collectives->close(collectives, status);
     return status == NIB_OK ? closed : status;
 }

@@ -21,6 +21,8 @@ void nib_signals_install(void)
     sigaction(SIGUSR1, &action, NULL);
 }
 
+void nib_signals_settled(void) { signal(SIGTERM, SIG_IGN); }
+
 bool nib_signals_stop_requested(void) { return requested != 0; }
 
 int nib_signals_last(void) { return (int)requested; }

@@ -6,6 +6,9 @@
 #include <stdbool.h>
 
 void nib_signals_install(void);
+/* The end is settled: a SIGTERM, which a launcher sends to all once the first rank has ended, changes nothing any more.
+ */
+void nib_signals_settled(void);
 bool nib_signals_stop_requested(void);
 int nib_signals_last(void); /* number of the signal that asked, 0: none */
 

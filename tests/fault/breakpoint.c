@@ -1,8 +1,12 @@
 /* Preloaded: something happens to the process as it enters one of its own functions, so that a test can hit each phase
- * of a step. NIB_BREAK is FUNCTION:CALLS:ACTION, CALLS being numbers from 1 on, "3" or "3,5,6": kill=MICROSECONDS
- * SIGKILL, so long after the call began nan                the first value of the array that is the function's third
- * argument becomes a NaN The function has to be one that the program exports. x86-64 only: a trap takes the place of
- * the function's first byte, and one step past it puts it there again.
+ * of a step. NIB_BREAK is FUNCTION:CALLS:ACTION, CALLS being numbers from 1 on, "3" or "3,5,6", and ACTION
+ *
+ * - kill=MICROSECONDS: SIGKILL, so long after the call began
+ * - stop: SIGSTOP
+ * - nan: the first value of the array that is the function's third argument becomes a NaN
+ *
+ * The function has to be one that the program exports. x86-64 only: a trap takes the place of the function's first
+ * byte, and one step past it puts it there again.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -57,6 +61,8 @@ static void trapped(int number, siginfo_t *info, void *context)
         float *values = (float *)registers[REG_RDX];
         if (strncmp(action, "kill=", 5) == 0)
             kill_after(atol(action + 5));
+        else if (strcmp(action, "stop") == 0)
+            kill(getpid(), SIGSTOP);
         else
             values[0] = NAN;
     }
