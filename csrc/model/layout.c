@@ -63,6 +63,16 @@ static nib_status add_parameter(nib_model *model, const char *name, int64_t rows
     return NIB_OK;
 }
 
+/* The type of a frozen matrix: bf16, but where fp32 arithmetic would lose what the file holds. What is about to be
+ * quantised is bf16 in its NF4 form, dense matrices too. */
+static nib_dtype frozen_dtype(const nib_model *model, const char *name)
+{
+    bool as_stored = model->options.quantization == NIB_QUANT_NONE || model->source.quantized;
+    return model->options.compute == NIB_DTYPE_F32 && as_stored && nib_weight_source_is_wide(&model->source, name)
+               ? NIB_DTYPE_F32
+               : NIB_DTYPE_BF16;
+}
+
 /* A matrix of the checkpoint: frozen, in this type, or a parameter with its gradient. */
 static nib_status place_matrix(nib_model *model, const char *name, int64_t rows, int64_t columns, nib_dtype frozen,
                                nib_matrix *matrix, float **gradient)
@@ -133,7 +143,8 @@ static nib_status place_module(nib_model *model, int64_t l, int index)
     if (model->options.quantization == NIB_QUANT_NF4)
         NIB_TRY(place_nf4(model, name, module.rows * module.columns, &part->nf4));
     else
-        NIB_TRY(place_matrix(model, name, module.rows, module.columns, NIB_DTYPE_BF16, &part->dense, &part->dweight));
+        NIB_TRY(place_matrix(model, name, module.rows, module.columns, frozen_dtype(model, name), &part->dense,
+                             &part->dweight));
     snprintf(name, sizeof name, "%s.bias", module_name);
     if (module.bias) {
         float *bias;
@@ -190,7 +201,8 @@ static nib_status place_weights(nib_model *model)
     if (model->options.quantization == NIB_QUANT_NF4)
         NIB_TRY(nib_arena_take(base, 256, sizeof(float), &model->nested_map));
     NIB_TRY(nib_token_rows_find(model));
-    nib_dtype embedding = model->token_rows.count > 0 ? model->options.compute : NIB_DTYPE_BF16;
+    nib_dtype embedding =
+        model->token_rows.count > 0 ? model->options.compute : frozen_dtype(model, "model.embed_tokens.weight");
     NIB_TRY(place_matrix(model, "model.embed_tokens.weight", c->vocabulary, c->hidden, embedding, &model->embedding,
                          &model->dembedding));
     for (int64_t l = 0; l < c->layers; l++) NIB_TRY(place_layer(model, l));
@@ -198,8 +210,8 @@ static nib_status place_weights(nib_model *model)
     model->head = model->embedding;
     model->dhead = model->dembedding;
     if (!c->tied_head)
-        NIB_TRY(place_matrix(model, "lm_head.weight", c->vocabulary, c->hidden, NIB_DTYPE_BF16, &model->head,
-                             &model->dhead));
+        NIB_TRY(place_matrix(model, "lm_head.weight", c->vocabulary, c->hidden, frozen_dtype(model, "lm_head.weight"),
+                             &model->head, &model->dhead));
     return place_token_rows(model);
 }
 

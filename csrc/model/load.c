@@ -9,9 +9,31 @@
 
 #define PIECE_ELEMENTS ((int64_t)4 * 1024 * 1024) /* values converted at a time */
 
+/* What holds more than bf16 can, into a place in fp32. */
+static nib_status load_wide(nib_model *model, const char *name, nib_matrix to)
+{
+    nib_ops *ops = model->ops;
+    int64_t step = PIECE_ELEMENTS / to.columns > 0 ? PIECE_ELEMENTS / to.columns : 1;
+    if (step > to.rows) step = to.rows;
+    float *host = nib_calloc((size_t)(step * to.columns), sizeof *host);
+    nib_status status = NIB_OK;
+    if (host == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "no memory to read tensor \"%s\"", name);
+    for (int64_t row = 0; row < to.rows; row += step) {
+        int64_t rows = to.rows - row < step ? to.rows - row : step;
+        NIB_TRY_GOTO(nib_weight_source_read_wide(&model->source, name, row, rows, to.columns, host), done);
+        NIB_TRY_GOTO(
+            ops->upload(ops, nib_matrix_rows(to, row, rows).data, host, (size_t)(rows * to.columns) * sizeof *host),
+            done);
+    }
+done:
+    nib_free(host);
+    return status;
+}
+
 /* A dense matrix, piece by piece: read in bf16, uploaded, converted where the place is fp32. */
 static nib_status load_matrix(nib_model *model, const char *name, nib_matrix to)
 {
+    if (to.dtype == NIB_DTYPE_F32 && nib_weight_source_is_wide(&model->source, name)) return load_wide(model, name, to);
     nib_ops *ops = model->ops;
     int64_t step = PIECE_ELEMENTS / to.columns > 0 ? PIECE_ELEMENTS / to.columns : 1;
     if (step > to.rows) step = to.rows;

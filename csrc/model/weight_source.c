@@ -214,6 +214,14 @@ nib_status nib_weight_source_open_random(const char *path, nib_weight_source *so
 
 static bool is_finite(nib_bf16 value) { return (value.bits & 0x7f80) != 0x7f80; }
 
+/* at: of the value among those of a tensor of this many columns. */
+static nib_status not_finite(const nib_weight_source *source, const char *name, int64_t at, int64_t columns)
+{
+    return NIB_FAIL(NIB_ERROR_DATA,
+                    "%s: tensor \"%s\" holds NaN or Inf at row %lld, column %lld; the checkpoint is damaged",
+                    source->path, name, (long long)(at / columns), (long long)(at % columns));
+}
+
 /* values: rows from `first` on of a tensor of this many columns. */
 static nib_status check_finite(const nib_weight_source *source, const char *name, const nib_bf16 *values, int64_t first,
                                int64_t columns, int64_t n)
@@ -223,9 +231,7 @@ static nib_status check_finite(const nib_weight_source *source, const char *name
     if (!bad) return NIB_OK;
     int64_t at = 0;
     while (is_finite(values[at])) at++;
-    return NIB_FAIL(NIB_ERROR_DATA,
-                    "%s: tensor \"%s\" holds NaN or Inf at row %lld, column %lld; the checkpoint is damaged",
-                    source->path, name, (long long)(first + at / columns), (long long)(at % columns));
+    return not_finite(source, name, first * columns + at, columns);
 }
 
 /* Row of a GGUF's Q or K that holds Hugging Face's row r: within a head, half j and pair i lie at 2 i + j. */
@@ -255,6 +261,22 @@ nib_status nib_weight_source_read(const nib_weight_source *source, const char *n
                                          out + r * columns));
     }
     return check_finite(source, name, out, first, columns, rows * columns);
+}
+
+bool nib_weight_source_is_wide(const nib_weight_source *source, const char *name)
+{
+    if (source->random || nib_tensor_set_gguf(source->set) != NULL) return false;
+    const nib_tensor_view *tensor = nib_weight_source_find(source, name);
+    return tensor != NULL && (tensor->dtype == NIB_DTYPE_F32 || tensor->dtype == NIB_DTYPE_F16);
+}
+
+nib_status nib_weight_source_read_wide(const nib_weight_source *source, const char *name, int64_t first, int64_t rows,
+                                       int64_t columns, float *out)
+{
+    NIB_TRY(nib_tensor_read_float(nib_weight_source_find(source, name), first * columns, rows * columns, out));
+    for (int64_t i = 0; i < rows * columns; i++)
+        if (!isfinite(out[i])) return not_finite(source, name, first * columns + i, columns);
+    return NIB_OK;
 }
 
 void nib_weight_source_hash_table(const nib_weight_source *source, nib_sha256 *hash)

@@ -1,7 +1,12 @@
 /* The weights of a checkpoint by their Hugging Face names, whatever file they come from.
  *
- * A GGUF's names are mapped, and the rows of its Q and K, permuted there for interleaved rotary, are put back. Values
- * are bf16: a GGUF tensor is dequantised to fp32, rounded to bf16, and from there on treated like a bf16 checkpoint.
+ * A GGUF's names are mapped, and the rows of its Q and K, permuted there for interleaved rotary, are put back; its
+ * tensors are dequantised to fp32, rounded to bf16, and from there on treated like a bf16 checkpoint.
+ *
+ * Values are bf16, but for those that a safetensors file holds in F32 or F16: what is computed in fp32 has them as they
+ * are, as a model that transformers loads in float32 has. What is computed in bf16, quantised or merged has them
+ * rounded to bf16 first, as one that it loads in bfloat16 (the usual base of QLoRA) has before bitsandbytes quantises
+ * it; so a model's NF4 form is one and the same, whatever type its file or the computation has.
  */
 #ifndef NIB_WEIGHT_SOURCE_H
 #define NIB_WEIGHT_SOURCE_H
@@ -30,6 +35,10 @@ void nib_weight_source_close(nib_weight_source *source);
  * NIB_ERROR_DATA, naming the tensor. */
 nib_status nib_weight_source_read(const nib_weight_source *source, const char *name, int64_t first, int64_t rows,
                                   int64_t columns, nib_bf16 *out);
+/* Whether the tensor holds more than bf16 can, and the same values as they are. */
+bool nib_weight_source_is_wide(const nib_weight_source *source, const char *name);
+nib_status nib_weight_source_read_wide(const nib_weight_source *source, const char *name, int64_t first, int64_t rows,
+                                       int64_t columns, float *out);
 /* Adds names, types and shapes of all tensors to a hash. */
 void nib_weight_source_hash_table(const nib_weight_source *source, nib_sha256 *hash);
 /* The view behind a name; NULL if absent. */
