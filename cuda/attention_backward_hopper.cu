@@ -6,6 +6,8 @@
  * tiles queries of all heads of its group, scores transposed. dQ: rows are queries, the walked tiles keys.
  * Per tile: both products of rows are started together, then weights and slopes become, rounded, left operands in
  * registers of the products of columns. While one group computes those, the tensor cores have the other's products.
+ * In dQ a tile's product of columns runs beside the next tile's products of rows too; for dK and dV the registers do
+ * not reach that far.
  * Heads of 256 do not fit the registers: two blocks of the first kernel, each with half the columns of dK and dV.
  * Shared memory: the block's two tiles of 128 x PADDED, twice the walked two of OTHER x PADDED, bf16, and their
  * queries' sums: 66 KiB (heads of 64), 130 KiB (80 to 128), 193 KiB (256). Registers: 24 for the producer, 240 for the
@@ -355,6 +357,9 @@ __device__ void consume_keys(const backward_hopper_operands &p, const backward_h
         group_multiply_rows<HD, GROUP_ROWS>(slope[0], douts, buffers.second + use % 2 * tiles::TILE);
         wgmma_commit();
         const walked_tile following = walk.next();
+        wgmma_wait<1>();
+        wgmma_settle(sum[0]);
+        if (use > 0) free_stage(buffers.freed, use - 1);
         wgmma_wait<0>();
         wgmma_settle(weight[0]);
         wgmma_settle(slope[0]);
@@ -363,11 +368,10 @@ __device__ void consume_keys(const backward_hopper_operands &p, const backward_h
         wgmma_fence();
         group_multiply_columns<OTHER>(sum[0], left, keys);
         wgmma_commit();
-        wgmma_wait<0>();
-        wgmma_settle(sum[0]);
-        free_stage(buffers.freed, use);
         tile = following;
     }
+    wgmma_wait<0>();
+    wgmma_settle(sum[0]);
     const float by_scale[2] = {p.shape.scale, p.shape.scale};
     named_barrier_sync(1 + group, NIB_WARP_GROUP); /* the group's last products with its queries are over */
     round_rows(queries, sum[0], by_scale);
