@@ -470,6 +470,38 @@ void wgmma_mistakes_are_found(void **)
     }
 }
 
+/* Five warps: four multiply and free the operand, the fifth overwrites it as soon as it is free. */
+template <bool early> __global__ void freed_kernel()
+{
+    uint8_t *shared = dynamic_shared<uint8_t>();
+    uint64_t *freed = reinterpret_cast<uint64_t *>(shared + 8192);
+    for (unsigned i = threadIdx.x; i < 64 * 8; i += 160) store16(shared + 16 * i, make_uint4(0, 0, 0, 0));
+    if (threadIdx.x == 0) mbarrier_init(freed, 4);
+    fence_proxy_async();
+    __syncthreads();
+    if (threadIdx.x >= 128) {
+        mbarrier_wait(freed, 0);
+        shared[threadIdx.x % 32] = 0x3f;
+        return;
+    }
+    uint64_t operand = wgmma_operand(shared, 1, 1024, WGMMA_SWIZZLE_128);
+    float sum[8][4];
+    wgmma_fence();
+    wgmma_bf16_ss<false, false>(sum, operand, operand, false);
+    wgmma_commit();
+    if (early && threadIdx.x % 32 == 0) mbarrier_arrive(freed);
+    wgmma_wait<0>();
+    if (!early && threadIdx.x % 32 == 0) mbarrier_arrive(freed);
+}
+
+void an_operand_freed_too_early_is_found(void **)
+{
+    for (int i = 0; i < 20; i++) check_ok(nib_cuda_launch(freed_kernel<false>, 1, 160, 8200, nullptr));
+    check_cuda(cudaDeviceSynchronize());
+    for (int i = 0; i < 20; i++) check_ok(nib_cuda_launch(freed_kernel<true>, 1, 160, 8200, nullptr));
+    check_kernel_fails("was overwritten while it was under way");
+}
+
 /* ---- setmaxnreg, elect ---- */
 
 /* 384 threads begin with 168 registers each. */
@@ -528,6 +560,7 @@ int main()
         cmocka_unit_test_setup(bulk_loads_copy_rows, reset_emulator),
         cmocka_unit_test_setup(wgmma_reads_every_layout, reset_emulator),
         cmocka_unit_test_setup(wgmma_mistakes_are_found, reset_emulator),
+        cmocka_unit_test_setup(an_operand_freed_too_early_is_found, reset_emulator),
         cmocka_unit_test_setup(registers_are_handed_over, reset_emulator),
         cmocka_unit_test_setup(one_lane_is_elected, reset_emulator),
         cmocka_unit_test_setup(arrivals_that_nobody_waits_for_are_found, reset_emulator),

@@ -67,7 +67,9 @@ void barrier_arrive(const char *name, Site site, uint64_t *barrier, unsigned byt
         Block::current->fail(site, "%s: more than %u arrivals in a phase that still misses %lld bytes", name,
                              found.count, static_cast<long long>(found.bytes));
     if (found.bytes + bytes > most_bytes) Block::current->fail(site, "%s: more than 2^20 - 1 bytes in a phase", name);
+    unsigned phase = found.phase;
     advance(*Block::current, found, 1, bytes);
+    if (found.phase != phase) Block::current->yield(); /* who waited may well be faster than this thread's next line */
 }
 
 /* The phase of this parity has ended when the one under way has the other. A thread that comes back late looks again:
