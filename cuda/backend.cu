@@ -12,6 +12,7 @@
 #include "cuda/matmul.h"
 #include "cuda/nf4_dequantize.h"
 #include "cuda/nf4_quantize.h"
+#include "cuda/recording.h"
 #include "cuda/rmsnorm.h"
 #include "cuda/rotary.h"
 #include "cuda/staging.h"
@@ -27,6 +28,7 @@
 #endif
 #define OLDEST_ARCHITECTURE 80 /* bf16 tensor cores, cp.async */
 #define MOST_SPILLS         16
+#define SHAPE_STEP          128 /* rows of a matrix product's tile, which is computed whole anyway */
 
 /* A piece of scratch that the block had no room for, until the block is replaced by a larger one. */
 typedef struct {
@@ -173,6 +175,11 @@ static void fill_table(nib_ops *ops)
     ops->name = BACKEND_NAME;
     ops->bf16_only = true;
     ops->uses_room = true;
+    ops->shape_step = SHAPE_STEP;
+    ops->record_begin = nib_cuda_record_begin;
+    ops->record_end = nib_cuda_record_end;
+    ops->replay = nib_cuda_replay;
+    ops->recording_free = nib_cuda_recording_free;
     ops->choices = NIB_CUDA_CHOICES;
     ops->choice = nib_cuda_choice_names;
     ops->use_plain = cuda_use_plain;

@@ -61,28 +61,49 @@ static nib_status recompute_layer(nib_model *model, int64_t l, nib_tree tree, ui
     return nib_forward_gate_up(model, l, &a->delta, dropout_key);
 }
 
-nib_status nib_model_train_batch(nib_model *model, const nib_micro_batch *batch, nib_step_options options, float *nll)
+/* Everything between the upload and the losses' way back. */
+typedef struct {
+    nib_model *model;
+    uint64_t dropout_key;
+} step;
+
+static nib_status make_step(void *user)
 {
+    nib_model *model = ((step *)user)->model;
+    const uint64_t dropout_key = ((step *)user)->dropout_key;
     nib_ops *ops = model->ops;
     const nib_model_config *c = &model->config;
     nib_activations *a = &model->activations;
-    nib_targets targets = {batch->N, a->target_row, a->target_label, a->target_weight};
-    nib_tree tree = nib_forward_tree(model, batch);
-    if (batch->N == 0) return NIB_OK;
+    nib_tree tree = nib_forward_tree(model);
 
-    NIB_TRY(nib_forward(model, batch, options.dropout_key));
-    NIB_TRY(ops->linear_cross_entropy(ops, a->normed, model->head, 0.0f, targets, options.gradient_scale, a->nll,
+    NIB_TRY(nib_forward(model, dropout_key));
+    NIB_TRY(ops->linear_cross_entropy(ops, a->normed, model->head, 0.0f, nib_forward_targets(model), 1.0f, a->nll,
                                       a->delta, model->dhead));
-    NIB_TRY(nib_token_rows_backward_head(model, targets, options.gradient_scale));
+    NIB_TRY(nib_token_rows_backward_head(model, nib_forward_targets(model), 1.0f));
     NIB_TRY(ops->zero(ops, a->dx.data, (size_t)(a->dx.rows * a->dx.stride * nib_dtype_block_bytes(a->dx.dtype))));
     NIB_TRY(ops->rmsnorm_backward(ops, a->layer[c->layers].residual, model->final_norm, c->norm_epsilon, a->delta,
                                   a->dx, model->dfinal_norm));
     for (int64_t l = c->layers - 1; l >= 0; l--) {
-        NIB_TRY(recompute_layer(model, l, tree, options.dropout_key));
-        NIB_TRY(backward_ffn(model, l, options.dropout_key));
-        NIB_TRY(backward_attention(model, l, tree, options.dropout_key));
+        NIB_TRY(recompute_layer(model, l, tree, dropout_key));
+        NIB_TRY(backward_ffn(model, l, dropout_key));
+        NIB_TRY(backward_attention(model, l, tree, dropout_key));
     }
-    if (model->dembedding != NULL) NIB_TRY(ops->embedding_backward(ops, a->token, a->dx, 1.0f, model->dembedding));
+    if (model->dembedding == NULL) return NIB_OK;
+    return ops->embedding_backward(ops, a->token, a->dx, 1.0f, model->dembedding);
+}
+
+nib_status nib_model_train_batch(nib_model *model, const nib_micro_batch *batch, nib_step_options options, float *nll)
+{
+    nib_ops *ops = model->ops;
+    nib_activations *a = &model->activations;
+    step this_step = {model, options.dropout_key};
+    if (batch->N == 0) return NIB_OK;
+    const bool dropout =
+        nib_forward_dropout(model, 0, 0, options.dropout_key).p > 0.0f; /* its keys are never the same */
+    NIB_TRY(nib_forward_upload(model, batch, nib_forward_filled(model, batch->T), nib_forward_filled(model, batch->N),
+                               options.gradient_scale));
+    NIB_TRY(dropout ? make_step(&this_step)
+                    : nib_recordings_run(&model->recordings, ops, a->tokens, a->targets, make_step, &this_step));
     NIB_TRY(nib_token_rows_backward(model, batch));
     return ops->fetch(ops, nll, a->nll, (size_t)batch->N * sizeof(float));
 }

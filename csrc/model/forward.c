@@ -2,14 +2,29 @@
  *
  * T tokens of a packed micro-batch, C hidden, NH heads, NKV key/value heads, HD head dim, F feed-forward. What a block
  * computes is not added to the residual at once: the norm after it adds it (ops.h, rmsnorm_forward). */
+#include "base/memory.h"
 #include "base/random.h"
 #include "model/model_internal.h"
 
 #include <math.h>
+#include <string.h>
 
-nib_tree nib_forward_tree(const nib_model *model, const nib_micro_batch *batch)
+nib_tree nib_forward_tree(const nib_model *model)
 {
-    return (nib_tree){.T = batch->T, .position = model->activations.position, .end = model->activations.end};
+    const nib_activations *a = &model->activations;
+    return (nib_tree){.T = a->tokens, .position = a->position, .end = a->end};
+}
+
+nib_targets nib_forward_targets(const nib_model *model)
+{
+    const nib_activations *a = &model->activations;
+    return (nib_targets){a->targets, a->target_row, a->target_label, a->target_weight};
+}
+
+int64_t nib_forward_filled(const nib_model *model, int64_t size)
+{
+    const int64_t step = model->ops->shape_step;
+    return step > 1 ? (size + step - 1) / step * step : size;
 }
 
 nib_attention_shape nib_forward_attention_shape(const nib_model *model)
@@ -33,6 +48,9 @@ nib_dropout nib_forward_dropout(const nib_model *model, int64_t l, int linear, u
                          .key = nib_random_key(dropout_key, (uint64_t)(4 * l + linear))};
 }
 
+/* Elements of an array that ends on a multiple of 256 bytes. */
+static int64_t whole_lines(int64_t n) { return (n + 63) / 64 * 64; }
+
 /* Matrices were placed for the capacity; this micro-batch uses their first T rows. */
 static void use_rows(nib_model *model, int64_t T)
 {
@@ -47,23 +65,61 @@ static void use_rows(nib_model *model, int64_t T)
     }
 }
 
-static nib_status upload_batch(nib_model *model, const nib_micro_batch *batch)
+int64_t nib_forward_batch_elements(int64_t T, int64_t N) { return 3 * whole_lines(T) + 3 * whole_lines(N); }
+
+/* The micro-batch as it lies on the device, on the host: six arrays, one behind the other. */
+typedef struct {
+    int32_t *token, *position, *end, *row, *label;
+    float *weight;
+} batch_image;
+
+static batch_image image_in(int32_t *block, int64_t T, int64_t N)
 {
-    nib_ops *ops = model->ops;
+    const int64_t t = whole_lines(T), n = whole_lines(N);
+    int32_t *targets = block + 3 * t;
+    return (batch_image){block, block + t, block + 2 * t, targets, targets + n, (float *)(targets + 2 * n)};
+}
+
+/* What fills up: tokens that see only themselves, at position 0, and targets of weight 0 in the last one's row. */
+static void fill_image(batch_image image, const nib_micro_batch *batch, int64_t tokens, int64_t targets, float scale)
+{
+    const int64_t T = batch->T, N = batch->N;
+    memcpy(image.token, batch->id, (size_t)T * sizeof(int32_t));
+    memcpy(image.position, batch->position, (size_t)T * sizeof(int32_t));
+    memcpy(image.end, batch->end, (size_t)T * sizeof(int32_t));
+    for (int64_t t = T; t < tokens; t++) image.end[t] = (int32_t)t + 1;
+    for (int64_t i = 0; i < targets; i++) {
+        image.row[i] = batch->target_row[i < N ? i : N - 1];
+        image.label[i] = i < N ? batch->target_label[i] : 0;
+        image.weight[i] = i < N ? batch->target_weight[i] * scale : 0.0f;
+    }
+}
+
+nib_status nib_forward_upload(nib_model *model, const nib_micro_batch *batch, int64_t tokens, int64_t targets,
+                              float scale)
+{
     nib_activations *a = &model->activations;
-    size_t T = (size_t)batch->T, N = (size_t)batch->N;
-    if (batch->T > a->T || batch->N > a->N)
+    const int64_t elements = nib_forward_batch_elements(tokens, targets);
+    if (tokens > a->T || targets > a->N)
         return NIB_FAIL(NIB_ERROR_INTERNAL, "micro-batch of %lld tokens, %lld targets; reserved are %lld and %lld",
-                        (long long)batch->T, (long long)batch->N, (long long)a->T, (long long)a->N);
-    NIB_TRY(ops->upload(ops, a->token, batch->id, T * sizeof(int32_t)));
-    NIB_TRY(ops->upload(ops, a->position, batch->position, T * sizeof(int32_t)));
-    NIB_TRY(ops->upload(ops, a->end, batch->end, T * sizeof(int32_t)));
-    NIB_TRY(ops->upload(ops, a->target_row, batch->target_row, N * sizeof(int32_t)));
-    NIB_TRY(ops->upload(ops, a->target_label, batch->target_label, N * sizeof(int32_t)));
-    NIB_TRY(ops->upload(ops, a->target_weight, batch->target_weight, N * sizeof(float)));
-    use_rows(model, batch->T);
-    int64_t pairs = model->config.head_dim / 2;
-    return ops->rotary_table(ops, a->position, batch->T, model->frequency, pairs, 1.0f, a->rotary);
+                        (long long)tokens, (long long)targets, (long long)a->T, (long long)a->N);
+    int32_t *host = nib_calloc((size_t)elements, sizeof *host);
+    if (host == NULL)
+        return NIB_FAIL(NIB_ERROR_MEMORY, "no memory for a micro-batch of %lld tokens", (long long)tokens);
+    fill_image(image_in(host, tokens, targets), batch, tokens, targets, scale);
+    nib_status status = model->ops->upload(model->ops, a->batch, host, (size_t)elements * sizeof *host);
+    nib_free(host);
+    const batch_image there = image_in(a->batch, tokens, targets);
+    a->tokens = tokens;
+    a->targets = targets;
+    a->token = there.token;
+    a->position = there.position;
+    a->end = there.end;
+    a->target_row = there.row;
+    a->target_label = there.label;
+    a->target_weight = there.weight;
+    use_rows(model, tokens);
+    return status;
 }
 
 /* to = from, unless both are the same buffer. */
@@ -122,14 +178,14 @@ static nib_status forward_down(nib_model *model, int64_t l, uint64_t dropout_key
     return copy_residual(ops, s->middle, a->layer[l + 1].residual);
 }
 
-nib_status nib_forward(nib_model *model, const nib_micro_batch *batch, uint64_t dropout_key)
+nib_status nib_forward(nib_model *model, uint64_t dropout_key)
 {
     nib_ops *ops = model->ops;
     const nib_model_config *c = &model->config;
     nib_activations *a = &model->activations;
-    nib_tree tree = nib_forward_tree(model, batch);
+    nib_tree tree = nib_forward_tree(model);
 
-    NIB_TRY(upload_batch(model, batch));
+    NIB_TRY(ops->rotary_table(ops, a->position, tree.T, model->frequency, c->head_dim / 2, 1.0f, a->rotary));
     NIB_TRY(ops->embedding_forward(ops, a->token, model->embedding, 1.0f, a->layer[0].residual));
     for (int64_t l = 0; l < c->layers; l++) {
         NIB_TRY(nib_forward_attention(model, l, tree, l > 0 ? &a->delta : NULL, dropout_key));
@@ -144,10 +200,11 @@ nib_status nib_model_score_batch(nib_model *model, const nib_micro_batch *batch,
 {
     nib_ops *ops = model->ops;
     nib_activations *a = &model->activations;
-    nib_targets targets = {batch->N, a->target_row, a->target_label, a->target_weight};
     if (batch->N == 0) return NIB_OK;
-    NIB_TRY(nib_forward(model, batch, 0));
-    NIB_TRY(ops->linear_cross_entropy(ops, a->normed, model->head, 0.0f, targets, 1.0f, a->nll, (nib_matrix){0}, NULL));
+    NIB_TRY(nib_forward_upload(model, batch, batch->T, batch->N, 1.0f));
+    NIB_TRY(nib_forward(model, 0));
+    NIB_TRY(ops->linear_cross_entropy(ops, a->normed, model->head, 0.0f, nib_forward_targets(model), 1.0f, a->nll,
+                                      (nib_matrix){0}, NULL));
     return ops->download(ops, nll, a->nll, (size_t)batch->N * sizeof(float));
 }
 
@@ -159,7 +216,8 @@ nib_status nib_model_logits(nib_model *model, const nib_micro_batch *batch, floa
     int64_t V = model->config.vocabulary;
     size_t mark = ops->scratch->used;
     float *piece; /* [ROWS, V] */
-    NIB_TRY(nib_forward(model, batch, 0));
+    NIB_TRY(nib_forward_upload(model, batch, batch->T, batch->N, 1.0f));
+    NIB_TRY(nib_forward(model, 0));
     nib_status status = nib_arena_take(ops->scratch, ROWS * V, sizeof(float), &piece);
     for (int64_t t = 0; t < batch->T && status == NIB_OK; t += ROWS) {
         int64_t rows = batch->T - t < ROWS ? batch->T - t : ROWS;

@@ -100,6 +100,7 @@ nib_status nib_model_open(nib_ops *ops, const nib_model_options *options, nib_mo
 void nib_model_close(nib_model *model)
 {
     if (model == NULL) return;
+    nib_recordings_clear(&model->recordings, model->ops);
     for (int i = 0; i < NIB_ARENAS; i++)
         if (model->arena[i].block != NULL)
             model->ops->release(model->ops, model->arena[i].block, model->arena[i].capacity);
@@ -137,6 +138,11 @@ nib_status nib_model_reserve(nib_model *model, int64_t T, int64_t N, nib_recompu
     nib_ops *ops = model->ops;
     nib_arena *arena = &model->arena[NIB_ARENA_ACTIVATIONS];
     void *block;
+    nib_recordings_clear(&model->recordings, ops);
+    if (backward) {
+        T = nib_forward_filled(model, T);
+        N = nib_forward_filled(model, N);
+    }
     if (arena->block != NULL) ops->release(ops, arena->block, arena->capacity);
     *arena = (nib_arena){.name = arena->name};
     NIB_TRY(nib_model_layout_activations(model, T, N, recompute, backward)); /* counts */

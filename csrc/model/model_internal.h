@@ -5,6 +5,7 @@
 #include "model/key_value_cache.h"
 #include "model/lora_config.h"
 #include "model/model.h"
+#include "model/recording.h"
 #include "model/weight_source.h"
 
 typedef struct {
@@ -28,11 +29,13 @@ typedef struct {
 } nib_layer_saves;
 
 typedef struct {
-    int64_t T, N; /* capacity */
+    int64_t T, N;            /* capacity */
+    int64_t tokens, targets; /* of the micro-batch that was uploaded last */
     nib_recompute recompute;
     bool backward;
     int64_t room; /* columns behind each row of what linears read, for the backend (nib_linear_room): normed, attention,
                      h; backward: dx, dqkv, gate_up */
+    int32_t *batch;                     /* the six arrays of a micro-batch, uploaded as one */
     int32_t *token, *position, *end;    /* [T] */
     int32_t *token_row;                 /* [T] row of each token among those that are trained, or -1 */
     int32_t *target_row, *target_label; /* [N] */
@@ -95,6 +98,7 @@ struct nib_model {
     nib_clip *clip;
 
     nib_activations activations;
+    nib_recordings recordings; /* of training's steps */
     char base_hash[65];
 };
 
@@ -121,16 +125,24 @@ nib_status nib_token_rows_refresh(nib_model *model);
 nib_status nib_token_rows_backward_head(nib_model *model, nib_targets targets, float gradient_scale);
 nib_status nib_token_rows_backward(nib_model *model, const nib_micro_batch *batch);
 
-/* forward.c. Uploads the batch and computes the residual stream up to layer[layers].residual and, in normed, its norm.
- */
-nib_status nib_forward(nib_model *model, const nib_micro_batch *batch, uint64_t dropout_key);
+/* forward.c. A size as it is trained with, filled up to a multiple of ops->shape_step. */
+int64_t nib_forward_filled(const nib_model *model, int64_t size);
+/* The most that a micro-batch takes, in elements of 4 bytes. */
+int64_t nib_forward_batch_elements(int64_t T, int64_t N);
+/* Uploads the batch, filled up to `tokens` tokens that see only themselves and `targets` targets of weight 0; weights
+ * times `scale`. */
+nib_status nib_forward_upload(nib_model *model, const nib_micro_batch *batch, int64_t tokens, int64_t targets,
+                              float scale);
+/* Computes the residual stream of what was uploaded, up to layer[layers].residual and, in normed, its norm. */
+nib_status nib_forward(nib_model *model, uint64_t dropout_key);
 /* Parts of a layer that backward computes again. delta: what is still to be added to the residual, or NULL. */
 nib_status nib_forward_attention(nib_model *model, int64_t l, nib_tree tree, const nib_matrix *delta,
                                  uint64_t dropout_key);
 nib_status nib_forward_gate_up(nib_model *model, int64_t l, const nib_matrix *delta, uint64_t dropout_key);
 /* A matrix with the room behind its rows. */
 nib_matrix nib_forward_with_room(const nib_model *model, nib_matrix matrix);
-nib_tree nib_forward_tree(const nib_model *model, const nib_micro_batch *batch);
+nib_tree nib_forward_tree(const nib_model *model);
+nib_targets nib_forward_targets(const nib_model *model);
 nib_attention_shape nib_forward_attention_shape(const nib_model *model);
 /* linear: 0 qkv, 1 output, 2 gate_up, 3 down. Key 0 means inference: no dropout. */
 nib_dropout nib_forward_dropout(const nib_model *model, int64_t l, int linear, uint64_t dropout_key);

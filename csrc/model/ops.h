@@ -128,6 +128,8 @@ typedef struct {
 
 typedef enum { NIB_ACTIVATION_SILU, NIB_ACTIVATION_GELU_TANH, NIB_ACTIVATION_GELU } nib_activation;
 
+typedef struct nib_recording nib_recording;
+
 typedef struct nib_ops nib_ops;
 struct nib_ops {
     const char *name;   /* "cpu", "cuda", "emulated" */
@@ -136,6 +138,9 @@ struct nib_ops {
     bool rehearsal;     /* touches no tensor, only counts (model/rehearsal.h): there is nothing to load */
     bool bf16_only;     /* activations have to be bf16 */
     bool uses_room;     /* linears want room beside x and dy (nib_linear_room) */
+    /* Training's micro-batches are filled up to multiples of this many tokens and targets, so that few shapes are met;
+     * 0 or 1: they are taken as they are. */
+    int64_t shape_step;
     nib_arena *scratch;
     void *queue; /* what runs the ops one after the other, as the device's other libraries take it; NULL: the host */
 
@@ -163,6 +168,14 @@ struct nib_ops {
     nib_status (*fetch)(nib_ops *ops, void *host, const void *from, size_t bytes);
     nib_status (*zero)(nib_ops *ops, void *block, size_t bytes);
     nib_status (*synchronize)(nib_ops *ops);
+    /* The ops between begin and end are not done but kept: with the pointers, sizes and numbers that they were given;
+     * each replay does them all. They have to be ops that never wait (no upload, download, fetch, synchronize), and to
+     * have been done before in the same shapes. *recording NULL, and what happened between is forgotten, if one of them
+     * could not be kept. NULL: the backend has no such thing. */
+    nib_status (*record_begin)(nib_ops *ops);
+    nib_status (*record_end)(nib_ops *ops, nib_recording **recording);
+    nib_status (*replay)(nib_ops *ops, nib_recording *recording);
+    void (*recording_free)(nib_ops *ops, nib_recording *recording);
     /* to = from in to's type, element by element. */
     nib_status (*convert)(nib_ops *ops, nib_matrix from, nib_matrix to);
     /* to += from, fp32, n elements: the fixed-order sum of gradient slots. */

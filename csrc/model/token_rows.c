@@ -81,5 +81,5 @@ nib_status nib_token_rows_backward(nib_model *model, const nib_micro_batch *batc
     nib_status status = ops->upload(ops, a->token_row, row, T * sizeof *row);
     nib_free(row);
     NIB_TRY(status);
-    return ops->embedding_backward(ops, a->token_row, a->dx, 1.0f, r->gradient);
+    return ops->embedding_backward(ops, a->token_row, nib_matrix_rows(a->dx, 0, batch->T), 1.0f, r->gradient);
 }

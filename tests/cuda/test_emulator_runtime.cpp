@@ -113,11 +113,8 @@ void graphs_repeat_what_was_captured(void **)
     cudaGraph_t graph;
     cudaGraphExec_t executable;
     device_buffer<float> x(std::vector<float>{1.0f});
-    void *block;
     check_cuda(cudaStreamBeginCapture(s.handle, cudaStreamCaptureModeGlobal));
     check_ok(nib_cuda_launch(add_kernel, 1, 1, 0, s.handle, x.data(), 2.0f));
-    assert_int_equal(cudaStreamSynchronize(s.handle), cudaErrorStreamCaptureUnsupported);
-    assert_int_equal(cudaMalloc(&block, 8), cudaErrorStreamCaptureUnsupported);
     check_cuda(cudaStreamEndCapture(s.handle, &graph));
     check_cuda(cudaGraphInstantiate(&executable, graph));
     assert_true(x.download()[0] == 1.0f); /* captured, not done */
@@ -126,6 +123,32 @@ void graphs_repeat_what_was_captured(void **)
     assert_true(x.download()[0] == 7.0f);
     check_cuda(cudaGraphExecDestroy(executable));
     check_cuda(cudaGraphDestroy(graph));
+}
+
+/* A call that would wait fails, and so does the capture; the next one is as new. */
+void what_waits_spoils_a_capture(void **)
+{
+    stream s;
+    cudaGraph_t graph;
+    cudaEvent_t event;
+    void *block;
+    check_cuda(cudaEventCreate(&event));
+    for (int call = 0; call < 4; call++) {
+        cudaError_t error = cudaSuccess, expected = cudaErrorStreamCaptureUnsupported;
+        check_cuda(cudaStreamBeginCapture(s.handle, cudaStreamCaptureModeThreadLocal));
+        check_cuda(cudaEventRecord(event, s.handle));
+        if (call == 0) error = cudaStreamSynchronize(s.handle);
+        if (call == 1) error = cudaMalloc(&block, 8);
+        if (call == 2) error = cudaDeviceSynchronize();
+        if (call == 3) error = cudaEventSynchronize(event), expected = cudaErrorCapturedEvent;
+        assert_int_equal(error, expected);
+        assert_int_equal(cudaStreamEndCapture(s.handle, &graph), cudaErrorStreamCaptureInvalidated);
+        assert_null(graph);
+    }
+    check_cuda(cudaStreamBeginCapture(s.handle, cudaStreamCaptureModeThreadLocal));
+    check_cuda(cudaStreamEndCapture(s.handle, &graph));
+    check_cuda(cudaGraphDestroy(graph));
+    check_cuda(cudaEventDestroy(event));
 }
 
 void bad_copies_are_refused(void **)
@@ -280,6 +303,7 @@ int main()
         cmocka_unit_test_setup(events, reset_emulator),
         cmocka_unit_test_setup(the_default_stream_orders, reset_emulator),
         cmocka_unit_test_setup(graphs_repeat_what_was_captured, reset_emulator),
+        cmocka_unit_test_setup(what_waits_spoils_a_capture, reset_emulator),
         cmocka_unit_test_setup(bad_copies_are_refused, reset_emulator),
         cmocka_unit_test_setup(a_buffer_that_is_freed_early_is_missed, reset_emulator),
         cmocka_unit_test_setup(cublaslt_products, reset_emulator),

@@ -116,6 +116,96 @@ static void recomputing_and_repeating_change_no_bit(void **state)
     nib_tensor_set_close(set);
 }
 
+static int replays;
+static nib_status (*replay_of_backend)(nib_ops *ops, nib_recording *recording);
+static nib_status counted_replay(nib_ops *ops, nib_recording *recording)
+{
+    replays++;
+    return replay_of_backend(ops, recording);
+}
+
+static nib_status (*rotary_of_backend)(nib_ops *ops, nib_matrix x, int64_t heads, int64_t head_dim, const float *table,
+                                       int64_t pairs, bool inverse);
+static nib_status rotary_that_waits(nib_ops *ops, nib_matrix x, int64_t heads, int64_t head_dim, const float *table,
+                                    int64_t pairs, bool inverse)
+{
+    NIB_TRY(ops->synchronize(ops));
+    return rotary_of_backend(ops, x, heads, head_dim, table, pairs, inverse);
+}
+
+/* Gradients of the fourth of four steps, on two batches in turn, of one filled-up shape but other lengths. */
+static float *gradients_of_steps(nib_ops *ops, double loss[4], int64_t *n)
+{
+    nib_model *model = open_model(ops, "llama3_gqa", NIB_QUANT_NF4, NIB_DTYPE_BF16, false);
+    nib_tensor_set *set = open_golden("llama3_gqa", "expected.safetensors");
+    packed p[2] = {0};
+    double norm;
+    add_document(&p[0], set, "doc0");
+    add_document(&p[0], set, "doc1");
+    add_document(&p[1], set, "doc2");
+    must(nib_model_reserve(model, 256, 256, NIB_RECOMPUTE_NONE, true));
+    replays = 0;
+    for (int s = 0; s < 4; s++) {
+        nib_optimizer_options options = {.adamw = {1e-3, 0.9, 0.999, 1e-8, 0.01, s + 1}, .max_norm = 1.0};
+        must(nib_optimizer_zero(ops, model));
+        loss[s] = train_once(ops, model, &p[s % 2]);
+        if (s < 3) must(nib_optimizer_step(ops, model, &options, &norm));
+        must(ops->synchronize(ops));
+    }
+    float *gradients = download_gradients(ops, model, n);
+    nib_tensor_set_close(set);
+    nib_model_close(model);
+    return gradients;
+}
+
+/* The numbers, the scale and the parameters of a step are other ones than when it was recorded. A step with an op that
+ * cannot be recorded is made as before. */
+static void recorded_steps_change_no_bit(void **state)
+{
+    nib_ops *ops = *state;
+    nib_status (*const begin)(nib_ops *) = ops->record_begin;
+    double loss[4], again[4];
+    int64_t n;
+    replay_of_backend = ops->replay;
+    rotary_of_backend = ops->rotary;
+    ops->replay = counted_replay;
+    ops->record_begin = NULL;
+    float *made = gradients_of_steps(ops, loss, &n);
+    assert_int_equal(replays, 0);
+    ops->record_begin = begin;
+    float *recorded = gradients_of_steps(ops, again, &n);
+    assert_int_equal(replays, 3);
+    assert_memory_equal(made, recorded, (size_t)n * sizeof *made);
+    assert_memory_equal(loss, again, sizeof loss);
+    ops->rotary = rotary_that_waits;
+    float *waited = gradients_of_steps(ops, again, &n);
+    assert_int_equal(replays, 0);
+    assert_memory_equal(made, waited, (size_t)n * sizeof *made);
+    assert_memory_equal(loss, again, sizeof loss);
+    ops->rotary = rotary_of_backend;
+    ops->replay = replay_of_backend;
+    nib_free(made);
+    nib_free(recorded);
+    nib_free(waited);
+}
+
+/* Tokens and targets that fill up a micro-batch add zeros to sums, and nothing else. */
+static void filling_up_changes_no_bit(void **state)
+{
+    nib_ops *ops = *state;
+    const int64_t step = ops->shape_step;
+    double loss[4], filled_loss[4];
+    int64_t n;
+    float *filled = gradients_of_steps(ops, filled_loss, &n);
+    ops->shape_step = 1;
+    float *bare = gradients_of_steps(ops, loss, &n);
+    ops->shape_step = step;
+    assert_memory_equal(bare, filled, (size_t)n * sizeof *bare);
+    assert_memory_equal(loss, filled_loss, sizeof loss);
+    nib_free(bare);
+    nib_free(filled);
+}
+
 enum { ROWS = 4, ROW_LENGTH = 40, COMMON = 21 };
 
 /* Gradients and loss of rows that begin alike. */
@@ -183,6 +273,8 @@ int main(void)
         cmocka_unit_test(eight_steps_stay_near_the_golden_run),
         cmocka_unit_test(gradients_stay_near_fp32),
         cmocka_unit_test(recomputing_and_repeating_change_no_bit),
+        cmocka_unit_test(recorded_steps_change_no_bit),
+        cmocka_unit_test(filling_up_changes_no_bit),
         cmocka_unit_test(shared_prefixes_change_rounding_only),
     };
     return cmocka_run_group_tests(tests, setup, teardown);

@@ -232,6 +232,8 @@ static const struct {
     {cudaErrorNotSupported, "cudaErrorNotSupported", "operation not supported"},
     {cudaErrorStreamCaptureUnsupported, "cudaErrorStreamCaptureUnsupported",
      "operation not permitted when stream is capturing"},
+    {cudaErrorCapturedEvent, "cudaErrorCapturedEvent",
+     "operation not permitted on an event last recorded in a capturing stream"},
     {cudaErrorStreamCaptureInvalidated, "cudaErrorStreamCaptureInvalidated",
      "operation failed due to a previous error during capture"},
 };
@@ -356,7 +358,7 @@ cudaError_t cudaDeviceSynchronize()
 {
     cudaError_t error = enter("cudaDeviceSynchronize");
     if (error != cudaSuccess) return error;
-    return capturing() ? remember(cudaErrorStreamCaptureUnsupported) : drain_all();
+    return capturing() ? spoil_captures(cudaErrorStreamCaptureUnsupported) : drain_all();
 }
 
 cudaError_t cudaDeviceReset()
@@ -372,7 +374,7 @@ static cudaError_t take(const char *function, Space space, void **block, size_t 
     *block = nullptr;
     cudaError_t error = enter(function);
     if (error != cudaSuccess) return error;
-    if (capturing()) return remember(cudaErrorStreamCaptureUnsupported);
+    if (capturing()) return spoil_captures(cudaErrorStreamCaptureUnsupported);
     *block = allocate(space, bytes);
     return *block == nullptr ? remember(cudaErrorMemoryAllocation) : cudaSuccess;
 }
@@ -400,7 +402,7 @@ cudaError_t cudaMallocAsync(void **block, size_t bytes, cudaStream_t stream)
 /* Waits for everything, as CUDA does; so does cudaFreeHost. */
 cudaError_t cudaFree(void *block)
 {
-    if (capturing()) return remember(cudaErrorStreamCaptureUnsupported);
+    if (capturing()) return spoil_captures(cudaErrorStreamCaptureUnsupported);
     cudaError_t error = enter("cudaFree");
     if (error == cudaSuccess) error = drain_all();
     return error == cudaSuccess ? give_back(Space::device, block) : error;

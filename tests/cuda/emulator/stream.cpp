@@ -87,6 +87,12 @@ bool capturing()
     return std::any_of(streams().begin(), streams().end(), [](auto *stream) { return stream->capturing; });
 }
 
+cudaError_t spoil_captures(cudaError_t error)
+{
+    for (nib_emulator_stream *stream : streams()) stream->spoiled = stream->spoiled || stream->capturing;
+    return remember(error);
+}
+
 void forget_streams()
 {
     for (nib_emulator_stream *stream : streams()) {
@@ -129,7 +135,7 @@ static cudaError_t check_waitable(nib_emulator_stream *stream)
 {
     if (sticky_error() != cudaSuccess) return sticky_error();
     if (stream == nullptr) return remember(cudaErrorInvalidResourceHandle);
-    if (stream->capturing) return remember(cudaErrorStreamCaptureUnsupported);
+    if (stream->capturing) return spoil_captures(cudaErrorStreamCaptureUnsupported);
     return cudaSuccess;
 }
 
@@ -182,6 +188,7 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t handle)
     if (error != cudaSuccess) return error;
     event->stream = stream;
     event->position = stream->pushed;
+    event->captured = stream->capturing;
     return cudaSuccess;
 }
 
@@ -200,12 +207,14 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
 cudaError_t cudaEventSynchronize(cudaEvent_t event)
 {
     if (event == nullptr) return remember(cudaErrorInvalidResourceHandle);
+    if (event->captured) return spoil_captures(cudaErrorCapturedEvent);
     return reached(event) ? sticky_error() : run_to(event->stream, event->position);
 }
 
 cudaError_t cudaEventQuery(cudaEvent_t event)
 {
     if (event == nullptr) return remember(cudaErrorInvalidResourceHandle);
+    if (event->captured) return spoil_captures(cudaErrorCapturedEvent);
     if (sticky_error() != cudaSuccess || reached(event)) return sticky_error();
     cudaError_t error = run_to(event->stream, event->stream->done + 1);
     return error != cudaSuccess ? error : cudaErrorNotReady;
@@ -234,6 +243,7 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t handle, cudaStreamCaptureMode)
     if (error != cudaSuccess) return error;
     if (handle == nullptr) return remember(cudaErrorStreamCaptureUnsupported); /* as CUDA: not the default stream */
     stream->capturing = true;
+    stream->spoiled = false;
     stream->captured.clear();
     return cudaSuccess;
 }
@@ -243,6 +253,11 @@ cudaError_t cudaStreamEndCapture(cudaStream_t handle, cudaGraph_t *graph)
     nib_emulator_stream *stream = resolve(handle);
     if (stream == nullptr || !stream->capturing) return remember(cudaErrorInvalidValue);
     stream->capturing = false;
+    if (stream->spoiled) {
+        stream->captured.clear();
+        *graph = nullptr;
+        return remember(cudaErrorStreamCaptureInvalidated);
+    }
     *graph = new nib_emulator_graph{std::move(stream->captured)};
     stream->captured.clear();
     return sticky_error();

@@ -27,13 +27,14 @@ struct nib_emulator_graph {
 struct nib_emulator_stream {
     std::deque<nib_emulator::Task> queue;
     uint64_t pushed = 0, done = 0;
-    bool blocking = true, capturing = false;
+    bool blocking = true, capturing = false, spoiled = false; /* spoiled: a call that may not be captured was made */
     std::vector<nib_emulator::Task> captured;
 };
 
 struct nib_emulator_event {
     nib_emulator_stream *stream = nullptr; /* where it was recorded last, nullptr: never */
     uint64_t position = 0;                 /* reached when that many of its tasks are done */
+    bool captured = false;                 /* recorded last in a stream that was capturing: nobody can wait for it */
     std::shared_ptr<uint64_t> time;        /* on the device's clock */
 };
 
@@ -51,7 +52,9 @@ void spend_time(uint64_t nanoseconds);
 /* All that the default stream would wait for; all there is. */
 cudaError_t drain_blocking();
 cudaError_t drain_all();
-bool capturing(); /* any of them: calls that would wait are forbidden */
+/* Any of them: calls that would wait are forbidden, and spoil what is being captured. */
+bool capturing();
+cudaError_t spoil_captures(cudaError_t error);
 void forget_streams();
 
 /* The error that stays, and its text. A task that fails sets it; nothing runs after it. */
