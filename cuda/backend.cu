@@ -44,7 +44,6 @@ typedef struct {
     nib_cuda_device device;
     nib_cuda_staging staging;
     nib_cuda_matmul_cache *matmul;
-    uint32_t plain; /* bits of nib_cuda_choice */
     char description[256];
 } cuda_context;
 
@@ -53,9 +52,9 @@ cudaStream_t nib_cuda_stream(nib_ops *ops) { return context_of(ops)->stream; }
 const nib_cuda_device *nib_cuda_device_of(nib_ops *ops) { return &context_of(ops)->device; }
 nib_cuda_matmul_cache *nib_cuda_matmul_cache_of(nib_ops *ops) { return context_of(ops)->matmul; }
 
-bool nib_cuda_is_plain(nib_ops *ops, nib_cuda_choice choice) { return (context_of(ops)->plain >> choice & 1) != 0; }
+bool nib_cuda_is_plain(nib_ops *ops, nib_cuda_choice choice) { return (ops->plain >> choice & 1) != 0; }
 
-static void cuda_use_plain(nib_ops *ops, uint32_t mask) { context_of(ops)->plain = mask; }
+static void cuda_use_plain(nib_ops *ops, uint32_t mask) { ops->plain = mask; }
 
 static double gib(size_t bytes) { return (double)bytes / (1 << 30); }
 
@@ -244,7 +243,7 @@ static nib_status cuda_rehearse(nib_ops *ops, nib_ops **out)
     dry->scratch = &context->scratch;
     context->scratch.name = "scratch";
     context->device = context_of(ops)->device;
-    context->plain = context_of(ops)->plain; /* plain kernels take other scratch */
+    dry->plain = ops->plain; /* plain kernels take other scratch */
     context->stream = nib_cuda_dry_stream();
     *out = dry;
     return NIB_OK;

@@ -19,6 +19,7 @@ typedef struct {
 extern const nib_command nib_command_check;
 extern const nib_command nib_command_bench;
 extern const nib_command nib_command_chat;
+extern const nib_command nib_command_doctor;
 extern const nib_command nib_command_eval;
 extern const nib_command nib_command_export;
 extern const nib_command nib_command_inspect;

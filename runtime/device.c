@@ -3,6 +3,7 @@
 #include "cpu/backend.h"
 #include "model/plugin.h"
 #include "plugin_file.h"
+#include "self_check_once.h"
 
 #include <dlfcn.h>
 #include <stdio.h>
@@ -10,9 +11,12 @@
 
 #define SCRATCH_BYTES ((size_t)256 << 20) /* touched only as far as ops need it */
 
+static const char *const names[] = {"auto", "cpu", "cuda", "emulated"};
+
+const char *nib_device_name(nib_device device) { return names[device]; }
+
 nib_status nib_parse_device(const char *text, nib_device *device)
 {
-    static const char *const names[] = {"auto", "cpu", "cuda", "emulated"};
     for (int i = 0; i < 4; i++) {
         if (strcmp(text, names[i]) != 0) continue;
         *device = (nib_device)i;
@@ -46,9 +50,11 @@ static nib_status load_device(nib_device device, const nib_plugin **plugin)
                : load("libnibble_cuda_emulated.so", "build the preset emulated", plugin);
 }
 
-static nib_status open_plugin(nib_device device, int local_rank, nib_ops **ops)
+nib_status nib_open_device(nib_device device, int local_rank, nib_ops **ops)
 {
     const nib_plugin *plugin;
+    *ops = NULL;
+    if (device == NIB_DEVICE_CPU) return nib_cpu_backend_create(SCRATCH_BYTES, ops);
     NIB_TRY(load_device(device, &plugin));
     return plugin->create(local_rank, ops);
 }
@@ -58,34 +64,34 @@ static nib_status open_plugin(nib_device device, int local_rank, nib_ops **ops)
 static nib_status open_gpu_if_any(int local_rank, nib_ops **ops)
 {
     char first[256];
-    nib_status status = open_plugin(NIB_DEVICE_CUDA, local_rank, ops);
+    nib_status status = nib_open_device(NIB_DEVICE_CUDA, local_rank, ops);
     if (status != NIB_ERROR_DEVICE) return status;
-    if (local_rank > 0 && nib_device_describe(NIB_DEVICE_CUDA, first, sizeof first) == NIB_OK)
-        return open_plugin(NIB_DEVICE_CUDA, local_rank, ops); /* the refusal's own words again */
+    if (local_rank > 0 && nib_device_describe(NIB_DEVICE_CUDA, 0, first, sizeof first) == NIB_OK)
+        return nib_open_device(NIB_DEVICE_CUDA, local_rank, ops); /* the refusal's own words again */
     nib_log("no GPU: %s", nib_error_message());
     return NIB_OK;
 }
 
+static nib_status check_once(nib_ops **ops)
+{
+    nib_status status = nib_self_check_once(*ops);
+    if (status == NIB_OK) return NIB_OK;
+    nib_close_backend(*ops);
+    *ops = NULL;
+    return status;
+}
+
 nib_status nib_open_backend(nib_device device, nib_dtype compute, int local_rank, nib_ops **ops)
 {
-    nib_status status;
     *ops = NULL;
-    switch (device) {
-    case NIB_DEVICE_CUDA:
-    case NIB_DEVICE_EMULATED:
-        status = open_plugin(device, local_rank, ops);
-        return status == NIB_OK
-                   ? NIB_OK
-                   : nib_error_context(status, "--device %s", device == NIB_DEVICE_CUDA ? "cuda" : "emulated");
-    case NIB_DEVICE_AUTO:
-        if (compute == NIB_DTYPE_F32) break;
+    if (device == NIB_DEVICE_AUTO && compute != NIB_DTYPE_F32) {
         NIB_TRY(open_gpu_if_any(local_rank, ops));
-        if (*ops != NULL) return NIB_OK;
-        break;
-    case NIB_DEVICE_CPU:
-        break;
+        if (*ops != NULL) return check_once(ops);
     }
-    return nib_cpu_backend_create(SCRATCH_BYTES, ops);
+    if (device == NIB_DEVICE_AUTO || device == NIB_DEVICE_CPU) return nib_open_device(NIB_DEVICE_CPU, 0, ops);
+    nib_status status = nib_open_device(device, local_rank, ops);
+    if (status == NIB_OK) status = check_once(ops);
+    return status == NIB_OK ? NIB_OK : nib_error_context(status, "--device %s", nib_device_name(device));
 }
 
 void nib_close_backend(nib_ops *ops)
@@ -93,7 +99,7 @@ void nib_close_backend(nib_ops *ops)
     if (ops != NULL) ops->close(ops);
 }
 
-nib_status nib_device_describe(nib_device device, char *text, size_t bytes)
+nib_status nib_device_describe(nib_device device, int number, char *text, size_t bytes)
 {
     const nib_plugin *plugin;
     if (device == NIB_DEVICE_CPU) {
@@ -101,5 +107,5 @@ nib_status nib_device_describe(nib_device device, char *text, size_t bytes)
         return NIB_OK;
     }
     NIB_TRY(load_device(device, &plugin));
-    return plugin->describe(0, text, bytes);
+    return plugin->describe(number, text, bytes);
 }

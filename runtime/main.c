@@ -25,6 +25,7 @@ static const nib_command *const commands[] = {
     &nib_command_eval,
     &nib_command_chat,
     &nib_command_export,
+    &nib_command_doctor,
     NULL,
 };
 /* clang-format on */
@@ -73,7 +74,7 @@ static void print_version(void)
     char text[3][512];
     printf("nibble %s (%s)\nbackends:", nib_version(), nib_commit());
     for (int i = 0; i < 3; i++)
-        if (nib_device_describe(backends[i].device, text[i], sizeof text[i]) == NIB_OK)
+        if (nib_device_describe(backends[i].device, 0, text[i], sizeof text[i]) == NIB_OK)
             printf(" %s", backends[i].name);
         else
             snprintf(text[i], sizeof text[i], "none: %s", nib_error_message());

@@ -177,6 +177,19 @@ static nib_status compare_ranks(const nib_training *t)
     return NIB_OK;
 }
 
+/* A kernel that is wrong on one rank's device is switched off on all. */
+static nib_status agree_on_kernels(const nib_training *t)
+{
+    int64_t *all = nib_calloc((size_t)t->collectives->size, sizeof *all);
+    uint32_t off = 0;
+    if (all == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "no memory to compare %d ranks", t->collectives->size);
+    nib_status status = nib_gather_values(t->collectives, (int64_t)t->ops->plain, all);
+    for (int r = 0; r < t->collectives->size; r++) off |= (uint32_t)all[r];
+    nib_free(all);
+    if (status == NIB_OK && off != t->ops->plain) t->ops->use_plain(t->ops, off);
+    return status;
+}
+
 /* Kernels of another kind round otherwise: where only some of the ranks have a GPU, the run's bits would depend on
  * which. */
 static nib_status compare_backends(const nib_training *t)
@@ -184,7 +197,7 @@ static nib_status compare_backends(const nib_training *t)
     char first[32] = "";
     snprintf(first, sizeof first, "%s", t->ops->name);
     NIB_TRY(t->collectives->broadcast(t->collectives, first, sizeof first, 0));
-    if (strcmp(first, t->ops->name) == 0) return NIB_OK;
+    if (strcmp(first, t->ops->name) == 0) return agree_on_kernels(t);
     return NIB_FAIL(NIB_ERROR_DEVICE,
                     "rank %d computes on %s, rank 0 on %.31s; start the run where every rank has a GPU, or give it "
                     "--device cpu",
@@ -350,12 +363,12 @@ nib_status nib_train_open(nib_config *config, bool resume, nib_collectives *coll
     nib_train_settle(config); /* as the folder's config.json has it */
     NIB_TRY(open_folder(t, resume));
     NIB_TRY(nib_train_open_data(t));
+    NIB_TRY(compare_backends(t));
     NIB_TRY(nib_device_exchange_open(collectives, t->ops, &t->exchange));
     NIB_TRY(check_tokenizer(t));
     NIB_TRY(choose_sizes(t));
     NIB_TRY(open_model(t));
     nib_status status = first_state(t, &text);
-    if (status == NIB_OK) status = compare_backends(t);
     if (status == NIB_OK) status = compare_ranks(t);
     if (status == NIB_OK && !t->folder.fresh) status = load_checkpoint(t);
     if (status == NIB_OK && nib_train_leads(t)) status = open_output(t, &text);

@@ -123,6 +123,7 @@ static void cpu_use_plain(nib_ops *ops, uint32_t mask)
 {
     nib_cpu_context *context = nib_cpu_context_of(ops);
     detect(context);
+    ops->plain = mask;
     if ((mask & 1) != 0) context->kernels = nib_cpu_kernels_at(NIB_CPU_PORTABLE);
 }
 

@@ -238,17 +238,9 @@ static nib_status source_key(const nib_weight_source *source, char key[65])
 
 static char *cache_folder(const char *folder, const char *key)
 {
-    nib_buffer path = {0};
-    const char *cache = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
-    if (folder != NULL)
-        nib_buffer_text(&path, folder);
-    else if (cache != NULL && cache[0] == '/')
-        nib_buffer_format(&path, "%s/nibble", cache);
-    else
-        nib_buffer_format(&path, "%s/.cache/nibble", home != NULL ? home : "");
-    nib_buffer_format(&path, "/nf4-%.32s", key);
-    if (path.failed) nib_buffer_free(&path);
-    return path.data;
+    char name[64];
+    snprintf(name, sizeof name, "nf4-%.32s", key);
+    return folder != NULL ? nib_path_join(folder, name) : nib_cache_path(name);
 }
 
 /* A folder's "sha256": the hashes (weight_hash.h) of what it holds, and of the checkpoint that was quantised. */

@@ -150,6 +150,7 @@ struct nib_ops {
     int choices;
     const char *const *choice; /* [choices] names */
     void (*use_plain)(nib_ops *ops, uint32_t mask);
+    uint32_t plain; /* the mask in use */
 
     void (*close)(nib_ops *ops); /* gives back the backend itself; NULL is allowed */
     /* The same ops over a counting scratch arena, which they take and leave, doing nothing else; those that take none

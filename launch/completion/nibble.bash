@@ -19,6 +19,7 @@ _nibble_options() { # COMMAND: its options
     tokenize) echo --tokenizer --no-special --decode --skip-special --help ;;
     render) echo --template --model --messages --tools --generation-prompt --bos-token --eos-token --now --help ;;
     inspect) echo --help ;;
+    doctor) echo --device --json --help ;;
     esac
 }
 
@@ -69,7 +70,7 @@ _nibble() {
     local current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD - 1]} command=${COMP_WORDS[1]}
     COMPREPLY=()
     if ((COMP_CWORD == 1)); then
-        _nibble_words "train check plan eval chat export score pack quantize bench tokenize render inspect --help --version" "$current"
+        _nibble_words "train check plan eval chat export score pack quantize bench tokenize render inspect doctor --help --version" "$current"
         return
     fi
     # A word with an equals sign comes in up to three: KEY, =, VALUE.

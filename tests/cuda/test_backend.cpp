@@ -39,6 +39,7 @@ static void a_missing_device_is_explained(void **)
     assert_int_equal(nib_cuda_backend_create(3, &ops), NIB_ERROR_DEVICE);
     assert_non_null(strstr(nib_error_message(), "rank 3 of this machine"));
 }
+
 static void each_rank_has_its_own_device(void **)
 {
     nib_emulator::set_device_count(2);

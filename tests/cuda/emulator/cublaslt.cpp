@@ -408,6 +408,9 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t prod
                  d->rows,
                  d->columns,
                  K};
-    return enqueue(stream, [work] { return work.run(); }) == cudaSuccess ? CUBLAS_STATUS_SUCCESS
-                                                                         : CUBLAS_STATUS_EXECUTION_FAILED;
+    auto task = [work] {
+        cudaError_t error;
+        return is_broken("cublasLtMatmul", &error) ? error : work.run();
+    };
+    return enqueue(stream, task) == cudaSuccess ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_EXECUTION_FAILED;
 }

@@ -5,7 +5,7 @@
  * - nccl=21903: the version of NCCL that it claims to have
  * - damage=RANK: the next bytes that NCCL brings to that rank are damaged
  * - fail=FUNCTION:AFTER:ERROR: the (AFTER + 1)-th call of a function of CUDA fails, once; ERROR is its number
- * - skip=NAME: kernels whose name begins so do nothing: their outputs stay as they were
+ * - skip=NAME: kernels whose name begins so, or cublasLtMatmul, do nothing: outputs stay as they were
  * - crash=NAME:ERROR: kernels whose name begins so end with ERROR
  *
  * separated by commas; skip and crash may come several times. What cannot be read ends the process: a test that asks

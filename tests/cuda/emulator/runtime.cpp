@@ -146,11 +146,20 @@ static std::string check_pointers(const std::vector<const void *> &pointers)
     return "";
 }
 
+bool is_broken(const std::string &what, cudaError_t *error)
+{
+    for (const auto &[name, wanted] : device.broken)
+        if (what.compare(0, name.size(), name) == 0) {
+            *error = wanted == cudaSuccess ? cudaSuccess : fail_device(wanted, what + ": broken by a test");
+            return true;
+        }
+    return false;
+}
+
 static cudaError_t run_kernel(const Launch &kernel, const std::vector<const void *> &pointers)
 {
-    for (const auto &[name, error] : device.broken)
-        if (kernel.name.compare(0, name.size(), name) == 0)
-            return error == cudaSuccess ? cudaSuccess : fail_device(error, kernel.name + ": broken by a test");
+    cudaError_t error;
+    if (is_broken(kernel.name, &error)) return error;
     std::string failure = check_pointers(pointers);
     if (!failure.empty()) failure = kernel.name + ": " + failure;
     if (failure.empty()) failure = run_grid(kernel, device.counters);

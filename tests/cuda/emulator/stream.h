@@ -60,6 +60,9 @@ void forget_streams();
 /* The error that stays, and its text. A task that fails sets it; nothing runs after it. */
 cudaError_t sticky_error();
 cudaError_t fail_device(cudaError_t error, const std::string &what);
+/* Has a test broken what begins with this name (a kernel, or a library's call)? *error: what is to come of it instead.
+ */
+bool is_broken(const std::string &what, cudaError_t *error);
 /* Returns `error` and keeps it for cudaGetLastError. */
 cudaError_t remember(cudaError_t error, const std::string &what = "");
 
