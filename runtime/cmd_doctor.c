@@ -69,8 +69,8 @@ static void add_case(void *user, const nib_check_line *line)
         fflush(stdout);
         return;
     }
-    nib_buffer_format(&r->out, "%s{\"op\":\"%s\",\"shape\":\"%s\",\"result\":\"%s\"", r->separator, line->op,
-                      line->shape, line->which);
+    nib_buffer_format(&r->out, "%s{\"kind\":\"op\",\"name\":\"%s\",\"shape\":\"%s\",\"result\":\"%s\"", r->separator,
+                      line->op, line->shape, line->which);
     add_number(&r->out, "difference", line->fast);
     add_number(&r->out, "plain_difference", line->plain);
     add_number(&r->out, "allowed", line->allowed);
@@ -140,7 +140,7 @@ static nib_status examine(report *r, nib_device device)
     nib_buffer_text(&r->out, "{\"machine\":{");
     nib_doctor_machine(add_fact, r);
     NIB_TRY(open_device(&device, &ops));
-    nib_buffer_format(&r->out, "},\"device\":\"%s\",\"ops\":[", ops->name);
+    nib_buffer_format(&r->out, "},\"device\":\"%s\",\"checks\":[", ops->name);
     r->separator = "";
     nib_status status =
         check_ops(r, ops, device == NIB_DEVICE_EMULATED ? NIB_CHECK_SHORT : NIB_CHECK_FULL, &off); /* emulated: slow */
