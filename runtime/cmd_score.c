@@ -4,14 +4,12 @@
 
 #include "base/buffer.h"
 #include "base/log.h"
+#include "eval/score.h"
 
 #include <errno.h>
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
-
-#define GROUP_ROWS         64   /* rows whose prefixes are shared */
-#define MICRO_BATCH_TOKENS 2048 /* a longer row has a micro-batch of its own */
 
 typedef struct {
     const char *model, *adapter, *data, *out;
@@ -65,107 +63,42 @@ static nib_status read_arguments(int argc, char **argv, arguments *a)
     return NIB_OK;
 }
 
-/* The micro-batches that a model has room for. */
-typedef struct {
-    int64_t T, N;
-} reserved;
-
-static nib_status reserve(nib_model *model, const nib_micro_batch *batch, reserved *room)
+static void append_row(nib_buffer *out, const nib_scored_group *group, int64_t i, bool per_token)
 {
-    if (batch->T <= room->T && batch->N <= room->N) return NIB_OK;
-    if (room->T < MICRO_BATCH_TOKENS) room->T = MICRO_BATCH_TOKENS;
-    if (room->T < batch->T) room->T = batch->T;
-    if (room->N < batch->N) room->N = batch->N;
-    return nib_model_reserve(model, room->T, room->N, NIB_RECOMPUTE_NONE, false);
-}
-
-/* value[start[row] + position] of every target of the rows; others stay NaN. */
-static nib_status score_rows(nib_model *model, const nib_row *rows, int64_t count, const int64_t *start, float *value,
-                             reserved *room)
-{
-    nib_pack pack = {0};
-    nib_status status;
-    float *nll = NULL;
-    nib_pack_options options = {
-        .slots = 1, .micro_batch_tokens = MICRO_BATCH_TOKENS, .share_prefixes = true, .pack = true};
-    NIB_TRY(nib_pack_step(rows, count, options, &pack));
-    nll = nib_calloc((size_t)pack.supervised_tokens, sizeof *nll);
-    if (nll == NULL) {
-        status = NIB_FAIL(NIB_ERROR_MEMORY, "no memory for the scores of %lld rows", (long long)count);
-        goto done;
-    }
-    for (int b = 0; b < pack.micro_batches; b++) {
-        const nib_micro_batch *batch = &pack.micro_batch[b];
-        NIB_TRY_GOTO(reserve(model, batch, room), done);
-        NIB_TRY_GOTO(nib_model_score_batch(model, batch, nll), done);
-        for (int64_t i = 0; i < batch->N; i++)
-            value[start[batch->target_sample[i]] + batch->target_position[i]] = nll[i];
-    }
-    status = NIB_OK;
-done:
-    nib_free(nll);
-    nib_pack_free(&pack);
-    return status;
-}
-
-static void append_row(nib_buffer *out, const float *value, int32_t length, bool per_token, double *nll,
-                       int64_t *tokens)
-{
-    double sum = 0;
-    int64_t n = 0;
-    for (int32_t i = 0; i < length; i++)
-        if (!isnan(value[i])) {
-            sum += (double)value[i];
-            n++;
-        }
-    nib_buffer_format(out, "{\"nll\": %.9g, \"tokens\": %lld", sum, (long long)n);
+    nib_sample_score score = nib_score_of_sample(group, i);
+    nib_buffer_format(out, "{\"nll\": %.9g, \"tokens\": %lld", score.nll, (long long)score.tokens);
     if (per_token) {
         const char *separator = ", \"logprobs\": [";
-        for (int32_t i = 0; i < length; i++)
-            if (!isnan(value[i])) {
-                nib_buffer_format(out, "%s%.9g", separator, -(double)value[i]);
+        for (int64_t p = group->start[i]; p < group->start[i + 1]; p++)
+            if (!isnan(group->nll[p])) {
+                nib_buffer_format(out, "%s%.9g", separator, -(double)group->nll[p]);
                 separator = ", ";
             }
         nib_buffer_char(out, ']');
     }
     nib_buffer_text(out, "}\n");
-    *nll += sum;
-    *tokens += n;
-}
-
-static nib_status score_group(nib_model *model, const nib_dataset *data, int64_t first, int64_t count, bool per_token,
-                              reserved *room, nib_buffer *out, double *nll, int64_t *tokens)
-{
-    nib_row rows[GROUP_ROWS];
-    int64_t start[GROUP_ROWS + 1] = {0};
-    for (int64_t i = 0; i < count; i++) {
-        rows[i] = nib_dataset_row(data, first + i);
-        start[i + 1] = start[i] + rows[i].length;
-    }
-    float *value = nib_calloc((size_t)start[count], sizeof *value);
-    if (value == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "no memory for the scores of %lld rows", (long long)count);
-    for (int64_t i = 0; i < start[count]; i++) value[i] = NAN;
-    nib_status status = score_rows(model, rows, count, start, value, room);
-    for (int64_t i = 0; i < count && status == NIB_OK; i++)
-        append_row(out, value + start[i], rows[i].length, per_token, nll, tokens);
-    nib_free(value);
-    return status;
 }
 
 static nib_status score_all(nib_model *model, const nib_dataset *data, const arguments *a)
 {
     nib_buffer out = {0};
-    reserved room = {0};
-    double nll = 0;
-    int64_t tokens = 0, size = nib_dataset_size(data);
+    nib_scorer scorer = {.model = model};
+    nib_sample_score all = {0};
     nib_status status = NIB_OK;
-    for (int64_t first = 0; first < size && status == NIB_OK; first += GROUP_ROWS) {
-        int64_t count = size - first < GROUP_ROWS ? size - first : GROUP_ROWS;
-        status = score_group(model, data, first, count, a->per_token, &room, &out, &nll, &tokens);
+    for (int64_t first = 0; first < nib_dataset_size(data) && status == NIB_OK; first += NIB_SCORE_GROUP) {
+        nib_scored_group group;
+        status = nib_score_group(&scorer, data, first, &group);
+        for (int64_t i = 0; i < group.count && status == NIB_OK; i++) {
+            nib_sample_score score = nib_score_of_sample(&group, i);
+            append_row(&out, &group, i, a->per_token);
+            all.nll += score.nll;
+            all.tokens += score.tokens;
+        }
+        nib_scored_group_free(&group);
     }
     if (status == NIB_OK && out.failed) status = NIB_FAIL(NIB_ERROR_MEMORY, "%s: no memory for the scores", a->out);
     if (status == NIB_OK) status = nib_file_replace(a->out, out.data, out.length);
-    if (status == NIB_OK) nib_log("loss %.9g", nll / (double)tokens);
+    if (status == NIB_OK) nib_log("loss %.9g", all.nll / (double)all.tokens);
     nib_buffer_free(&out);
     return status;
 }

@@ -12,18 +12,29 @@ typedef struct {
     int64_t T, N;
 } nib_scorer;
 
-/* Rows scored together by whoever has many: enough to share prefixes, few enough for little memory. */
+/* Rows scored together: enough to share prefixes, few enough for little memory. */
 #define NIB_SCORE_GROUP 64
 
-/* nll[start[i] + p] (fp32, natural log) of every supervised token p of row i; unsupervised ones are NaN.
- * start [count + 1]: running sums of the rows' lengths. */
-nib_status nib_score_rows(nib_scorer *scorer, const nib_row *rows, int64_t count, const int64_t *start, float *nll);
+/* Consecutive samples of a data set, and the nll (fp32, natural log) of every supervised token: position p of row[i] is
+ * nll[start[i] + p]. Unsupervised ones are NaN. */
+typedef struct {
+    int64_t count;
+    nib_row row[NIB_SCORE_GROUP];
+    int64_t start[NIB_SCORE_GROUP + 1]; /* running sums of the rows' lengths */
+    float *nll;                         /* owned */
+} nib_scored_group;
+
+/* Up to NIB_SCORE_GROUP samples from `first` on; the group is freed by the caller, after an error too. */
+nib_status nib_score_group(nib_scorer *scorer, const nib_dataset *data, int64_t first, nib_scored_group *group);
+void nib_scored_group_free(nib_scored_group *group);
 
 /* Sum of a sample's nll, and its number of supervised tokens. */
 typedef struct {
     double nll;
     int64_t tokens;
 } nib_sample_score;
+
+nib_sample_score nib_score_of_sample(const nib_scored_group *group, int64_t i);
 
 typedef struct {
     double loss, perplexity; /* weighted by the rows' weights: what training minimises */
