@@ -8,16 +8,6 @@
 
 #define MAX_FILE_BYTES ((size_t)512 << 20)
 
-static nib_status put(const char *folder, const char *name, const nib_buffer *text)
-{
-    if (text->failed) return NIB_FAIL(NIB_ERROR_MEMORY, "%s/%s: no memory for its text", folder, name);
-    char *path = nib_path_join(folder, name);
-    if (path == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "%s: no memory for a path", folder);
-    nib_status status = nib_file_replace(path, text->data, text->length);
-    nib_free(path);
-    return status;
-}
-
 /* The file SOURCE to FOLDER/name; absent is fine. */
 static nib_status copy_file(const char *source, const char *name, const char *folder)
 {
@@ -47,7 +37,7 @@ nib_status nib_export_config(const char *model, const nib_model_config *config, 
     if (nib_file_is_folder(model)) return copy(model, "config.json", folder);
     nib_buffer json = {0};
     nib_status status = nib_model_config_write(config, false, &json);
-    if (status == NIB_OK) status = put(folder, "config.json", &json);
+    if (status == NIB_OK) status = nib_file_replace_text(folder, "config.json", &json);
     nib_buffer_free(&json);
     return status;
 }
@@ -89,7 +79,7 @@ static nib_status write_generation_config(const nib_model_config *config, const 
     nib_buffer_text(&json, "  \"eos_token_id\": [");
     for (int i = 0; i < stop_count; i++) nib_buffer_format(&json, "%s%d", i == 0 ? "" : ", ", stop[i]);
     nib_buffer_text(&json, "]\n}\n");
-    nib_status status = put(folder, "generation_config.json", &json);
+    nib_status status = nib_file_replace_text(folder, "generation_config.json", &json);
     nib_buffer_free(&json);
     return status;
 }
@@ -100,7 +90,7 @@ nib_status nib_export_chat_files(const nib_text *text, const nib_model_config *c
     if (text->template_source != NULL) {
         nib_buffer source = {0};
         nib_buffer_text(&source, text->template_source);
-        nib_status status = put(folder, "chat_template.jinja", &source);
+        nib_status status = nib_file_replace_text(folder, "chat_template.jinja", &source);
         nib_buffer_free(&source);
         NIB_TRY(status);
     }

@@ -73,7 +73,6 @@ nib_status nib_report_write(const char *folder)
 {
     nib_report_data data;
     nib_buffer page = {0};
-    char *path = nib_path_join(folder, "report.html");
     nib_status status = nib_report_data_read(folder, &data);
     if (status != NIB_OK) goto done;
     const char *name = last_part(nib_report_string(data.config, "output"));
@@ -89,11 +88,9 @@ nib_status nib_report_write(const char *folder)
     nib_buffer_text(&page, "</div>\n");
     nib_report_configuration(&page, &data);
     foot(&page, &data);
-    status = page.failed || path == NULL ? NIB_FAIL(NIB_ERROR_MEMORY, "%s: no memory for report.html", folder)
-                                         : nib_file_replace(path, page.data, page.length);
+    status = nib_file_replace_text(folder, "report.html", &page);
 done:
     nib_report_data_free(&data);
     nib_buffer_free(&page);
-    nib_free(path);
     return status;
 }

@@ -67,7 +67,6 @@ nib_status nib_run_facts_write(const nib_training *t)
 {
     nib_buffer out = {0};
     bool first = true;
-    char *path = nib_path_join(t->folder.path, "run.json");
     nib_buffer_text(&out, "{\n");
     put_program(&out, t);
     put_model(&out, t);
@@ -75,10 +74,7 @@ nib_status nib_run_facts_write(const nib_training *t)
     put_sources(&out, t->train, "train", &first);
     put_sources(&out, t->eval, "evaluate", &first);
     nib_buffer_text(&out, "\n  ]\n}\n");
-    nib_status status = path == NULL || out.failed
-                            ? NIB_FAIL(NIB_ERROR_MEMORY, "%s: no memory for run.json", t->folder.path)
-                            : nib_file_replace(path, out.data, out.length);
-    nib_free(path);
+    nib_status status = nib_file_replace_text(t->folder.path, "run.json", &out);
     nib_buffer_free(&out);
     return status;
 }

@@ -42,19 +42,14 @@ nib_status nib_train_answers(nib_training *t, const char *name, double *exact_ma
 {
     nib_answer_summary summary;
     nib_buffer lines = {0};
-    char *path = NULL;
     *exact_match = NAN;
     if (!generates(t)) return NIB_OK;
     nib_status status = nib_evaluate_answers(t->model, t->eval, t->text.tokenizer, t->config->evaluate.generate,
                                              PROMPTS_AT_ONCE, MAX_NEW_TOKENS, keep_answer, &lines, &summary);
     if (status != NIB_OK || summary.answers == 0) goto done;
     *exact_match = summary.exact_match;
-    if (name == NULL) goto done;
-    path = nib_path_join(t->folder.path, name);
-    status = path == NULL ? NIB_FAIL(NIB_ERROR_MEMORY, "no memory for a path")
-                          : nib_file_replace(path, lines.data, lines.length);
+    if (name != NULL) status = nib_file_replace_text(t->folder.path, name, &lines);
 done:
-    nib_free(path);
     nib_buffer_free(&lines);
     return status;
 }

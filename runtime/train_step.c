@@ -129,11 +129,7 @@ static nib_status save_rows(const nib_training *t, const int64_t *samples, int64
         nib_warn("step %lld had row %s:%lld", (long long)t->state.step, file, (long long)line);
     }
     nib_rows_free(&rows);
-    char *path = nib_path_join(t->folder.path, name);
-    nib_status status = path == NULL || text.failed
-                            ? NIB_FAIL(NIB_ERROR_MEMORY, "%s: no memory to save the rows", t->folder.path)
-                            : nib_file_replace(path, text.data, text.length);
-    nib_free(path);
+    nib_status status = nib_file_replace_text(t->folder.path, name, &text);
     nib_buffer_free(&text);
     return status;
 }

@@ -1,5 +1,4 @@
 #include "base/file.h"
-#include "base/buffer.h"
 #include "base/memory.h"
 #include "base/sha256.h"
 
@@ -197,6 +196,15 @@ done:
     if (created) unlink(temporary.data);
     nib_buffer_free(&temporary);
     nib_free(folder);
+    return status;
+}
+
+nib_status nib_file_replace_text(const char *folder, const char *name, const nib_buffer *text)
+{
+    char *path = text->failed ? NULL : nib_path_join(folder, name);
+    nib_status status = path == NULL ? NIB_FAIL(NIB_ERROR_MEMORY, "%s/%s: no memory to write it", folder, name)
+                                     : nib_file_replace(path, text->data, text->length);
+    nib_free(path);
     return status;
 }
 

@@ -2,6 +2,7 @@
 #ifndef NIB_FILE_H
 #define NIB_FILE_H
 
+#include "base/buffer.h"
 #include "base/status.h"
 
 #include <stdbool.h>
@@ -29,6 +30,8 @@ nib_status nib_file_read(const char *path, size_t max, char **text, size_t *leng
 /* Durable replacement: writes PATH.tmp-PID, fsyncs, renames over PATH, fsyncs the folder. On failure PATH is as
  * before and the temporary is removed. A device or a pipe is written to in place. NIB_ERROR_IO with errno's text. */
 nib_status nib_file_replace(const char *path, const void *bytes, size_t length);
+/* The same with text as FOLDER/name; NIB_ERROR_MEMORY if the text is not whole because an append found no memory. */
+nib_status nib_file_replace_text(const char *folder, const char *name, const nib_buffer *text);
 /* Full write loop on a descriptor (EINTR, short writes). path is for the message. */
 nib_status nib_file_write_all(int fd, const void *bytes, size_t length, const char *path);
 nib_status nib_file_sync_folder(const char *path);

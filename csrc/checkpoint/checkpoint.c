@@ -55,7 +55,7 @@ static nib_status path_of(char path[PATH_BYTES], const char *format, ...)
     return NIB_OK;
 }
 
-static nib_status write_state(const char *path, const nib_checkpoint_state *state)
+static nib_status write_state(const char *folder, const nib_checkpoint_state *state)
 {
     nib_buffer text = {0};
     nib_buffer_text(&text, "{\n");
@@ -66,8 +66,7 @@ static nib_status write_state(const char *path, const nib_checkpoint_state *stat
         nib_buffer_format(&text, "  \"%s\": \"%s\",\n", hashes[i].key, (const char *)state + hashes[i].offset);
     nib_buffer_format(&text, "  \"best_loss\": %.17g,\n  \"finished\": %s\n}\n", state->best_loss,
                       state->finished ? "true" : "false");
-    nib_status status = text.failed ? NIB_FAIL(NIB_ERROR_MEMORY, "%s: no memory to write it", path)
-                                    : nib_file_replace(path, text.data, text.length);
+    nib_status status = nib_file_replace_text(folder, files[0], &text);
     nib_buffer_free(&text);
     return status;
 }
@@ -119,9 +118,7 @@ static nib_status write_manifest(const char *folder)
         nib_file_unmap(&file);
     }
     nib_buffer_text(&text, "]}\n");
-    NIB_TRY_GOTO(path_of(path, "%s/manifest.json", folder), done);
-    status = text.failed ? NIB_FAIL(NIB_ERROR_MEMORY, "%s: no memory to write it", path)
-                         : nib_file_replace(path, text.data, text.length);
+    status = nib_file_replace_text(folder, "manifest.json", &text);
 done:
     nib_buffer_free(&text);
     return status;
@@ -135,8 +132,7 @@ nib_status nib_checkpoint_write(const char *folder, const nib_checkpoint_state *
     NIB_TRY(path_of(temporary, "%s/step-%" PRId64 ".tmp-%ld", folder, state->step, (long)getpid()));
     nib_status status = nib_file_make_folders(temporary);
     if (status != NIB_OK) goto done;
-    NIB_TRY_GOTO(path_of(path, "%s/%s", temporary, files[0]), done);
-    NIB_TRY_GOTO(write_state(path, state), done);
+    NIB_TRY_GOTO(write_state(temporary, state), done);
     NIB_TRY_GOTO(path_of(path, "%s/%s", temporary, files[1]), done);
     NIB_TRY_GOTO(write_tensors(path, tensors, count), done);
     NIB_TRY_GOTO(write_manifest(temporary), done);

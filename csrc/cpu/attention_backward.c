@@ -17,7 +17,7 @@ static void sum_groups(const nib_attention_shape *shape, int64_t T, const float 
                 const float *one = of_heads + ((h * group + g) * T + t) * HD;
                 for (int64_t c = 0; c < HD; c++) total[c] += one[c];
             }
-            nib_store_row(total, sum.dtype, HD, nib_row(nib_matrix_columns(sum, h * HD, HD), t));
+            nib_store_row(total, sum.dtype, HD, nib_matrix_at(nib_matrix_columns(sum, h * HD, HD), t, 0));
         }
 }
 

@@ -76,7 +76,7 @@ NIB_INLINE int64_t next_key(key_cursor *cursor)
 /* Row of HD values by sixteen; padding lanes are zero. */
 NIB_INLINE void load_vectors(nib_matrix head, int64_t row, int64_t columns, float *out)
 {
-    nib_load_row(nib_row(head, row), head.dtype, head.columns, out);
+    nib_load_row(nib_matrix_at(head, row, 0), head.dtype, head.columns, out);
     for (int64_t c = head.columns; c < columns; c++) out[c] = 0.0f;
 }
 
@@ -125,7 +125,7 @@ NIB_CPU_CLONES static void attend(nib_attention_shape shape, nib_matrix q, nib_m
     for (int64_t g = 0; g < group; g++) {
         for (int64_t c = 0; c < HD; c++) sums[g * columns + c] /= total[g];
         nib_store_row(sums + g * columns, out.dtype, HD,
-                      nib_row(nib_matrix_columns(out, (kv * group + g) * HD, HD), query));
+                      nib_matrix_at(nib_matrix_columns(out, (kv * group + g) * HD, HD), query, 0));
     }
 }
 

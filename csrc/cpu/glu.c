@@ -92,9 +92,9 @@ nib_status nib_cpu_glu_forward(nib_ops *ops, nib_activation activation, nib_matr
     for (int64_t t = 0; t < h.rows; t++)
         for (int64_t c = 0; c < h.columns; c += PIECE) {
             int64_t n = h.columns - c < PIECE ? h.columns - c : PIECE;
-            forward_piece(activation, nib_row(nib_matrix_columns(gate_up, c, n), t),
-                          nib_row(nib_matrix_columns(gate_up, h.columns + c, n), t), h.dtype, n,
-                          nib_row(nib_matrix_columns(h, c, n), t));
+            forward_piece(activation, nib_matrix_at(nib_matrix_columns(gate_up, c, n), t, 0),
+                          nib_matrix_at(nib_matrix_columns(gate_up, h.columns + c, n), t, 0), h.dtype, n,
+                          nib_matrix_at(nib_matrix_columns(h, c, n), t, 0));
         }
     return NIB_OK;
 }
@@ -107,9 +107,9 @@ nib_status nib_cpu_glu_backward(nib_ops *ops, nib_activation activation, nib_mat
     for (int64_t t = 0; t < dh.rows; t++)
         for (int64_t c = 0; c < dh.columns; c += PIECE) {
             int64_t n = dh.columns - c < PIECE ? dh.columns - c : PIECE;
-            backward_piece(activation, nib_row(nib_matrix_columns(dh, c, n), t),
-                           nib_row(nib_matrix_columns(gate_up, c, n), t),
-                           nib_row(nib_matrix_columns(gate_up, dh.columns + c, n), t), dh.dtype, n);
+            backward_piece(activation, nib_matrix_at(nib_matrix_columns(dh, c, n), t, 0),
+                           nib_matrix_at(nib_matrix_columns(gate_up, c, n), t, 0),
+                           nib_matrix_at(nib_matrix_columns(gate_up, dh.columns + c, n), t, 0), dh.dtype, n);
         }
     return NIB_OK;
 }

@@ -31,7 +31,7 @@ static float label_logit(const float *x, const head_inputs *in, int32_t label)
 {
     enum { PIECE = 256 };
     float piece[PIECE], sum = 0.0f;
-    const char *row = nib_row(in->head, label);
+    const char *row = nib_matrix_at(in->head, label, 0);
     int64_t size = in->head.dtype == NIB_DTYPE_F32 ? 4 : 2;
     for (int64_t c = 0; c < in->head.columns; c += PIECE) {
         int64_t count = in->head.columns - c < PIECE ? in->head.columns - c : PIECE;
@@ -68,10 +68,10 @@ static nib_status chunk_gradient(nib_ops *ops, const head_inputs *in, nib_matrix
     NIB_TRY(take(ops, chunk->rows, in->x.columns, &x));
     NIB_TRY(take(ops, chunk->rows, in->n, &z));
     for (int64_t i = 0; i < scored; i++)
-        nib_load_row(nib_row(in->x, chunk->row[i]), in->x.dtype, in->x.columns, nib_row(x, i));
+        nib_load_row(nib_matrix_at(in->x, chunk->row[i], 0), in->x.dtype, in->x.columns, nib_matrix_at(x, i, 0));
     NIB_TRY(nib_cpu_matmul(ops, x, false, selected, true, false, z));
 #pragma omp parallel for schedule(static)
-    for (int64_t i = 0; i < scored; i++) row_gradient(in, chunk, i, nib_row(x, i), nib_row(z, i));
+    for (int64_t i = 0; i < scored; i++) row_gradient(in, chunk, i, nib_matrix_at(x, i, 0), nib_matrix_at(z, i, 0));
     nib_matrix gradient = {drows, in->n, in->x.columns, in->x.columns, NIB_DTYPE_F32};
     return nib_cpu_matmul(ops, z, true, x, false, true, gradient);
 }
@@ -92,7 +92,7 @@ nib_status nib_cpu_head_rows_backward(nib_ops *ops, nib_matrix x, nib_matrix hea
     nib_matrix selected;
     NIB_TRY(take(ops, n, head.columns, &selected));
     for (int64_t k = 0; k < n && !ops->rehearsal; k++)
-        nib_load_row(nib_row(head, row[k]), head.dtype, head.columns, nib_row(selected, k));
+        nib_load_row(nib_matrix_at(head, row[k], 0), head.dtype, head.columns, nib_matrix_at(selected, k, 0));
     size_t chunk_mark = ops->scratch->used;
     for (int64_t at = 0; at < targets.N;) {
         nib_target_chunk chunk;

@@ -92,19 +92,21 @@ static nib_status chunk_loss(nib_ops *ops, const loss_inputs *in, const nib_targ
     NIB_TRY(take_matrix(ops, chunk->rows, C, in->x.dtype, &x));
     NIB_TRY(take_matrix(ops, chunk->rows, V, NIB_DTYPE_F32, &z));
     for (int64_t i = 0; i < chunk->rows && !ops->rehearsal; i++)
-        memcpy(nib_row(x, i), nib_row(in->x, chunk->row[i]), (size_t)C * (in->x.dtype == NIB_DTYPE_F32 ? 4 : 2));
+        memcpy(nib_matrix_at(x, i, 0), nib_matrix_at(in->x, chunk->row[i], 0),
+               (size_t)C * (in->x.dtype == NIB_DTYPE_F32 ? 4 : 2));
     NIB_TRY(nib_cpu_matmul(ops, x, false, in->head, true, false, z));
     dz = z; /* fp32: in place; bf16: a row of its own, half as wide, at the front of each row of z */
     dz.dtype = in->x.dtype;
     dz.stride = in->x.dtype == NIB_DTYPE_F32 ? V : 2 * V;
     int64_t scored = ops->rehearsal ? 0 : chunk->rows;
 #pragma omp parallel for schedule(static)
-    for (int64_t i = 0; i < scored; i++) score_row(in, chunk, i, nib_row(z, i), nib_row(dz, i));
+    for (int64_t i = 0; i < scored; i++) score_row(in, chunk, i, nib_matrix_at(z, i, 0), nib_matrix_at(dz, i, 0));
     if (!in->backward) return NIB_OK;
     NIB_TRY(take_matrix(ops, chunk->rows, C, dx.dtype, &dx_rows));
     NIB_TRY(nib_cpu_matmul(ops, dz, false, in->head, false, false, dx_rows));
     for (int64_t i = 0; i < scored; i++)
-        memcpy(nib_row(dx, chunk->row[i]), nib_row(dx_rows, i), (size_t)C * (dx.dtype == NIB_DTYPE_F32 ? 4 : 2));
+        memcpy(nib_matrix_at(dx, chunk->row[i], 0), nib_matrix_at(dx_rows, i, 0),
+               (size_t)C * (dx.dtype == NIB_DTYPE_F32 ? 4 : 2));
     if (dhead == NULL) return NIB_OK;
     nib_matrix gradient = {.data = dhead, .rows = V, .columns = C, .stride = C, .dtype = NIB_DTYPE_F32};
     return nib_cpu_matmul(ops, dz, true, x, false, true, gradient);
@@ -137,7 +139,7 @@ nib_status nib_cpu_linear_cross_entropy(nib_ops *ops, nib_matrix x, nib_matrix h
     }
     if (in.backward && !ops->rehearsal)
         for (int64_t t = 0; t < dx.rows; t++)
-            memset(nib_row(dx, t), 0, (size_t)dx.columns * (dx.dtype == NIB_DTYPE_F32 ? 4 : 2));
+            memset(nib_matrix_at(dx, t, 0), 0, (size_t)dx.columns * (dx.dtype == NIB_DTYPE_F32 ? 4 : 2));
     size_t chunk_mark = ops->scratch->used;
     for (int64_t at = 0; at < targets.N;) {
         nib_target_chunk chunk;

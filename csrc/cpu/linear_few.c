@@ -33,8 +33,9 @@ static void lora_down(const nib_lora *lora, nib_matrix x, nib_matrix u)
     const int64_t M = x.rows, R = lora->rank;
 #pragma omp parallel for schedule(static) if (M * R * x.columns > 16384)
     for (int64_t i = 0; i < M * R; i++) {
-        const float value = row_dot(nib_row(lora->a, i % R), lora->a.dtype, nib_row(x, i / R), x.columns);
-        nib_store_row(&value, u.dtype, 1, nib_row(nib_matrix_columns(u, i % R, 1), i / R));
+        const float value =
+            row_dot(nib_matrix_at(lora->a, i % R, 0), lora->a.dtype, nib_matrix_at(x, i / R, 0), x.columns);
+        nib_store_row(&value, u.dtype, 1, nib_matrix_at(nib_matrix_columns(u, i % R, 1), i / R, 0));
     }
 }
 
@@ -45,10 +46,11 @@ static void lora_up(const nib_linear_part *part, nib_matrix u, nib_matrix y)
 #pragma omp parallel for schedule(static) if (y.rows * y.columns * lora->rank > 16384)
     for (int64_t n = 0; n < y.columns; n++)
         for (int64_t m = 0; m < y.rows; m++) {
-            float *sum = (float *)nib_row(y, m) + n;
+            float *sum = (float *)nib_matrix_at(y, m, 0) + n;
             if (part->bias != NULL) *sum += part->bias[n];
             if (lora->rank > 0)
-                *sum += lora->scale * row_dot(nib_row(lora->b, n), lora->b.dtype, nib_row(u, m), lora->rank);
+                *sum += lora->scale *
+                        row_dot(nib_matrix_at(lora->b, n, 0), lora->b.dtype, nib_matrix_at(u, m, 0), lora->rank);
         }
 }
 

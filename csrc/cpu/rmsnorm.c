@@ -51,8 +51,8 @@ nib_status nib_cpu_rmsnorm_forward(nib_ops *ops, nib_matrix x, const nib_matrix 
     if (delta != NULL) NIB_TRY(check(x, *delta));
 #pragma omp parallel for schedule(static) if (x.rows > 1)
     for (int64_t t = 0; t < x.rows; t++)
-        forward_row(nib_row(x, t), delta == NULL ? NULL : nib_row(*delta, t), x.dtype, x.columns, weight, epsilon,
-                    y.data == NULL ? NULL : nib_row(y, t));
+        forward_row(nib_matrix_at(x, t, 0), delta == NULL ? NULL : nib_matrix_at(*delta, t, 0), x.dtype, x.columns,
+                    weight, epsilon, y.data == NULL ? NULL : nib_matrix_at(y, t, 0));
     return NIB_OK;
 }
 
@@ -75,8 +75,8 @@ static void weight_gradient(nib_matrix x, nib_matrix dy, float epsilon, float *d
 {
     float row[MAX_COLUMNS], gradient[MAX_COLUMNS];
     for (int64_t t = 0; t < x.rows; t++) {
-        nib_load_row(nib_row(x, t), x.dtype, x.columns, row);
-        nib_load_row(nib_row(dy, t), dy.dtype, x.columns, gradient);
+        nib_load_row(nib_matrix_at(x, t, 0), x.dtype, x.columns, row);
+        nib_load_row(nib_matrix_at(dy, t, 0), dy.dtype, x.columns, gradient);
         float r = 1.0f / sqrtf(dot(row, row, x.columns) / (float)x.columns + epsilon);
         for (int64_t c = 0; c < x.columns; c++) dweight[c] += gradient[c] * row[c] * r;
     }
@@ -90,7 +90,8 @@ nib_status nib_cpu_rmsnorm_backward(nib_ops *ops, nib_matrix x, const float *wei
     NIB_TRY(check(x, dx));
 #pragma omp parallel for schedule(static)
     for (int64_t t = 0; t < x.rows; t++)
-        backward_row(nib_row(x, t), x.dtype, x.columns, weight, epsilon, nib_row(dy, t), nib_row(dx, t));
+        backward_row(nib_matrix_at(x, t, 0), x.dtype, x.columns, weight, epsilon, nib_matrix_at(dy, t, 0),
+                     nib_matrix_at(dx, t, 0));
     if (dweight != NULL) weight_gradient(x, dy, epsilon, dweight);
     return NIB_OK;
 }

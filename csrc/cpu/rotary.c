@@ -43,7 +43,7 @@ nib_status nib_cpu_rotary(nib_ops *ops, nib_matrix x, int64_t heads, int64_t hea
 #pragma omp parallel for schedule(static) if (x.rows > 1)
     for (int64_t t = 0; t < x.rows; t++)
         for (int64_t h = 0; h < heads; h++)
-            rotate(nib_row(nib_matrix_columns(x, h * head_dim, head_dim), t), x.dtype, table + t * 2 * pairs, pairs,
-                   inverse ? -1.0f : 1.0f);
+            rotate(nib_matrix_at(nib_matrix_columns(x, h * head_dim, head_dim), t, 0), x.dtype, table + t * 2 * pairs,
+                   pairs, inverse ? -1.0f : 1.0f);
     return NIB_OK;
 }

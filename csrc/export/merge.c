@@ -247,8 +247,6 @@ static nib_status write_index(const merge *m)
 {
     nib_buffer json = {0};
     int64_t total = 0;
-    nib_status status;
-    char *path = nib_path_join(m->folder, "model.safetensors.index.json");
     for (size_t i = 0; i < m->count; i++) {
         const weight *w = &m->weights[i];
         total += w->rows * (w->columns > 0 ? w->columns : 1) * (int64_t)sizeof(nib_bf16);
@@ -260,12 +258,8 @@ static nib_status write_index(const merge *m)
         nib_buffer_format(&json, "%s\n    \"%s\": \"%s\"", i == 0 ? "" : ",", m->weights[i].name, name);
     }
     nib_buffer_text(&json, "\n  }\n}\n");
-    if (path == NULL || json.failed)
-        status = NIB_FAIL(NIB_ERROR_MEMORY, "%s: no memory for the index of its shards", m->folder);
-    else
-        status = nib_file_replace(path, json.data, json.length);
+    nib_status status = nib_file_replace_text(m->folder, "model.safetensors.index.json", &json);
     nib_buffer_free(&json);
-    nib_free(path);
     return status;
 }
 

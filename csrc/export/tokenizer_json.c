@@ -112,16 +112,6 @@ static void write_model(const nib_gguf *gguf, uint64_t count, bool ignore_merges
     nib_buffer_text(out, "\n  ]}\n}\n");
 }
 
-static nib_status put(const char *folder, const char *name, const nib_buffer *text)
-{
-    if (text->failed) return NIB_FAIL(NIB_ERROR_MEMORY, "%s/%s: no memory for its text", folder, name);
-    char *path = nib_path_join(folder, name);
-    if (path == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "%s: no memory for a path", folder);
-    nib_status status = nib_file_replace(path, text->data, text->length);
-    nib_free(path);
-    return status;
-}
-
 static nib_status write_config(const char *bos, const char *eos, const char *folder)
 {
     nib_buffer out = {0};
@@ -137,7 +127,7 @@ static nib_status write_config(const char *bos, const char *eos, const char *fol
         nib_buffer_text(&out, ",\n");
     }
     nib_buffer_text(&out, "  \"clean_up_tokenization_spaces\": false\n}\n");
-    nib_status status = put(folder, "tokenizer_config.json", &out);
+    nib_status status = nib_file_replace_text(folder, "tokenizer_config.json", &out);
     nib_buffer_free(&out);
     return status;
 }
@@ -170,7 +160,7 @@ static nib_status write_tokenizer(const char *path, const nib_gguf *gguf, const 
     write_pretokenizer(p, &out);
     write_postprocessor(tokenizer, add_bos ? bos : NULL, add_eos ? eos : NULL, &out);
     write_model(gguf, count, p->ignore_merges, &out);
-    nib_status status = put(folder, "tokenizer.json", &out);
+    nib_status status = nib_file_replace_text(folder, "tokenizer.json", &out);
     nib_buffer_free(&out);
     return status == NIB_OK ? write_config(bos, eos, folder) : status;
 }

@@ -122,9 +122,8 @@ nib_status nib_model_save_adapter(const nib_model *model, const char *folder, co
     nib_buffer json = {0};
     nib_safetensors_writer *writer = NULL;
     if (model->lora == NULL) return NIB_FAIL(NIB_ERROR_INTERNAL, "%s: the model has no adapter to save", folder);
-    char *config = nib_path_join(folder, "adapter_config.json");
     char *tensors = nib_path_join(folder, "adapter_model.safetensors");
-    if (config == NULL || tensors == NULL) {
+    if (tensors == NULL) {
         status = NIB_FAIL(NIB_ERROR_MEMORY, "%s: no memory for a file name", folder);
         goto done;
     }
@@ -135,11 +134,10 @@ nib_status nib_model_save_adapter(const nib_model *model, const char *folder, co
     NIB_TRY_GOTO(write_tensors(model, writer), done);
     status = nib_safetensors_writer_finish(writer, NULL);
     writer = NULL;
-    if (status == NIB_OK) status = nib_file_replace(config, json.data, json.length);
+    if (status == NIB_OK) status = nib_file_replace_text(folder, "adapter_config.json", &json);
 done:
     if (writer != NULL) nib_safetensors_writer_abandon(writer);
     nib_buffer_free(&json);
-    nib_free(config);
     nib_free(tensors);
     return status;
 }

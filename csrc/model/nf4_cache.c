@@ -183,22 +183,21 @@ nib_status nib_nf4_write(nib_ops *ops, const nib_weight_source *source, const ch
     quantizer q = {.ops = ops, .source = source};
     nib_buffer json = {0};
     nib_status status = NIB_OK;
-    char *config = nib_path_join(folder, "config.json"), *tensors = nib_path_join(folder, "model.safetensors");
-    if (config == NULL || tensors == NULL) {
+    char *tensors = nib_path_join(folder, "model.safetensors");
+    if (tensors == NULL) {
         status = NIB_FAIL(NIB_ERROR_MEMORY, "%s: no memory for a file name", folder);
         goto done;
     }
     NIB_TRY_GOTO(nib_file_make_folders(folder), done);
     NIB_TRY_GOTO(nib_model_config_write(&source->config, true, &json), done);
     NIB_TRY_GOTO(write_tensors(&q, tensors, hex), done);
-    status = nib_file_replace(config, json.data, json.length);
+    status = nib_file_replace_text(folder, "config.json", &json);
 done:
     if (q.writer != NULL) nib_safetensors_writer_abandon(q.writer);
     if (q.device != NULL) ops->release(ops, q.device, q.device_bytes);
     nib_free(q.bf16);
     nib_free(q.host);
     nib_buffer_free(&json);
-    nib_free(config);
     nib_free(tensors);
     return status;
 }

@@ -1,17 +1,15 @@
 #include "model/ops.h"
 
-static int64_t element_size(nib_dtype dtype) { return dtype == NIB_DTYPE_F32 ? 4 : 2; }
-
 nib_matrix nib_matrix_columns(nib_matrix matrix, int64_t first, int64_t columns)
 {
-    if (matrix.data != NULL) matrix.data = (char *)matrix.data + first * element_size(matrix.dtype);
+    if (matrix.data != NULL) matrix.data = nib_matrix_at(matrix, 0, first);
     matrix.columns = columns;
     return matrix;
 }
 
 nib_matrix nib_matrix_rows(nib_matrix matrix, int64_t first, int64_t rows)
 {
-    if (matrix.data != NULL) matrix.data = (char *)matrix.data + first * matrix.stride * element_size(matrix.dtype);
+    if (matrix.data != NULL) matrix.data = nib_matrix_at(matrix, first, 0);
     matrix.rows = rows;
     return matrix;
 }

@@ -27,6 +27,12 @@ typedef struct {
     nib_dtype dtype; /* F32 or BF16 */
 } nib_matrix;
 
+/* Address of an element. */
+static inline void *nib_matrix_at(nib_matrix matrix, int64_t row, int64_t column)
+{
+    return (char *)matrix.data + (row * matrix.stride + column) * (matrix.dtype == NIB_DTYPE_F32 ? 4 : 2);
+}
+
 /* View of `columns` columns from column `first` on, and of `rows` rows from row `first` on. */
 nib_matrix nib_matrix_columns(nib_matrix matrix, int64_t first, int64_t columns);
 nib_matrix nib_matrix_rows(nib_matrix matrix, int64_t first, int64_t rows);

@@ -8,7 +8,6 @@
 
 #include "data/pack.h"
 #include "model/plugin.h"
-#include "optim/optimizer.h"
 
 extern const nib_plugin nib_plugin_entry;
 
@@ -22,53 +21,10 @@ static void eight_steps_stay_near_the_golden_run(void **state)
         nib_tensor_set *set = open_golden(names[m], "expected.safetensors");
         nib_model *model = open_model(ops, names[m], NIB_QUANT_NF4, NIB_DTYPE_BF16, false);
         must(nib_model_reserve(model, 256, 256, NIB_RECOMPUTE_NONE, true));
-        for (int s = 0; s < 8; s++) {
-            packed p = {0};
-            nib_optimizer_options options = {
-                .adamw = {golden_number(set, "train.learning_rates", s), 0.9, 0.999, 1e-8, 0.01, s + 1},
-                .max_norm = 1.0};
-            double norm = 0, want = golden_number(set, "train.losses", s);
-            double want_norm = golden_number(set, "train.grad_norms", s);
-            for (int d = 0; d < 2; d++) {
-                char prefix[64];
-                snprintf(prefix, sizeof prefix, "train.step%d.doc%d", s, d);
-                add_document(&p, set, prefix);
-            }
-            must(nib_optimizer_zero(ops, model));
-            double loss = train_once(ops, model, &p);
-            must(nib_optimizer_step(ops, model, &options, &norm));
-            must(ops->synchronize(ops));
-            if (!(fabs(loss - want) <= 0.006 * want) || !(fabs(norm - want_norm) <= 0.025 * want_norm))
-                fail_msg("%s, step %d: loss %.9g norm %.9g, expected %.9g %.9g", names[m], s, loss, norm, want,
-                         want_norm);
-        }
+        train_eight_steps(ops, model, names[m], set, 0.006, 0.025);
         nib_model_close(model);
         nib_tensor_set_close(set);
     }
-}
-
-/* All gradients that the model holds, on the host; freed by the caller. */
-static float *download_gradients(nib_ops *ops, nib_model *model, int64_t *n)
-{
-    nib_parameter *parameters;
-    int count = nib_model_parameters(model, &parameters);
-    *n = 0;
-    for (int i = 0; i < count; i++) *n += parameters[i].rows * parameters[i].columns;
-    float *copy = nib_calloc((size_t)*n, sizeof *copy);
-    must(ops->download(ops, copy, parameters[0].gradient, (size_t)*n * sizeof *copy));
-    return copy;
-}
-
-/* Gradients of one batch in a model opened for it; full: every weight is trained. */
-static float *gradients_of(nib_ops *ops, const char *name, bool full, nib_dtype compute, nib_recompute recompute,
-                           packed *p, int64_t *n)
-{
-    nib_model *model = open_model(ops, name, full ? NIB_QUANT_NONE : NIB_QUANT_NF4, compute, full);
-    must(nib_model_reserve(model, p->T, p->N, recompute, true));
-    train_once(ops, model, p);
-    float *copy = download_gradients(ops, model, n);
-    nib_model_close(model);
-    return copy;
 }
 
 /* The whole gradient is about as far from the CPU backend's in fp32 as is the CPU backend's own in bf16: at most half
@@ -82,8 +38,7 @@ static void gradients_stay_near_fp32(void **state)
         for (int full = 0; full < 2; full++) {
             packed p;
             int64_t n;
-            nib_tensor_set *set = open_golden(names[m], "expected.safetensors");
-            pack_documents(&p, set);
+            pack_golden(&p, names[m]);
             float *wide = gradients_of(cpu, names[m], full, NIB_DTYPE_F32, NIB_RECOMPUTE_NONE, &p, &n);
             float *rounded = gradients_of(cpu, names[m], full, NIB_DTYPE_BF16, NIB_RECOMPUTE_NONE, &p, &n);
             float *narrow = gradients_of(ops, names[m], full, NIB_DTYPE_BF16, NIB_RECOMPUTE_NONE, &p, &n);
@@ -94,7 +49,6 @@ static void gradients_stay_near_fp32(void **state)
             nib_free(rounded);
             nib_free(wide);
             nib_free(narrow);
-            nib_tensor_set_close(set);
         }
     nib_cpu_backend_free(cpu);
 }
@@ -104,8 +58,7 @@ static void recomputing_and_repeating_change_no_bit(void **state)
     nib_ops *ops = *state;
     packed p;
     int64_t n;
-    nib_tensor_set *set = open_golden("llama3_gqa", "expected.safetensors");
-    pack_documents(&p, set);
+    pack_golden(&p, "llama3_gqa");
     float *first = gradients_of(ops, "llama3_gqa", false, NIB_DTYPE_BF16, NIB_RECOMPUTE_NONE, &p, &n);
     for (int policy = NIB_RECOMPUTE_NONE; policy <= NIB_RECOMPUTE_LAYER; policy++) {
         float *other = gradients_of(ops, "llama3_gqa", false, NIB_DTYPE_BF16, (nib_recompute)policy, &p, &n);
@@ -113,7 +66,6 @@ static void recomputing_and_repeating_change_no_bit(void **state)
         nib_free(other);
     }
     nib_free(first);
-    nib_tensor_set_close(set);
 }
 
 static int replays;

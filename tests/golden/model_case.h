@@ -7,6 +7,7 @@
 #include "base/memory.h"
 #include "cpu/backend.h"
 #include "model/model.h"
+#include "optim/optimizer.h"
 
 #include <math.h>
 #include <omp.h>
@@ -92,6 +93,14 @@ static inline void pack_documents(packed *batch, const nib_tensor_set *set)
     }
 }
 
+/* The three documents of a golden model. */
+static inline void pack_golden(packed *batch, const char *name)
+{
+    nib_tensor_set *set = open_golden(name, "expected.safetensors");
+    pack_documents(batch, set);
+    nib_tensor_set_close(set);
+}
+
 static inline nib_micro_batch as_batch(packed *p)
 {
     return (nib_micro_batch){.T = p->T,
@@ -134,6 +143,55 @@ static inline double train_once(nib_ops *ops, nib_model *model, packed *p)
     return sum / (double)p->N;
 }
 
+/* All gradients that the model holds, on the host; freed by the caller. */
+static inline float *download_gradients(nib_ops *ops, nib_model *model, int64_t *n)
+{
+    nib_parameter *parameters;
+    int count = nib_model_parameters(model, &parameters);
+    *n = 0;
+    for (int i = 0; i < count; i++) *n += parameters[i].rows * parameters[i].columns;
+    float *copy = nib_calloc((size_t)*n, sizeof *copy);
+    must(ops->download(ops, copy, parameters[0].gradient, (size_t)*n * sizeof *copy)); /* they are one array */
+    return copy;
+}
+
+/* Gradients of one batch in a model opened for it; full: every weight is trained. */
+static inline float *gradients_of(nib_ops *ops, const char *name, bool full, nib_dtype compute, nib_recompute recompute,
+                                  packed *p, int64_t *n)
+{
+    nib_model *model = open_model(ops, name, full ? NIB_QUANT_NONE : NIB_QUANT_NF4, compute, full);
+    must(nib_model_reserve(model, p->T, p->N, recompute, true));
+    train_once(ops, model, p);
+    float *copy = download_gradients(ops, model, n);
+    nib_model_close(model);
+    return copy;
+}
+
+/* The golden run's eight steps of two documents, from its adapter: AdamW with betas 0.9 and 0.999, epsilon 1e-8, decay
+ * 0.01, clipped to norm 1. Losses and gradient norms must be its, relative to their size. */
+static inline void train_eight_steps(nib_ops *ops, nib_model *model, const char *name, const nib_tensor_set *set,
+                                     double loss_tolerance, double norm_tolerance)
+{
+    for (int s = 0; s < 8; s++) {
+        packed p = {0};
+        nib_optimizer_options options = {
+            .adamw = {golden_number(set, "train.learning_rates", s), 0.9, 0.999, 1e-8, 0.01, s + 1}, .max_norm = 1.0};
+        double norm = 0, want = golden_number(set, "train.losses", s);
+        double want_norm = golden_number(set, "train.grad_norms", s);
+        for (int d = 0; d < 2; d++) {
+            char prefix[64];
+            snprintf(prefix, sizeof prefix, "train.step%d.doc%d", s, d);
+            add_document(&p, set, prefix);
+        }
+        must(nib_optimizer_zero(ops, model));
+        double loss = train_once(ops, model, &p);
+        must(nib_optimizer_step(ops, model, &options, &norm));
+        must(ops->synchronize(ops));
+        if (!(fabs(loss - want) <= loss_tolerance * want) || !(fabs(norm - want_norm) <= norm_tolerance * want_norm))
+            fail_msg("%s, step %d: loss %.9g norm %.9g, expected %.9g %.9g", name, s, loss, norm, want, want_norm);
+    }
+}
+
 /* Norm of the difference over norm of b. */
 static inline double difference(const float *a, const float *b, int64_t n)
 {
@@ -143,6 +201,19 @@ static inline double difference(const float *a, const float *b, int64_t n)
         total += (double)b[i] * (double)b[i];
     }
     return sqrt(square / (total > 0 ? total : 1));
+}
+
+/* Set-up and tear-down of a group of tests on the CPU backend. */
+static inline int open_cpu(void **state)
+{
+    nib_file_remove_tree(CACHE_FOLDER);
+    return nib_cpu_backend_create(SCRATCH_BYTES, (nib_ops **)state) == NIB_OK ? 0 : -1;
+}
+
+static inline int close_cpu(void **state)
+{
+    nib_cpu_backend_free(*state);
+    return nib_file_remove_tree(CACHE_FOLDER) == NIB_OK ? 0 : -1;
 }
 
 #endif

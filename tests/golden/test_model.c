@@ -95,23 +95,6 @@ static void every_weight_is_trained(void **state)
     }
 }
 
-/* One AdamW step as the golden run made it: betas 0.9 and 0.999, epsilon 1e-8, decay 0.01, clipped to norm 1. */
-static double optimizer_step(nib_ops *ops, nib_model *model, double rate, int64_t step)
-{
-    nib_parameter *p;
-    int count = nib_model_parameters(model, &p);
-    int64_t n = 0;
-    nib_clip clip;
-    for (int i = 0; i < count; i++) n += p[i].rows * p[i].columns;
-    float *gradient = p[0].gradient; /* all gradients are one array */
-    must(ops->global_norm(ops, 1, &gradient, &n, 1.0, &clip));
-    nib_adamw options = {rate, 0.9, 0.999, 1e-8, 0.01, step};
-    must(ops->adamw(ops, options, &clip, n, p[0].master, gradient, p[0].first_moment, p[0].second_moment));
-    must(ops->zero(ops, gradient, (size_t)n * sizeof(float)));
-    must(nib_model_refresh(model));
-    return clip.norm;
-}
-
 static void eight_steps_meet_the_golden_run(void **state)
 {
     nib_ops *ops = *state;
@@ -120,19 +103,7 @@ static void eight_steps_meet_the_golden_run(void **state)
         nib_model *model = open_model(ops, names[m], NIB_QUANT_NF4, NIB_DTYPE_F32, false);
         nib_parameter *parameters;
         must(nib_model_reserve(model, 1024, 1024, NIB_RECOMPUTE_NONE, true));
-        for (int s = 0; s < 8; s++) {
-            packed p = {0};
-            for (int d = 0; d < 2; d++) {
-                char prefix[64];
-                snprintf(prefix, sizeof prefix, "train.step%d.doc%d", s, d);
-                add_document(&p, set, prefix);
-            }
-            double loss = train_once(ops, model, &p), want = golden_number(set, "train.losses", s);
-            double norm = optimizer_step(ops, model, golden_number(set, "train.learning_rates", s), s + 1);
-            double want_norm = golden_number(set, "train.grad_norms", s);
-            if (!(fabs(loss - want) <= 1e-3 * want) || !(fabs(norm - want_norm) <= 1e-3 * want_norm))
-                fail_msg("step %d: loss %.9g norm %.9g, expected %.9g %.9g", s, loss, norm, want, want_norm);
-        }
+        train_eight_steps(ops, model, names[m], set, 1e-3, 1e-3);
         int count = nib_model_parameters(model, &parameters);
         for (int i = 0; i < count; i++) {
             char name[256];
@@ -146,58 +117,43 @@ static void eight_steps_meet_the_golden_run(void **state)
     }
 }
 
-/* All gradients of one batch under a policy and thread count, for comparisons of bits. */
-static float *gradients_of(nib_ops *ops, nib_dtype compute, nib_recompute recompute, int threads, packed *p, int64_t *n)
+/* Of llama3_gqa with its adapter. */
+static float *adapter_gradients(nib_ops *ops, nib_dtype compute, nib_recompute recompute, int64_t *n)
 {
-    nib_model *model = open_model(ops, "llama3_gqa", NIB_QUANT_NF4, compute, false);
-    nib_parameter *parameters;
-    int before = omp_get_max_threads();
-    omp_set_num_threads(threads);
-    must(nib_model_reserve(model, p->T, p->N, recompute, true));
-    train_once(ops, model, p);
-    omp_set_num_threads(before);
-    int count = nib_model_parameters(model, &parameters);
-    *n = 0;
-    for (int i = 0; i < count; i++) *n += parameters[i].rows * parameters[i].columns;
-    float *copy = nib_calloc((size_t)*n, sizeof *copy);
-    memcpy(copy, parameters[0].gradient, (size_t)*n * sizeof *copy);
-    nib_model_close(model);
-    return copy;
+    packed p;
+    pack_golden(&p, "llama3_gqa");
+    return gradients_of(ops, "llama3_gqa", false, compute, recompute, &p, n);
 }
 
 static void recomputing_changes_no_bit(void **state)
 {
     nib_ops *ops = *state;
-    packed p;
-    nib_tensor_set *set = open_golden("llama3_gqa", "expected.safetensors");
-    pack_documents(&p, set);
     for (int bf16 = 0; bf16 < 2; bf16++) {
         int64_t n;
         nib_dtype compute = bf16 ? NIB_DTYPE_BF16 : NIB_DTYPE_F32;
-        float *none = gradients_of(ops, compute, NIB_RECOMPUTE_NONE, 2, &p, &n);
+        float *none = adapter_gradients(ops, compute, NIB_RECOMPUTE_NONE, &n);
         for (int policy = NIB_RECOMPUTE_GATE_UP; policy <= NIB_RECOMPUTE_LAYER; policy++) {
-            float *other = gradients_of(ops, compute, (nib_recompute)policy, 2, &p, &n);
+            float *other = adapter_gradients(ops, compute, (nib_recompute)policy, &n);
             assert_memory_equal(none, other, (size_t)n * sizeof *none);
             nib_free(other);
         }
         nib_free(none);
     }
-    nib_tensor_set_close(set);
 }
 
 static void threads_change_no_bit(void **state)
 {
     nib_ops *ops = *state;
-    packed p;
     int64_t n;
-    nib_tensor_set *set = open_golden("llama3_gqa", "expected.safetensors");
-    pack_documents(&p, set);
-    float *one = gradients_of(ops, NIB_DTYPE_F32, NIB_RECOMPUTE_NONE, 1, &p, &n);
-    float *two = gradients_of(ops, NIB_DTYPE_F32, NIB_RECOMPUTE_NONE, 2, &p, &n);
+    const int before = omp_get_max_threads();
+    omp_set_num_threads(1);
+    float *one = adapter_gradients(ops, NIB_DTYPE_F32, NIB_RECOMPUTE_NONE, &n);
+    omp_set_num_threads(2);
+    float *two = adapter_gradients(ops, NIB_DTYPE_F32, NIB_RECOMPUTE_NONE, &n);
+    omp_set_num_threads(before);
     assert_memory_equal(one, two, (size_t)n * sizeof *one);
     nib_free(one);
     nib_free(two);
-    nib_tensor_set_close(set);
 }
 
 /* bf16 keeps 8 bits: a relative step of 2^-9 on every stored activation. Over 3 layers the gradient as a whole stays
@@ -205,29 +161,13 @@ static void threads_change_no_bit(void **state)
 static void bf16_stays_near_fp32(void **state)
 {
     nib_ops *ops = *state;
-    packed p;
     int64_t n;
-    nib_tensor_set *set = open_golden("llama3_gqa", "expected.safetensors");
-    pack_documents(&p, set);
-    float *wide = gradients_of(ops, NIB_DTYPE_F32, NIB_RECOMPUTE_NONE, 2, &p, &n);
-    float *narrow = gradients_of(ops, NIB_DTYPE_BF16, NIB_RECOMPUTE_NONE, 2, &p, &n);
+    float *wide = adapter_gradients(ops, NIB_DTYPE_F32, NIB_RECOMPUTE_NONE, &n);
+    float *narrow = adapter_gradients(ops, NIB_DTYPE_BF16, NIB_RECOMPUTE_NONE, &n);
     double off = difference(narrow, wide, n);
     if (!(off <= 0.03) || off == 0) fail_msg("bf16 gradients are off by %g of fp32's norm", off);
     nib_free(wide);
     nib_free(narrow);
-    nib_tensor_set_close(set);
-}
-
-static int setup(void **state)
-{
-    nib_file_remove_tree(CACHE_FOLDER);
-    return nib_cpu_backend_create(SCRATCH_BYTES, (nib_ops **)state) == NIB_OK ? 0 : -1;
-}
-
-static int teardown(void **state)
-{
-    nib_cpu_backend_free(*state);
-    return nib_file_remove_tree(CACHE_FOLDER) == NIB_OK ? 0 : -1;
 }
 
 int main(void)
@@ -240,5 +180,5 @@ int main(void)
         cmocka_unit_test(threads_change_no_bit),
         cmocka_unit_test(bf16_stays_near_fp32),
     };
-    return cmocka_run_group_tests(tests, setup, teardown);
+    return cmocka_run_group_tests(tests, open_cpu, close_cpu);
 }

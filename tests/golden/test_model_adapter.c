@@ -33,16 +33,15 @@ static double score(nib_model *model, packed *p)
     return sum / (double)p->N;
 }
 
-static double golden_adapter_loss(nib_ops *ops, const char *folder)
+/* Of llama3_gqa's documents; adapter may be NULL. */
+static double golden_loss(nib_ops *ops, const char *adapter, nib_quantization quantization)
 {
     packed p;
     nib_model *model;
-    nib_tensor_set *set = open_golden("llama3_gqa", "expected.safetensors");
-    pack_documents(&p, set);
-    must(open_scored(ops, "llama3_gqa", folder, NIB_QUANT_NONE, &model));
+    pack_golden(&p, "llama3_gqa");
+    must(open_scored(ops, "llama3_gqa", adapter, quantization, &model));
     double loss = score(model, &p);
     nib_model_close(model);
-    nib_tensor_set_close(set);
     return loss;
 }
 
@@ -55,7 +54,7 @@ static void variants_meet_peft(void **state)
         snprintf(folder, sizeof folder, PEFT "%s", variants[v]);
         snprintf(file, sizeof file, "%s/expected.safetensors", folder);
         must(nib_tensor_set_open(file, &set));
-        double loss = golden_adapter_loss(*state, folder), want = golden_number(set, "loss", 0);
+        double loss = golden_loss(*state, folder, NIB_QUANT_NONE), want = golden_number(set, "loss", 0);
         /* As in test_model.c; an adapter whose pattern is ignored is off by 1e-2. */
         if (!(fabs(loss - want) <= 1e-5 * want)) fail_msg("%s: loss %.9g, expected %.9g", variants[v], loss, want);
         nib_tensor_set_close(set);
@@ -100,7 +99,7 @@ static void saved_adapter_is_the_same(void **state)
     }
     nib_tensor_set_close(want);
     nib_tensor_set_close(found);
-    assert_true(golden_adapter_loss(*state, folder) == golden_adapter_loss(*state, golden_folder));
+    assert_true(golden_loss(*state, folder, NIB_QUANT_NONE) == golden_loss(*state, golden_folder, NIB_QUANT_NONE));
 }
 
 /* A: uniform in +-1/sqrt(K), so its variance is 1/(3 K); B: zero; another seed, other values. */
@@ -238,23 +237,10 @@ static void rehearsal_takes_what_the_step_takes(void **state)
     rehearsal->close(rehearsal);
 }
 
-static double cached_loss(nib_ops *ops)
-{
-    packed p;
-    nib_model *model;
-    nib_tensor_set *set = open_golden("llama3_gqa", "expected.safetensors");
-    pack_documents(&p, set);
-    must(open_scored(ops, "llama3_gqa", NULL, NIB_QUANT_NF4, &model));
-    double loss = score(model, &p);
-    nib_model_close(model);
-    nib_tensor_set_close(set);
-    return loss;
-}
-
 /* One byte of the cache changed, then the cache cut short: both are seen and the cache is written again. */
 static void damaged_cache_is_rebuilt(void **state)
 {
-    double loss = cached_loss(*state);
+    double loss = golden_loss(*state, NULL, NIB_QUANT_NF4);
     FILE *list = popen("ls " CACHE_FOLDER "/nf4-*/model.safetensors", "r");
     char path[2][4096] = {{0}};
     assert_non_null(list);
@@ -272,20 +258,8 @@ static void damaged_cache_is_rebuilt(void **state)
             if (damage == 1) assert_int_equal(ftruncate(fileno(file), ftell(file)), 0);
             fclose(file);
         }
-        assert_true(cached_loss(*state) == loss);
+        assert_true(golden_loss(*state, NULL, NIB_QUANT_NF4) == loss);
     }
-}
-
-static int setup(void **state)
-{
-    nib_file_remove_tree(CACHE_FOLDER);
-    return nib_cpu_backend_create(SCRATCH_BYTES, (nib_ops **)state) == NIB_OK ? 0 : -1;
-}
-
-static int teardown(void **state)
-{
-    nib_cpu_backend_free(*state);
-    return nib_file_remove_tree(CACHE_FOLDER) == NIB_OK ? 0 : -1;
 }
 
 int main(void)
@@ -300,5 +274,5 @@ int main(void)
         cmocka_unit_test(rehearsal_takes_what_the_step_takes),
         cmocka_unit_test(damaged_cache_is_rebuilt),
     };
-    return cmocka_run_group_tests(tests, setup, teardown);
+    return cmocka_run_group_tests(tests, open_cpu, close_cpu);
 }

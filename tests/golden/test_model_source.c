@@ -228,18 +228,6 @@ static void unknown_configurations_are_refused(void **state)
     }
 }
 
-static int setup(void **state)
-{
-    nib_file_remove_tree(CACHE_FOLDER);
-    return nib_cpu_backend_create(SCRATCH_BYTES, (nib_ops **)state) == NIB_OK ? 0 : -1;
-}
-
-static int teardown(void **state)
-{
-    nib_cpu_backend_free(*state);
-    return nib_file_remove_tree(CACHE_FOLDER) == NIB_OK ? 0 : -1;
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -247,5 +235,5 @@ int main(void)
         cmocka_unit_test(nf4_checkpoint_is_no_16_bit_base),   cmocka_unit_test(other_values_than_nf4s_are_refused),
         cmocka_unit_test(unknown_configurations_are_refused), cmocka_unit_test(f32_weights_are_exact_in_fp32),
     };
-    return cmocka_run_group_tests(tests, setup, teardown);
+    return cmocka_run_group_tests(tests, open_cpu, close_cpu);
 }

@@ -1,6 +1,7 @@
 /* Files of the reference implementation, read and written again, must come out byte for byte; what goes wrong on the
  * way must leave the old file alone. */
 #include "check.h"
+#include "folder.h"
 
 #include "base/sha256.h"
 #include "formats/safetensors_writer.h"
@@ -10,22 +11,14 @@
 #include <string.h>
 #include <unistd.h>
 
-static char folder[] = "/tmp/nib_writer_XXXXXX";
 static char path[64], temporary[96];
 
-static int make_folder(void **state)
+static int set_up(void **state)
 {
-    (void)state;
-    if (mkdtemp(folder) == NULL) return -1;
+    if (make_folder(state) != 0) return -1;
     snprintf(path, sizeof path, "%s/out.safetensors", folder);
     snprintf(temporary, sizeof temporary, "%s.tmp-%ld", path, (long)getpid());
     return 0;
-}
-
-static int remove_folder(void **state)
-{
-    (void)state;
-    return nib_file_remove_tree(folder) == NIB_OK ? 0 : -1;
 }
 
 static nib_status rewrite(const char *from, uint64_t piece, char hex[65])
@@ -160,5 +153,5 @@ int main(void)
         cmocka_unit_test(a_changed_byte_is_noticed),
         cmocka_unit_test(an_empty_set_can_be_written),
     };
-    return cmocka_run_group_tests(tests, make_folder, remove_folder);
+    return cmocka_run_group_tests(tests, set_up, remove_folder);
 }

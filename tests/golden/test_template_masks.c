@@ -1,6 +1,7 @@
 /* What is supervised under real models' templates: both answers and the token that ends each, nothing else. The
  * tokenizer is a golden one whose <|im_end|> is given the name of each model's end of turn. */
 #include "check.h"
+#include "folder.h"
 
 #include "base/buffer.h"
 #include "base/file.h"
@@ -41,22 +42,14 @@ static const struct {
     {"zephyr", "</s>", "|one two</s>|three</s>", 1},
 };
 
-static char folder[] = "/tmp/nib_masks_XXXXXX";
 static char rows_path[64], tokenizer_path[64];
 
 static int set_up(void **state)
 {
-    (void)state;
-    if (mkdtemp(folder) == NULL) return -1;
+    if (make_folder(state) != 0) return -1;
     snprintf(rows_path, sizeof rows_path, "%s/rows.jsonl", folder);
     snprintf(tokenizer_path, sizeof tokenizer_path, "%s/tokenizer.json", folder);
     return 0;
-}
-
-static int tear_down(void **state)
-{
-    (void)state;
-    return nib_file_remove_tree(folder) == NIB_OK ? 0 : -1;
 }
 
 static void write_row(bool tools)
@@ -167,5 +160,5 @@ int main(void)
         cmocka_unit_test(answers_and_their_ends_are_supervised),
         cmocka_unit_test(a_template_without_an_end_of_turn_is_refused),
     };
-    return cmocka_run_group_tests(tests, set_up, tear_down);
+    return cmocka_run_group_tests(tests, set_up, remove_folder);
 }

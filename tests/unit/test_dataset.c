@@ -1,6 +1,7 @@
 /* Data sets: every row format, masks against prompts and answers encoded apart, over-long rows, and hostile files. The
  * tokenizer is a golden one (small vocabulary), the templates are real models'. */
 #include "check.h"
+#include "folder.h"
 
 #include "base/file.h"
 #include "base/memory.h"
@@ -10,7 +11,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-static char folder[] = "/tmp/nib_dataset_XXXXXX";
 static char rows_path[64], eval_path[64];
 static nib_tokenizer *tokenizer, *tokenizer_with_bos;
 
@@ -41,8 +41,7 @@ static nib_tokenizer *open_tokenizer(const char *name, const char *config)
 
 static int set_up(void **state)
 {
-    (void)state;
-    if (mkdtemp(folder) == NULL) return -1;
+    if (make_folder(state) != 0) return -1;
     snprintf(rows_path, sizeof rows_path, "%s/rows.jsonl", folder);
     snprintf(eval_path, sizeof eval_path, "%s/eval.jsonl", folder);
     tokenizer = open_tokenizer("smollm2", "{\"bos_token\": \"<|im_start|>\", \"eos_token\": \"<|im_end|>\"}");
@@ -53,10 +52,9 @@ static int set_up(void **state)
 
 static int tear_down(void **state)
 {
-    (void)state;
     nib_tokenizer_free(tokenizer);
     nib_tokenizer_free(tokenizer_with_bos);
-    return nib_file_remove_tree(folder) == NIB_OK ? 0 : -1;
+    return remove_folder(state);
 }
 
 static nib_chat_template *compile(const char *source)

@@ -2,6 +2,7 @@
  * vocabulary of a GGUF, a tokenizer.json. Each is cut at every length and has 10,000 single bits flipped: a cut is
  * refused, a flip is refused as bad data or makes something that can be used without harm (ASan and UBSan watch). */
 #include "check.h"
+#include "folder.h"
 
 #include "base/buffer.h"
 #include "base/file.h"
@@ -17,7 +18,6 @@
 #include <unistd.h>
 
 /* A file in memory that lies in a folder under the name that its reader asks for. */
-static char folder[] = "/tmp/nib_metadata_XXXXXX";
 static int descriptor = -1;
 
 static nib_status use_model_config(const char *path)
@@ -243,16 +243,14 @@ static void tokenizer_json(void **state)
 
 static int setup(void **state)
 {
-    (void)state;
     descriptor = memfd_create("input", 0);
-    return descriptor >= 0 && mkdtemp(folder) != NULL ? 0 : -1;
+    return descriptor >= 0 && make_folder(state) == 0 ? 0 : -1;
 }
 
 static int teardown(void **state)
 {
-    (void)state;
     close(descriptor);
-    return nib_file_remove_tree(folder) == NIB_OK ? 0 : -1;
+    return remove_folder(state);
 }
 
 int main(void)

@@ -1,6 +1,7 @@
 /* Damaged and malicious safetensors and GGUF files: each rule of the formats broken once, every truncation, and 10,000
  * flips of one bit. The intact files were written by Python's struct module, not by our writer. */
 #include "check.h"
+#include "folder.h"
 
 #include "base/buffer.h"
 #include "formats/gguf.h"
@@ -13,21 +14,13 @@
 
 #define CORPUS NIB_TEST_DATA "/../../fuzz/corpus/"
 
-static char folder[] = "/tmp/nib_hostile_XXXXXX";
 static char path[64];
 
-static int make_folder(void **state)
+static int set_up(void **state)
 {
-    (void)state;
-    if (mkdtemp(folder) == NULL) return -1;
+    if (make_folder(state) != 0) return -1;
     snprintf(path, sizeof path, "%s/input", folder);
     return 0;
-}
-
-static int remove_folder(void **state)
-{
-    (void)state;
-    return nib_file_remove_tree(folder) == NIB_OK ? 0 : -1;
 }
 
 static void write_file(const char *name, const void *bytes, size_t length)
@@ -385,5 +378,5 @@ int main(void)
         cmocka_unit_test(gguf_nested_arrays),          cmocka_unit_test(gguf_tensor_rules),
         cmocka_unit_test(every_truncation_is_noticed), cmocka_unit_test(bit_flips_are_survived),
     };
-    return cmocka_run_group_tests(tests, make_folder, remove_folder);
+    return cmocka_run_group_tests(tests, set_up, remove_folder);
 }

@@ -1,6 +1,7 @@
 /* report.html made from a run folder that no run wrote: hostile text, gaps, and the arithmetic of its curves. The page
  * of a real run is looked at by tests/e2e/test_report. */
 #include "check.h"
+#include "folder.h"
 
 #include "base/file.h"
 #include "report.h"
@@ -11,8 +12,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-static char folder[] = "/tmp/nibble-test-XXXXXX";
 
 static void write_text(const char *name, const char *text)
 {
@@ -48,8 +47,7 @@ static int count_of(const char *page, const char *needle)
 /* A run of three steps, the second of which was not finite. */
 static int make_run(void **state)
 {
-    (void)state;
-    if (mkdtemp(folder) == NULL) return -1;
+    if (make_folder(state) != 0) return -1;
     write_text("config.json",
                "{\"model\": \"/m/<b>model</b>\", \"output\": \"/runs/</title><script>x\", \"lora\": {\"r\": "
                "8}, \"quantization\": \"nf4\", \"note\": \"</pre><script>evil()</script>\"}");
@@ -68,12 +66,6 @@ static int make_run(void **state)
                "{\"event\":\"eval\",\"step\":3,\"loss\":1.5,\"perplexity\":4.48,\"exact_match\":0.5,\"best\":true,"
                "\"seconds\":1}\n");
     return 0;
-}
-
-static int remove_run(void **state)
-{
-    (void)state;
-    return nib_file_remove_tree(folder) == NIB_OK ? 0 : -1;
 }
 
 static void hostile_text_stays_text(void **state)
@@ -252,5 +244,5 @@ int main(void)
         cmocka_unit_test(smoothing_is_its_formula), cmocka_unit_test(thinning_keeps_peaks),
         cmocka_unit_test(numbers_are_readable),
     };
-    return cmocka_run_group_tests(tests, make_run, remove_run);
+    return cmocka_run_group_tests(tests, make_run, remove_folder);
 }

@@ -1,5 +1,6 @@
 /* Compressed rows are made with libzstd and damaged in every way that its checksum or our rules can see. */
 #include "check.h"
+#include "folder.h"
 
 #include "base/buffer.h"
 #include "base/file.h"
@@ -12,21 +13,13 @@
 #include <unistd.h>
 #include <zstd.h>
 
-static char folder[] = "/tmp/nib_rows_XXXXXX";
 static char path[64];
 
-static int make_folder(void **state)
+static int set_up(void **state)
 {
-    (void)state;
-    if (mkdtemp(folder) == NULL) return -1;
+    if (make_folder(state) != 0) return -1;
     snprintf(path, sizeof path, "%s/rows.jsonl", folder);
     return 0;
-}
-
-static int remove_folder(void **state)
-{
-    (void)state;
-    return nib_file_remove_tree(folder) == NIB_OK ? 0 : -1;
 }
 
 /* Writes bytes to the file and reads it; the lines are put into *all, each ended by '|'. */
@@ -219,5 +212,5 @@ int main(void)
         cmocka_unit_test(long_lines_are_whole),        cmocka_unit_test(errors_say_where),
         cmocka_unit_test(every_truncation_is_noticed), cmocka_unit_test(no_bit_flip_is_silent),
     };
-    return cmocka_run_group_tests(tests, make_folder, remove_folder);
+    return cmocka_run_group_tests(tests, set_up, remove_folder);
 }

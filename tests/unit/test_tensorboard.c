@@ -1,6 +1,7 @@
 /* TensorBoard's event files against records that the tensorboard package 2.21.0 wrote (RecordWriter over Event messages
  * serialised by protobuf); tests/peers/tensorboard_read.py reads a whole run with its EventAccumulator. */
 #include "check.h"
+#include "folder.h"
 
 #include "base/file.h"
 #include "base/memory.h"
@@ -34,7 +35,6 @@ static const char *const lines[] = {
 };
 enum { HEAD_BYTES = 40 + 29 }; /* the version's record and the session's start; their time is now */
 
-static char folder[] = "/tmp/nibble-test-XXXXXX";
 static char metrics[64];
 
 /* The folder's event file and its name, which must be the only one. */
@@ -133,18 +133,11 @@ static void a_line_that_is_none_is_refused(void **state)
     assert_non_null(strstr(nib_error_message(), "metrics.jsonl"));
 }
 
-static int make_folder(void **state)
+static int set_up(void **state)
 {
-    (void)state;
-    if (mkdtemp(folder) == NULL) return -1;
+    if (make_folder(state) != 0) return -1;
     snprintf(metrics, sizeof metrics, "%s/metrics.jsonl", folder);
     return 0;
-}
-
-static int remove_folder(void **state)
-{
-    (void)state;
-    return nib_file_remove_tree(folder) == NIB_OK ? 0 : -1;
 }
 
 int main(void)
@@ -154,5 +147,5 @@ int main(void)
         cmocka_unit_test(a_resumed_run_has_every_step_once),
         cmocka_unit_test(a_line_that_is_none_is_refused),
     };
-    return cmocka_run_group_tests(tests, make_folder, remove_folder);
+    return cmocka_run_group_tests(tests, set_up, remove_folder);
 }

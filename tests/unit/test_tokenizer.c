@@ -1,6 +1,7 @@
 /* Hostile tokenizer files and texts: refused with the facts, or read without harm. And what no golden case holds: the
  * flags of added tokens, long words, special tokens as plain text. */
 #include "check.h"
+#include "folder.h"
 
 #include "base/buffer.h"
 #include "base/file.h"
@@ -12,7 +13,6 @@
 #include <string.h>
 #include <unistd.h>
 
-static char folder[] = "/tmp/nib_tokenizer_XXXXXX";
 static char path[64];
 
 static nib_status open_text(const char *text, size_t length, nib_tokenizer **tokenizer)
@@ -168,18 +168,11 @@ static void damaged_files_do_no_harm(void **state)
     nib_free(text);
 }
 
-static int make_folder(void **state)
+static int set_up(void **state)
 {
-    (void)state;
-    if (mkdtemp(folder) == NULL) return -1;
+    if (make_folder(state) != 0) return -1;
     snprintf(path, sizeof path, "%s/tokenizer.json", folder);
     return 0;
-}
-
-static int remove_folder(void **state)
-{
-    (void)state;
-    return nib_file_remove_tree(folder) == NIB_OK ? 0 : -1;
 }
 
 int main(void)
@@ -191,5 +184,5 @@ int main(void)
         {"damaged llama3", damaged_files_do_no_harm, NULL, NULL, (void *)"llama3"},
         {"damaged mistral_metaspace", damaged_files_do_no_harm, NULL, NULL, (void *)"mistral_metaspace"},
     };
-    return cmocka_run_group_tests(tests, make_folder, remove_folder);
+    return cmocka_run_group_tests(tests, set_up, remove_folder);
 }

@@ -28,10 +28,10 @@ typedef struct {
 
 static tile_source source_of(nib_matrix m, const nib_attention_tile *tile, int64_t head, int64_t head_dim)
 {
-    return (tile_source){tile_at(m, tile->first, head * head_dim), m.stride, m.dtype, tile->rows, head_dim};
+    return (tile_source){nib_matrix_at(m, tile->first, head * head_dim), m.stride, m.dtype, tile->rows, head_dim};
 }
 
-static query_tile query_tile_at(float *memory, int64_t index, int64_t HD)
+static query_tile query_nib_matrix_at(float *memory, int64_t index, int64_t HD)
 {
     int64_t padded = PADDED(HD);
     float *p = memory + index * NIB_ATTENTION_QUERY_FLOATS(HD);
@@ -59,7 +59,7 @@ ALWAYS_INLINE void pack_queries(const nib_attention_job *job, const nib_attentio
         to->lse[r] = to->d[r] = to->position[r] = 0.0f;
         if (r >= tile->rows) continue;
         int64_t t = tile->first + r;
-        const void *o = tile_at(job->out, t, head * HD), *d = tile_at(job->dout, t, head * HD);
+        const void *o = nib_matrix_at(job->out, t, head * HD), *d = nib_matrix_at(job->dout, t, head * HD);
         vec sum = vec_zero();
         for (int64_t c = 0; c < HD; c += LANES)
             sum = vec_fma(vec_get(o, job->out.dtype, c, HD), vec_get(d, job->dout.dtype, c, HD), sum);
@@ -170,7 +170,7 @@ ALWAYS_INLINE void run(const nib_attention_job *job, int64_t segment, int64_t he
     s.ds_by_key = s.ds + TILE * TILE;
     s.query_memory = s.ds_by_key + TILE * TILE;
     for (int64_t t = first; t < last; t++) {
-        query_tile q = query_tile_at(s.query_memory, t - first, HD);
+        query_tile q = query_nib_matrix_at(s.query_memory, t - first, HD);
         pack_queries(job, &job->tile[t], head, &q, pairs);
     }
     for (int64_t n = first; n < last; n++) {
@@ -179,7 +179,7 @@ ALWAYS_INLINE void run(const nib_attention_job *job, int64_t segment, int64_t he
         memset(s.dk, 0, (size_t)(2 * TILE * padded) * sizeof(float)); /* dv lies behind dk */
         for (int64_t m = n; m < last; m++) {
             nib_tile_kind kind = nib_attention_tile_kind(&job->tile[m], keys, job->shape.window);
-            query_tile q = query_tile_at(s.query_memory, m - first, HD);
+            query_tile q = query_nib_matrix_at(s.query_memory, m - first, HD);
             if (job->tile[m].rows < TILE && kind == NIB_TILE_WHOLE) kind = NIB_TILE_MASKED;
             if (kind != NIB_TILE_EMPTY) visit_queries(job, &job->tile[m], keys, kind == NIB_TILE_MASKED, &q, &s, pairs);
         }
@@ -190,11 +190,11 @@ ALWAYS_INLINE void run(const nib_attention_job *job, int64_t segment, int64_t he
         }
     }
     for (int64_t t = first; t < last; t++) {
-        query_tile q = query_tile_at(s.query_memory, t - first, HD);
+        query_tile q = query_nib_matrix_at(s.query_memory, t - first, HD);
         for (int64_t r = 0; r < job->tile[t].rows; r++) {
             float row[NIB_ATTENTION_HEAD_DIM];
             for (int64_t c = 0; c < HD; c++) row[c] = q.dq[c * TILE + r];
-            void *dq = tile_at(job->dq, job->tile[t].first + r, head * HD);
+            void *dq = nib_matrix_at(job->dq, job->tile[t].first + r, head * HD);
             for (int64_t c = 0; c < HD; c += LANES)
                 vec_put(dq, job->dq.dtype, c, HD, vec_get(row, NIB_DTYPE_F32, c, HD));
         }

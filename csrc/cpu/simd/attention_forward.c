@@ -15,7 +15,7 @@ typedef struct {
 
 static tile_source source_of(nib_matrix m, const nib_attention_tile *tile, int64_t head, int64_t head_dim)
 {
-    return (tile_source){tile_at(m, tile->first, head * head_dim), m.stride, m.dtype, tile->rows, head_dim};
+    return (tile_source){nib_matrix_at(m, tile->first, head * head_dim), m.stride, m.dtype, tile->rows, head_dim};
 }
 
 static void load_limits(const nib_attention_job *job, const nib_attention_tile *keys, forward_state *s)
@@ -112,7 +112,7 @@ ALWAYS_INLINE void run(const nib_attention_job *job, int64_t index, int64_t head
             visit_keys(job, queries, &job->tile[t], kv_head, kind == NIB_TILE_MASKED, &s, pairs);
     }
     for (int64_t r = 0; r < queries->rows; r++) {
-        void *out = tile_at(job->out, queries->first + r, head * HD);
+        void *out = nib_matrix_at(job->out, queries->first + r, head * HD);
         vec inverse = vec_set(1.0f / s.sum[r]);
         for (int64_t c = 0; c < HD; c += LANES)
             vec_put(out, job->out.dtype, c, HD, vec_load(s.out + r * padded + c) * inverse);

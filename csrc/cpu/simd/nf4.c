@@ -61,30 +61,15 @@ ALWAYS_INLINE void dot_rows(const nib_nf4 *weight, int64_t first_block, int64_t 
 void NIB_SIMD(nib_nf4_dot)(const nib_nf4 *weight, int64_t first_block, int64_t blocks, int64_t M, const float *x,
                            float *y)
 {
-    switch (M) {
-    case 1:
-        dot_rows(weight, first_block, blocks, 1, x, y);
-        return;
-    case 2:
-        dot_rows(weight, first_block, blocks, 2, x, y);
-        return;
-    case 3:
-        dot_rows(weight, first_block, blocks, 3, x, y);
-        return;
-    case 4:
-        dot_rows(weight, first_block, blocks, 4, x, y);
-        return;
-    case 5:
-        dot_rows(weight, first_block, blocks, 5, x, y);
-        return;
-    case 6:
-        dot_rows(weight, first_block, blocks, 6, x, y);
-        return;
-    case 7:
-        dot_rows(weight, first_block, blocks, 7, x, y);
-        return;
-    default:
-        dot_rows(weight, first_block, blocks, 8, x, y);
-        return;
-    }
+#define DOT(rows)                                                                                                      \
+    if (M == (rows)) dot_rows(weight, first_block, blocks, rows, x, y)
+    DOT(1);
+    DOT(2);
+    DOT(3);
+    DOT(4);
+    DOT(5);
+    DOT(6);
+    DOT(7);
+    DOT(8);
+#undef DOT
 }

@@ -5,6 +5,7 @@
 #ifndef NIB_SIMD_VECTOR_H
 #define NIB_SIMD_VECTOR_H
 
+#include "cpu/exponential.h"
 #include "model/ops.h"
 
 #include <math.h>
@@ -198,12 +199,6 @@ static inline vec_index vec_nibbles(const uint8_t *p)
 #endif
 }
 
-/* Row `row` of a matrix, from its column `column` on. */
-static inline void *tile_at(nib_matrix matrix, int64_t row, int64_t column)
-{
-    return (char *)matrix.data + (row * matrix.stride + column) * (matrix.dtype == NIB_DTYPE_F32 ? 4 : 2);
-}
-
 /* Elements i .. i + LANES of an array of n, zero beyond its end; store likewise writes nothing beyond it. */
 static inline vec vec_get(const void *array, nib_dtype dtype, int64_t i, int64_t n)
 {
@@ -254,21 +249,16 @@ static inline float vec_maximum(vec v)
     return x[0];
 }
 
-/* e^x within 2 ulp (3 without fused multiply-add), 0 below -104, infinity above 128 ln 2, NaN for NaN.
- * Range reduction by ln 2 in two parts and the polynomial of Cephes' expf (Moshier, 1992). */
+/* e^x within 2 ulp (3 without fused multiply-add), 0 below -104, infinity above 128 ln 2, NaN for NaN. */
 static inline vec vec_exp(vec x)
 {
     x = vec_max(vec_set(-104.0f), x);
     x = vec_if_less(vec_set(89.0f), x, vec_set(89.0f), x);
-    vec n = vec_round(x * vec_set(1.44269504088896341f));
-    vec r = vec_fma(n, vec_set(-0.693359375f), x);
-    r = vec_fma(n, vec_set(2.12194440e-4f), r);
-    vec p = vec_set(1.9875691500e-4f);
-    p = vec_fma(p, r, vec_set(1.3981999507e-3f));
-    p = vec_fma(p, r, vec_set(8.3334519073e-3f));
-    p = vec_fma(p, r, vec_set(4.1665795894e-2f));
-    p = vec_fma(p, r, vec_set(1.6666665459e-1f));
-    p = vec_fma(p, r, vec_set(5.0000001201e-1f));
+    vec n = vec_round(x * vec_set(NIB_LOG2_E));
+    vec r = vec_fma(n, vec_set(-NIB_LN2_HIGH), x);
+    r = vec_fma(n, vec_set(-NIB_LN2_LOW), r);
+    vec p = vec_set(nib_exp_term[0]);
+    for (int i = 1; i < NIB_EXP_TERMS; i++) p = vec_fma(p, r, vec_set(nib_exp_term[i]));
     return vec_scale(vec_fma(p, r * r, r) + vec_set(1.0f), n);
 }
 
