@@ -466,11 +466,12 @@ static void write_sources(nib_buffer *out, const nib_source_list *list)
     nib_buffer_char(out, ']');
 }
 
-/* The shortest decimal that reads back as the same double. */
+/* In as few digits as read back the same, a whole number in all of them: 400, which %g would write as 4e+02. */
 static void write_real(nib_buffer *out, double value)
 {
     char text[40];
-    for (int digits = 1; digits <= 17; digits++) {
+    const int all = fabs(value) >= 10 && fabs(value) < 1e15 && value == floor(value) ? (int)log10(fabs(value)) + 1 : 1;
+    for (int digits = all; digits <= 17; digits++) {
         snprintf(text, sizeof text, "%.*g", digits, value);
         double back;
         if (sscanf(text, "%lf", &back) == 1 && back == value) break;

@@ -1,6 +1,7 @@
 /* nibble: the one binary. Finds the command, runs it, prints the error, exits with cli.md's code. */
 #include "command.h"
 
+#include "base/log.h"
 #include "base/utf8.h"
 #include "device.h"
 #include "version.h"
@@ -30,9 +31,11 @@ static const nib_command *const commands[] = {
 };
 /* clang-format on */
 
-/* Messages quote names from files and from the command line. */
-static void print_error(const char *text)
+/* Messages quote names from files and from the command line. command: the one that failed, or NULL. */
+static void print_error(const char *command, const char *text)
 {
+    nib_log_live(NULL); /* or the message would stand behind it */
+    if (command != NULL) fprintf(stderr, "nibble %s: ", command);
     nib_utf8_print(stderr, text, strlen(text));
     fputc('\n', stderr);
 }
@@ -104,13 +107,10 @@ int main(int argc, char **argv)
         }
         nib_status status = commands[i]->run(argc - 2, argv + 2);
         if (status == NIB_OK) status = finish_output();
-        if (status != NIB_OK) {
-            fprintf(stderr, "nibble %s: ", argv[1]);
-            print_error(nib_error_message());
-        }
+        if (status != NIB_OK) print_error(argv[1], nib_error_message());
         return nib_exit_code(status);
     }
     nib_status status = NIB_FAIL(NIB_ERROR_USAGE, "nibble: unknown command '%s'; nibble --help lists them", argv[1]);
-    print_error(nib_error_message());
+    print_error(NULL, nib_error_message());
     return nib_exit_code(status);
 }

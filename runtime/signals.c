@@ -19,6 +19,9 @@ void nib_signals_install(void)
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
     sigaction(SIGUSR1, &action, NULL);
+    /* Ctrl-C also ends the `tee` that a run is piped into, and a checkpoint matters more than the reader of its lines.
+     */
+    signal(SIGPIPE, SIG_IGN);
 }
 
 void nib_signals_settled(void) { signal(SIGTERM, SIG_IGN); }

@@ -1,5 +1,5 @@
 /* Requests to stop: the first SIGINT, SIGTERM or SIGUSR1 asks for a stop at the next step boundary; a second SIGINT or
- * SIGTERM ends the program at once. */
+ * SIGTERM ends the program at once. What nobody reads any more is lost, and ends nothing. */
 #ifndef NIB_SIGNALS_H
 #define NIB_SIGNALS_H
 

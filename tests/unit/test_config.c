@@ -139,10 +139,14 @@ static void resolved_copy_reads_back_as_itself(void **state)
     (void)state;
     nib_config first, second;
     nib_buffer text = {0}, again = {0}, differences = {0};
-    write_file("{" BASE ", \"train\": {\"learning_rate\": 0.00017, \"slots\": 3}, \"checkpoint\": {\"keep\": 5}}");
+    write_file(
+        "{" BASE
+        ", \"train\": {\"learning_rate\": 0.00017, \"slots\": 3, \"epochs\": 400}, \"checkpoint\": {\"keep\": 5}}");
     assert_int_equal(nib_config_read(path, NULL, 0, &first), NIB_OK);
     unlink(path);
     assert_int_equal(nib_config_write(&first, &text), NIB_OK);
+    assert_non_null(strstr(text.data, "\"epochs\": 400,"));
+    assert_non_null(strstr(text.data, "\"learning_rate\": 0.00017,"));
     write_file(text.data);
     const char *changes[] = {"checkpoint.keep=9", "train.slots=4"};
     assert_int_equal(nib_config_read(path, NULL, 0, &second), NIB_OK);
