@@ -35,12 +35,13 @@ nib_status nib_cuda_launch_named(const char *source, void (*kernel)(Parameters..
 #ifdef NIB_CUDA_EMULATED
     nib_emulator::name_kernel(reinterpret_cast<const void *>(kernel), source, nib_first_argument_length(source));
 #endif
+    nib_cuda_note_launch(source, nib_first_argument_length(source), grid, block);
     if (error == cudaSuccess) error = cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...);
     if (error == cudaSuccess) return NIB_OK;
     return NIB_FAIL(nib_cuda_status(error),
-                    "%.*s, grid %u x %u x %u, block %u x %u x %u, %zu bytes of shared memory: %s",
+                    "%.*s, grid %u x %u x %u, block %u x %u x %u, %zu bytes of shared memory: %s%s",
                     nib_first_argument_length(source), source, grid.x, grid.y, grid.z, block.x, block.y, block.z,
-                    shared_bytes, cudaGetErrorString(error));
+                    shared_bytes, cudaGetErrorString(error), nib_cuda_explain(error));
 }
 
 /* nib_status nib_cuda_launch(kernel, grid, block, shared_bytes, stream, kernel arguments...)

@@ -7,6 +7,8 @@
 #include "train_replay.h"
 #include "train_step.h"
 
+#include <stdio.h>
+
 #define USUAL_TOKENS    2048                /* enough rows for the matrix products to reach their speed */
 #define MEASURED_TOKENS ((int64_t)16 << 20) /* of a longer run the size of micro-batches is bounded, not measured */
 #define REHEARSED_STEPS 32                  /* whose work is counted */
@@ -21,6 +23,15 @@ const char *nib_recompute_name(nib_recompute recompute)
 {
     static const char *const names[] = {"none", "gate_up", "layer"};
     return names[recompute];
+}
+
+void nib_plan_text(const nib_plan *plan, char *text, size_t bytes)
+{
+    size_t used = 0;
+    text[0] = 0;
+    for (int i = 0; i < plan->classes && used < bytes; i++)
+        used += (size_t)snprintf(text + used, bytes - used, "%s%s %.1f MiB", i == 0 ? "" : ", ", plan->memory[i].name,
+                                 (double)plan->memory[i].bytes / (1 << 20));
 }
 
 nib_status nib_plan_memory(nib_ops *ops, int processes, size_t *bytes)
@@ -259,10 +270,13 @@ nib_status nib_plan_choose(nib_training *t, size_t memory, nib_plan *plan)
         }
         if (given || c->train.micro_batch_tokens <= longest) break;
     }
+    char classes[1024];
+    nib_plan_text(plan, classes, sizeof classes);
     return NIB_FAIL(NIB_ERROR_MEMORY,
                     "the run needs %.2f GiB at least (micro-batches of %lld tokens, rows of up to %lld, everything "
-                    "recomputed), %.2f GiB are there; lower %sdata.max_length, %s, or take a smaller model",
+                    "recomputed), %.2f GiB are there; lower %sdata.max_length, %s, or take a smaller model\n"
+                    "what is needed: %s",
                     (double)plan->peak / (1 << 30), (long long)c->train.micro_batch_tokens, (long long)longest,
                     (double)memory / (1 << 30), given ? "train.micro_batch_tokens, " : "",
-                    c->has_lora ? "lower lora.r" : "train a \"lora\"");
+                    c->has_lora ? "lower lora.r" : "train a \"lora\"", classes);
 }

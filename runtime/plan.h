@@ -38,6 +38,9 @@ nib_status nib_plan_choose(nib_training *training, size_t memory, nib_plan *plan
  * left; of the machine its share of that, and what this process holds already. *bytes 0: not known. */
 nib_status nib_plan_memory(nib_ops *ops, int processes, size_t *bytes);
 
+/* One line: "base weights 1234.5 MiB, activations ...". */
+void nib_plan_text(const nib_plan *plan, char *text, size_t bytes);
+
 const char *nib_recompute_name(nib_recompute recompute);
 
 #endif

@@ -1,6 +1,7 @@
 #include "train.h"
 #include "base/log.h"
 #include "machine.h"
+#include "plan.h"
 #include "report.h"
 #include "run_facts.h"
 #include "signals.h"
@@ -182,6 +183,19 @@ static nib_status run(nib_training *t)
     return finish(t);
 }
 
+/* Memory that was there for the plan was not there for the run: another process took it, or the plan is short. */
+static nib_status explain_memory(const nib_training *t)
+{
+    const nib_config *c = t->config;
+    return NIB_FAIL(
+        NIB_ERROR_MEMORY,
+        "%s\nplanned were: %s\nto need less, lower train.micro_batch_tokens (now %lld), data.max_length (%lld) "
+        "or %s; activations are recomputed by policy %s already%s",
+        nib_error_message(), t->planned, (long long)c->train.micro_batch_tokens, (long long)c->data.max_length,
+        c->has_lora ? "lora.r" : "data.train's longest rows", nib_recompute_name(t->recompute),
+        t->ops->memory_left != NULL ? "; nvidia-smi shows who else uses the GPU" : "");
+}
+
 nib_status nib_train(nib_config *config, bool resume, nib_collectives *collectives)
 {
     nib_training training;
@@ -190,6 +204,7 @@ nib_status nib_train(nib_config *config, bool resume, nib_collectives *collectiv
         nib_log("%s: the run is finished; nothing to do", config->output);
     else if (status == NIB_OK)
         status = run(&training);
+    if (status == NIB_ERROR_MEMORY && training.planned[0] != 0) status = explain_memory(&training);
     nib_device_exchange_close(training.exchange, status);
     nib_train_close(&training);
     return status;

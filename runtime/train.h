@@ -31,6 +31,7 @@ typedef struct {
     int64_t samples;    /* of the whole run */
     int64_t token_keys; /* of the model: pack.h */
     nib_recompute recompute;
+    char planned[1024];                        /* memory by class, as one line; rank 0's */
     int64_t reserved_tokens, reserved_targets; /* what the model's activations hold */
     float *nll;                                /* host [nll_capacity] */
     int64_t nll_capacity;

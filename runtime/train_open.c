@@ -80,6 +80,7 @@ static nib_status plan_sizes(nib_training *t)
     NIB_TRY(nib_plan_memory(t->ops, t->collectives->local_size, &memory));
     NIB_TRY(nib_plan_choose(t, memory, &plan));
     t->recompute = plan.recompute;
+    nib_plan_text(&plan, t->planned, sizeof t->planned);
     t->reserved_tokens = plan.T;
     t->reserved_targets = plan.N;
     nib_log("plan: micro-batches of up to %lld tokens (%lld here), recompute %s, %.1f MiB in arenas, peak %.1f MiB",

@@ -181,6 +181,7 @@ nib_status nib_train_step(nib_training *t, nib_step_result *result)
     t->state.cursor += data.count;
     result->seconds = nib_train_clock() - begun;
 done:
+    if (status == NIB_ERROR_DEVICE) status = nib_error_context(status, "step %lld", (long long)t->state.step);
     nib_step_data_free(&data);
     return status;
 }

@@ -1,4 +1,5 @@
 #include "stream.h"
+#include "include/emulator.h"
 
 #include "memory.h"
 
@@ -113,6 +114,7 @@ using namespace nib_emulator;
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned flags)
 {
     if (sticky_error() != cudaSuccess) return sticky_error();
+    if (cudaError_t error = injected_error("cudaStreamCreateWithFlags"); error != cudaSuccess) return error;
     *stream = new nib_emulator_stream;
     (*stream)->blocking = (flags & cudaStreamNonBlocking) == 0;
     streams().insert(*stream);
