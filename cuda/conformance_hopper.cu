@@ -129,6 +129,13 @@ static void recompute(conformance_host *h)
     }
 }
 
+const char *nib_cuda_conformance_hopper_name(int i)
+{
+    static const char *const names[NIB_CUDA_CONFORMANCE_HOPPER] = {"tma_load", "wgmma_bf16_ss", "wgmma_bf16_rs",
+                                                                   "tma_store"};
+    return names[i];
+}
+
 template <class Value>
 static void compare(const char *instruction, const Value *found, const Value *want, int64_t n,
                     nib_cuda_conformance *result)
@@ -175,10 +182,10 @@ nib_status nib_cuda_conformance_hopper(nib_ops *ops, nib_cuda_conformance result
     *found = *want;
     recompute(want);
     NIB_TRY_GOTO(run(ops, found), done);
-    compare("tma_load", found->image, want->image, TILE, &result[0]);
-    compare("wgmma_bf16_ss", found->s, want->s, ROWS * ROWS, &result[1]);
-    compare("wgmma_bf16_rs", found->o, want->o, TILE, &result[2]);
-    compare("tma_store", found->out, want->out, T * 2 * HD, &result[3]);
+    compare(nib_cuda_conformance_hopper_name(0), found->image, want->image, TILE, &result[0]);
+    compare(nib_cuda_conformance_hopper_name(1), found->s, want->s, ROWS * ROWS, &result[1]);
+    compare(nib_cuda_conformance_hopper_name(2), found->o, want->o, TILE, &result[2]);
+    compare(nib_cuda_conformance_hopper_name(3), found->out, want->out, T * 2 * HD, &result[3]);
 done:
     nib_arena_reset(ops->scratch, mark);
     nib_free(host);

@@ -12,6 +12,9 @@ typedef struct {
     int64_t values, wrong; /* compared, and those that differ from plain loops on the host */
 } nib_cuda_conformance;
 
+/* "tma_load", ...: of result[i]. */
+const char *nib_cuda_conformance_hopper_name(int i);
+
 /* Waits for the device. NIB_ERROR_DEVICE if it is not of sm_90. */
 nib_status nib_cuda_conformance_hopper(nib_ops *ops, nib_cuda_conformance result[NIB_CUDA_CONFORMANCE_HOPPER]);
 

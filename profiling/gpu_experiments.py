@@ -21,7 +21,7 @@ def conformance(results):
     if not doctor:
         return "not measured"
     instructions = [check for check in doctor.get("checks", []) if check.get("kind") == "instruction"]
-    bad = [check["name"] for check in instructions if check.get("verdict") != "agrees"]
+    bad = [check["name"] for check in instructions if check["verdict"] == "disagrees"]
     return f"{len(instructions) - len(bad)} of {len(instructions)} instructions agree" + (": not " + ", ".join(bad) if bad else "")
 
 

@@ -78,6 +78,25 @@ static void add_case(void *user, const nib_check_line *line)
     r->separator = ",";
 }
 
+static void add_instruction(void *user, const nib_instruction_line *line)
+{
+    static const char *const verdicts[] = {"agrees", "this device does not have it", "disagrees"};
+    report *r = user;
+    char text[320];
+    r->cases++;
+    r->wrong += line->verdict == NIB_INSTRUCTION_DISAGREES;
+    snprintf(text, sizeof text, "  %-36s %s%s%s\n", line->name, verdicts[line->verdict],
+             line->difference[0] != 0 ? ": " : "", line->difference);
+    if (line->verdict == NIB_INSTRUCTION_DISAGREES) nib_buffer_text(&r->block, text);
+    if (!r->json) {
+        fputs(text, stdout);
+        return;
+    }
+    nib_buffer_format(&r->out, "%s{\"kind\":\"instruction\",\"name\":\"%s\",\"verdict\":\"%s\",\"difference\":\"%s\"}",
+                      r->separator, line->name, verdicts[line->verdict], line->difference);
+    r->separator = ",";
+}
+
 static nib_status check_ops(report *r, nib_ops *ops, nib_check_size size, uint32_t *off)
 {
     nib_ops *reference;
@@ -144,6 +163,10 @@ static nib_status examine(report *r, nib_device device)
     r->separator = "";
     nib_status status =
         check_ops(r, ops, device == NIB_DEVICE_EMULATED ? NIB_CHECK_SHORT : NIB_CHECK_FULL, &off); /* emulated: slow */
+    if (status == NIB_OK) {
+        if (!r->json && device != NIB_DEVICE_CPU) puts("\n  instruction");
+        status = nib_device_instructions(device, ops, add_instruction, r);
+    }
     if (status == NIB_OK && (r->out.failed || r->block.failed))
         status = NIB_FAIL(NIB_ERROR_MEMORY, "no memory for the report");
     if (status == NIB_OK) finish(r, ops, off, now() - begun);
@@ -176,7 +199,8 @@ const nib_command nib_command_doctor = {
         "usage: nibble doctor [--device auto|cpu|cuda|emulated] [--json]\n\n"
         "Lists processor, memory, disk, GPUs, driver, NCCL and MPI. Then every op runs on random data by its fast\n"
         "kernel and by its plain one, and both are held against the CPU's plain arithmetic in fp32. A line names op,\n"
-        "shape and the result that is furthest off, relative to its size; ends with a block for a report.\n"
+        "shape and the result that is furthest off, relative to its size; on a GPU the instructions that kernels\n"
+        "build on are tried one by one besides. Ends with a block for a report.\n"
         "Exit code 0 if all agree, 69 if not.\n\n"
         "  --device D  what is checked; auto: the GPU if there is one, else the CPU's vector kernels\n"
         "  --json      one object on standard output\n",

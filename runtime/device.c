@@ -1,7 +1,6 @@
 #include "device.h"
 #include "base/log.h"
 #include "cpu/backend.h"
-#include "model/plugin.h"
 #include "plugin_file.h"
 #include "self_check_once.h"
 
@@ -108,4 +107,17 @@ nib_status nib_device_describe(nib_device device, int number, char *text, size_t
     }
     NIB_TRY(load_device(device, &plugin));
     return plugin->describe(number, text, bytes);
+}
+
+nib_status nib_device_instructions(nib_device device, nib_ops *ops, nib_instruction_visit visit, void *user)
+{
+    const nib_plugin *plugin;
+    if (device == NIB_DEVICE_CPU) return NIB_OK;
+    NIB_TRY(load_device(device, &plugin));
+    for (int i = 0; i < plugin->instructions(); i++) {
+        nib_instruction_line line;
+        NIB_TRY(plugin->check_instruction(ops, i, &line));
+        visit(user, &line);
+    }
+    return NIB_OK;
 }

@@ -5,6 +5,7 @@
 #define NIB_RUNTIME_DEVICE_H
 
 #include "model/ops.h"
+#include "model/plugin.h"
 
 /* AUTO: a GPU if there is one, else the CPU. EMULATED: the CUDA kernels' own source, compiled for the CPU; for tests.
  */
@@ -26,5 +27,9 @@ void nib_close_backend(nib_ops *ops);
  * are numbered from 0. NIB_ERROR_DEVICE says why there is none. */
 nib_status nib_open_device(nib_device device, int number, nib_ops **ops);
 nib_status nib_device_describe(nib_device device, int number, char *text, size_t bytes);
+
+/* Each instruction that the kernels of `device` build on, tried on ops, which it opened; none on the CPU. */
+typedef void (*nib_instruction_visit)(void *user, const nib_instruction_line *line);
+nib_status nib_device_instructions(nib_device device, nib_ops *ops, nib_instruction_visit visit, void *user);
 
 #endif
