@@ -46,7 +46,7 @@ void writes_out_of_bounds_are_found(void **)
         check_kernel_fails(i < 0 ? "4 bytes before a buffer of 32 bytes were written"
                                  : "of a buffer of 32 bytes was written");
     }
-    for (long i : {4096L, -4096L}) {
+    for (long i : {1024L, -1024L}) { /* into a guard page; what lies behind it is anybody's */
         nib_emulator::reset();
         device_buffer<float> x(8);
         check_ok(nib_cuda_launch(write_at_kernel, 1, 1, 0, nullptr, x.data(), i));
