@@ -3,7 +3,7 @@
  *
  * Tolerance 1/64 of root mean square and element: each result is rounded to bf16 once (2^-9), the residual sum before a
  * norm once more, and a gradient adds terms of up to three times its size. */
-#include "cuda_check.h"
+#include "backends.h"
 
 extern "C" {
 #include "base/random.h"
@@ -14,20 +14,6 @@ extern "C" {
 #include "cuda/backend.h"
 
 static const double TOLERANCE = 1.0 / 64;
-
-struct backends {
-    nib_ops *cuda, *cpu;
-    backends()
-    {
-        check_ok(nib_cuda_backend_create(0, &cuda));
-        check_ok(nib_cpu_backend_create(size_t{16} << 20, &cpu));
-    }
-    ~backends()
-    {
-        cuda->close(cuda);
-        nib_cpu_backend_free(cpu);
-    }
-};
 
 static const struct {
     int64_t T, C, gap;

@@ -1,6 +1,6 @@
 /* Ops whose every operation is rounded as the CPU backend's, so that all bits agree: conversion, sums of gradients,
  * AdamW. At lengths and addresses that are no whole vectors; what lies beside an array must stay. */
-#include "cuda_check.h"
+#include "backends.h"
 
 extern "C" {
 #include "base/random.h"
@@ -9,20 +9,6 @@ extern "C" {
 #include "linear_case.h"
 
 #include "cuda/backend.h"
-
-struct backends {
-    nib_ops *cuda, *cpu;
-    backends()
-    {
-        check_ok(nib_cuda_backend_create(0, &cuda));
-        check_ok(nib_cpu_backend_create(size_t{16} << 20, &cpu));
-    }
-    ~backends()
-    {
-        cuda->close(cuda);
-        nib_cpu_backend_free(cpu);
-    }
-};
 
 static std::vector<float> random_floats(uint64_t key, int64_t n)
 {

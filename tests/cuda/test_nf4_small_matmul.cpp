@@ -1,4 +1,5 @@
 /* Products of NF4 weights with few rows against the CPU's linear in fp32, on the same rounded inputs. */
+#include "backends.h"
 #include "linear_case.h"
 
 #include "cuda/backend.h"
@@ -7,20 +8,6 @@
 
 namespace
 {
-
-struct backends {
-    nib_ops *cpu, *cuda;
-    backends()
-    {
-        check_ok(nib_cpu_backend_create(16 << 20, &cpu));
-        check_ok(nib_cuda_backend_create(0, &cuda));
-    }
-    ~backends()
-    {
-        nib_cpu_backend_free(cpu);
-        cuda->close(cuda);
-    }
-};
 
 using product = nib_status (*)(nib_ops *, const nib_linear *, nib_matrix, nib_matrix, nib_matrix);
 
