@@ -6,6 +6,7 @@
 #include "cuda/embedding.h"
 #include "cuda/global_norm.h"
 #include "cuda/glu.h"
+#include "cuda/head_rows_backward.h"
 #include "cuda/launch.cuh"
 #include "cuda/linear.h"
 #include "cuda/linear_cross_entropy.h"
@@ -208,6 +209,7 @@ static void fill_table(nib_ops *ops)
     ops->glu_forward = nib_cuda_glu_forward;
     ops->glu_backward = nib_cuda_glu_backward;
     ops->linear_cross_entropy = nib_cuda_linear_cross_entropy;
+    ops->head_rows_backward = nib_cuda_head_rows_backward;
     ops->logits = nib_cuda_logits;
     ops->nf4_quantize = nib_cuda_nf4_quantize;
     ops->nf4_quantize_absmax = nib_cuda_nf4_quantize_absmax;

@@ -4,6 +4,8 @@
 
 #include <stdio.h>
 
+#define HEAD_ROWS 8 /* tokens that a recipe adds */
+
 /* All the operands that the calls below take, made once. */
 typedef struct {
     int64_t T, targets, parameters;
@@ -137,6 +139,14 @@ static nib_status call_loss(nib_ops_bench *b, void *user)
     return b->ops->linear_cross_entropy(b->ops, o->x, o->head, 0.0f, targets, 1.0f / (float)o->targets, o->nll, o->dx,
                                         NULL);
 }
+/* The first tokens' rows. */
+static nib_status call_head_rows(nib_ops_bench *b, void *user)
+{
+    operands *o = user;
+    const nib_targets targets = {o->targets, o->position, o->label, o->weight};
+    return b->ops->head_rows_backward(b->ops, o->x, o->head, targets, 1.0f / (float)o->targets, o->nll, HEAD_ROWS,
+                                      o->token, o->norm.data);
+}
 static nib_status call_adamw(nib_ops_bench *b, void *user)
 {
     operands *o = user;
@@ -254,6 +264,19 @@ static nib_status run_loss(nib_ops_bench *b)
                                  NIB_DTYPE_BF16);
 }
 
+/* Every target's row of x is read twice, and what it adds up to written once; the selected rows stay in the cache. */
+static nib_status run_head_rows(nib_ops_bench *b)
+{
+    operands o = {0};
+    char text[64];
+    NIB_TRY(make(b, &o));
+    NIB_TRY(nib_ops_bench_matrix(b, HEAD_ROWS, b->shape.C, NIB_DTYPE_F32, &o.norm));
+    NIB_TRY(call_loss(b, &o)); /* its nll is read */
+    snprintf(text, sizeof text, "%d targets, %d rows of %d", (int)o.targets, HEAD_ROWS, (int)b->shape.C);
+    return nib_ops_bench_copy(b, "head_rows_backward", text, call_head_rows, &o,
+                              2.0 * 2.0 * (double)(o.targets * b->shape.C));
+}
+
 const nib_ops_bench_row nib_bench_ops_layer[] = {
     {"embedding_forward", run_embedding},
     {"rmsnorm_forward", run_rmsnorm_forward},
@@ -265,6 +288,7 @@ const nib_ops_bench_row nib_bench_ops_layer[] = {
     {"glu_forward", run_glu_forward},
     {"glu_backward", run_glu_backward},
     {"linear_cross_entropy", run_loss},
+    {"head_rows_backward", run_head_rows},
     {"adamw", run_adamw},
     {0},
 };

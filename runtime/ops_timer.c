@@ -50,6 +50,10 @@
       (nib_ops * ops, nib_matrix x, nib_matrix head, float softcap, nib_targets targets, float gradient_scale,         \
        float *nll, nib_matrix dx, float *dhead),                                                                       \
       (x, head, softcap, targets, gradient_scale, nll, dx, dhead))                                                     \
+    X(head_rows_backward,                                                                                              \
+      (nib_ops * ops, nib_matrix x, nib_matrix head, nib_targets targets, float gradient_scale, const float *nll,      \
+       int64_t n, const int32_t *row, float *drows),                                                                   \
+      (x, head, targets, gradient_scale, nll, n, row, drows))                                                          \
     X(nf4_dequantize, (nib_ops * ops, const nib_nf4 *weight, nib_matrix out), (weight, out))                           \
     X(global_norm,                                                                                                     \
       (nib_ops * ops, int count, float *const *array, const int64_t *length, double max_norm, nib_clip *clip),         \

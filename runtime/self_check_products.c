@@ -208,17 +208,12 @@ static nib_status attention_cached(nib_check_run *run, const int64_t *size)
     return nib_check_keep(run, "out", out, NIB_CHECK_BF16);
 }
 
-/* Up to three labels a row, some rows without. size: T, C, V, soft-cap. */
-static nib_status linear_cross_entropy(nib_check_run *run, const int64_t *size)
+/* Up to three labels a row, some rows without. */
+static nib_status make_targets(nib_check_run *run, int64_t T, int64_t V, nib_targets *targets)
 {
     enum { MOST = 2048 };
-    int32_t row[MOST], label[MOST];
-    float weight[MOST];
-    const int64_t T = size[0], C = size[1], V = size[2];
-    nib_targets targets = {0};
-    int32_t *rows, *labels;
-    float *weights, *nll, *dhead;
-    nib_matrix x, head, dx;
+    int32_t row[MOST], label[MOST], *rows, *labels;
+    float weight[MOST], *weights;
     int64_t N = 0;
     for (int64_t t = 0; t < T; t++)
         for (int64_t k = 0; k < (t * 7 + 1) % 4 && N < MOST; k++, N++) {
@@ -229,17 +224,48 @@ static nib_status linear_cross_entropy(nib_check_run *run, const int64_t *size)
     NIB_TRY(nib_check_upload(run, row, (size_t)N * sizeof *row, &rows));
     NIB_TRY(nib_check_upload(run, label, (size_t)N * sizeof *label, &labels));
     NIB_TRY(nib_check_upload(run, weight, (size_t)N * sizeof *weight, &weights));
+    *targets = (nib_targets){N, rows, labels, weights};
+    return NIB_OK;
+}
+
+/* size: T, C, V, soft-cap. */
+static nib_status linear_cross_entropy(nib_check_run *run, const int64_t *size)
+{
+    const int64_t T = size[0], C = size[1], V = size[2];
+    nib_targets targets;
+    float *nll, *dhead;
+    nib_matrix x, head, dx;
+    NIB_TRY(make_targets(run, T, V, &targets));
     NIB_TRY(nib_check_matrix(run, 1, T, C, &x));
     NIB_TRY(nib_check_matrix(run, 2, V, C, &head));
     NIB_TRY(nib_check_empty(run, T, C, &dx));
     NIB_TRY(nib_check_floats(run, 3, V * C, &dhead));
-    NIB_TRY(nib_check_empty_floats(run, N, &nll));
-    targets = (nib_targets){N, rows, labels, weights};
-    NIB_TRY(
-        run->ops->linear_cross_entropy(run->ops, x, head, (float)size[3], targets, 1.0f / (float)N, nll, dx, dhead));
-    NIB_TRY(nib_check_keep_floats(run, "nll", nll, N, NIB_CHECK_FP32));
+    NIB_TRY(nib_check_empty_floats(run, targets.N, &nll));
+    NIB_TRY(run->ops->linear_cross_entropy(run->ops, x, head, (float)size[3], targets, 1.0f / (float)targets.N, nll, dx,
+                                           dhead));
+    NIB_TRY(nib_check_keep_floats(run, "nll", nll, targets.N, NIB_CHECK_FP32));
     NIB_TRY(nib_check_keep(run, "dx", dx, NIB_CHECK_BF16));
     return nib_check_keep_floats(run, "dhead", dhead, V * C, NIB_CHECK_BF16);
+}
+
+/* size: T, C, V, selected rows of the head, of which some are labels. */
+static nib_status head_rows_backward(nib_check_run *run, const int64_t *size)
+{
+    const int64_t T = size[0], C = size[1], V = size[2], n = size[3];
+    int32_t selected[64], *row;
+    nib_targets targets;
+    float *nll, *drows;
+    nib_matrix x, head;
+    for (int64_t k = 0; k < n; k++) selected[k] = (int32_t)(V - 1 - 2 * k);
+    NIB_TRY(nib_check_upload(run, selected, (size_t)n * sizeof *selected, &row));
+    NIB_TRY(make_targets(run, T, V, &targets));
+    NIB_TRY(nib_check_matrix(run, 1, T, C, &x));
+    NIB_TRY(nib_check_matrix(run, 2, V, C, &head));
+    NIB_TRY(nib_check_empty_floats(run, targets.N, &nll));
+    NIB_TRY(nib_check_floats(run, 3, n * C, &drows));
+    NIB_TRY(run->ops->linear_cross_entropy(run->ops, x, head, 0.0f, targets, 1.0f, nll, (nib_matrix){0}, NULL));
+    NIB_TRY(run->ops->head_rows_backward(run->ops, x, head, targets, 0.25f, nll, n, row, drows));
+    return nib_check_keep_floats(run, "drows", drows, n * C, NIB_CHECK_FP32);
 }
 
 /* size: rows, C, V, soft-cap. */
@@ -258,6 +284,7 @@ static nib_status logits(nib_check_run *run, const int64_t *size)
 #define ATTENTION "T %lld, %lld heads on %lld of %lld, window %lld, soft-cap %lld"
 #define CACHED    "%lld rows, %lld heads on %lld of %lld, window %lld"
 #define LOSS      "T %lld, C %lld, V %lld, soft-cap %lld"
+#define ROWS      "T %lld, C %lld, V %lld, %lld rows"
 
 /* Linears by number of rows: a product with a vector, with few, with many. Attention: each head dim is a kernel of its
  * own, and so is one with a soft-cap. */
@@ -301,6 +328,9 @@ const nib_check_case nib_check_products[] = {
     {"linear_cross_entropy", LOSS, linear_cross_entropy, .two = true, .size = {33, 24, 97, 0}},
     {"linear_cross_entropy", LOSS, linear_cross_entropy, .two = true, .size = {9, 64, 300, 5}},
     {"linear_cross_entropy", LOSS, linear_cross_entropy, .two = true, .full = true, .size = {257, 512, 9001, 0}},
+    {"head_rows_backward", ROWS, head_rows_backward, .size = {33, 24, 97, 3}},
+    {"head_rows_backward", ROWS, head_rows_backward, .size = {33, 100, 97, 40}},
+    {"head_rows_backward", ROWS, head_rows_backward, .full = true, .size = {257, 512, 9001, 7}},
     {"logits", LOSS, logits, .two = true, .size = {3, 64, 97, 0}},
     {"logits", LOSS, logits, .two = true, .full = true, .size = {3, 1024, 9001, 30}},
     {0},

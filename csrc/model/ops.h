@@ -246,7 +246,7 @@ struct nib_ops {
     nib_status (*linear_cross_entropy)(nib_ops *ops, nib_matrix x, nib_matrix head, float softcap, nib_targets targets,
                                        float gradient_scale, float *nll, nib_matrix dx, float *dhead);
     /* drows[i] += the gradient of that sum with respect to row[i] of the head, which has no soft-cap, from the nll that
-     * linear_cross_entropy has found; drows fp32 [n, C], row [n] without repetition. NULL: the backend has it not. */
+     * linear_cross_entropy has found; drows fp32 [n, C], row [n] without repetition. */
     nib_status (*head_rows_backward)(nib_ops *ops, nib_matrix x, nib_matrix head, nib_targets targets,
                                      float gradient_scale, const float *nll, int64_t n, const int32_t *row,
                                      float *drows);

@@ -278,7 +278,6 @@ nib_status nib_rehearsal_create(nib_ops *backend, nib_ops **out)
     ops->bf16_only = backend->bf16_only;
     ops->uses_room = backend->uses_room;
     ops->shape_step = backend->shape_step;
-    if (backend->head_rows_backward == NULL) ops->head_rows_backward = NULL;
     ops->context = c;
     status = backend->rehearse(backend, &c->dry);
     if (status != NIB_OK) {

@@ -18,11 +18,6 @@ nib_status nib_token_rows_find(nib_model *model)
     int64_t V = model->config.vocabulary;
     r->count = model->lora == NULL ? 0 : nib_lora_config_tokens(model->lora, &r->token);
     if (r->count == 0 || r->of_vocabulary != NULL) return NIB_OK;
-    if (model->options.train && model->config.tied_head && model->ops->head_rows_backward == NULL)
-        return NIB_FAIL(NIB_ERROR_CONFIG,
-                        "\"trainable_token_indices\" on a model whose head is tied to its embedding is not computed on "
-                        "\"%s\"; train on the device \"cpu\", or leave it null",
-                        model->ops->name);
     r->of_vocabulary = nib_pool_alloc(&model->pool, (size_t)V * sizeof *r->of_vocabulary);
     if (r->of_vocabulary == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "no memory for %lld tokens", (long long)V);
     for (int64_t v = 0; v < V; v++) r->of_vocabulary[v] = -1;

@@ -12,16 +12,17 @@ extern "C" {
 
 #include "strided_matrix.h"
 
-#include "cuda/backend.h"
-
-extern "C" {
-#include "cpu/backend.h"
-}
+#include "backends.h"
 
 struct loss_case {
     int64_t T, C, V, gap;
     float softcap;
 };
+
+static nib_matrix wide(const std::vector<float> &m, int64_t rows, int64_t columns)
+{
+    return {(void *)m.data(), rows, columns, columns, NIB_DTYPE_F32};
+}
 
 static double largest(const std::vector<float> &values)
 {
@@ -54,9 +55,6 @@ static void check_case(nib_ops *ops, nib_ops *cpu, loss_case s)
     const int64_t N = (int64_t)row.size();
     std::vector<float> nll((size_t)N), dx(x.size()), dhead(head.size(), 0.125f);
     device_buffer<float> device_dhead(dhead), device_nll((size_t)N), device_weight(weight);
-    auto wide = [](const std::vector<float> &m, int64_t rows, int64_t columns) {
-        return nib_matrix{(void *)m.data(), rows, columns, columns, NIB_DTYPE_F32};
-    };
     const float scale = 1.0f / (float)N;
     check_ok(cpu->linear_cross_entropy(cpu, wide(x, s.T, s.C), wide(head, s.V, s.C), s.softcap,
                                        {N, row.data(), label.data(), weight.data()}, scale, nll.data(),
@@ -84,6 +82,49 @@ static void losses_and_gradients_are_the_cpu_backends(void **)
     nib_cpu_backend_free(cpu);
 }
 
+/* Rows that are labels and rows that are none, among more targets than a run has. fp32 on both sides: sums of N
+ * products in another order, 1e-4 of the largest. */
+static void check_selected(const backends &b, loss_case s, int64_t n)
+{
+    const std::vector<float> x = random_bf16(1, s.T * s.C), head = random_bf16(2, s.V * s.C);
+    std::vector<int32_t> row, label, selected;
+    std::vector<float> weight;
+    for (int64_t t = 0; t < s.T; t++)
+        for (int64_t k = 0; k < (t * 7 + 1) % 4; k++) {
+            row.push_back((int32_t)t);
+            label.push_back((int32_t)((t * 5 + k / 2 * 3) % s.V));
+            weight.push_back(0.5f + 0.25f * (float)k);
+        }
+    for (int64_t k = 0; k < n; k++) selected.push_back((int32_t)(s.V - 1 - k * (s.V / n)));
+    const int64_t N = (int64_t)row.size();
+    std::vector<float> nll((size_t)N), drows((size_t)(n * s.C), 0.125f);
+    const nib_targets targets = {N, row.data(), label.data(), weight.data()};
+    check_ok(b.cpu->linear_cross_entropy(b.cpu, wide(x, s.T, s.C), wide(head, s.V, s.C), 0, targets, 1, nll.data(), {},
+                                         nullptr));
+    check_ok(b.cpu->head_rows_backward(b.cpu, wide(x, s.T, s.C), wide(head, s.V, s.C), targets, 0.5f, nll.data(), n,
+                                       selected.data(), drows.data()));
+    strided_matrix device_x(x, s.T, s.C, s.gap), device_head(head, s.V, s.C, 0);
+    device_buffer<int32_t> device_row(row), device_label(label), device_selected(selected);
+    device_buffer<float> device_weight(weight), device_nll(nll), found(std::vector<float>(drows.size(), 0.125f));
+    check_ok(b.cuda->head_rows_backward(b.cuda, device_x.matrix(), device_head.matrix(),
+                                        {N, device_row.data(), device_label.data(), device_weight.data()}, 0.5f,
+                                        device_nll.data(), n, device_selected.data(), found.data()));
+    check_near(found.download(), drows, largest(drows) * 1e-4, "drows", s);
+    assert_int_equal(b.cuda->scratch->used, 0);
+}
+
+static void selected_rows_are_the_cpu_backends(void **)
+{
+    backends b;
+    check_selected(b, {2, 8, 17, 0, 0}, 1);
+    check_selected(b, {65, 24, 97, 3, 0}, 11);
+    check_selected(b, {129, 264, 300, 8, 0}, 5);
+    check_selected(b, {300, 33, 50, 0, 0}, 50);
+    const nib_matrix x = {nullptr, 1, 8, 8, NIB_DTYPE_BF16}, narrow = {nullptr, 9, 16, 16, NIB_DTYPE_BF16};
+    assert_int_equal(b.cuda->head_rows_backward(b.cuda, x, narrow, {}, 1, nullptr, 1, nullptr, nullptr),
+                     NIB_ERROR_SHAPE);
+}
+
 static void rows_without_targets_get_zeros(void **)
 {
     nib_ops *ops;
@@ -98,6 +139,7 @@ int main()
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup(losses_and_gradients_are_the_cpu_backends, reset_emulator),
+        cmocka_unit_test_setup(selected_rows_are_the_cpu_backends, reset_emulator),
         cmocka_unit_test_setup(rows_without_targets_get_zeros, reset_emulator),
     };
     return cmocka_run_group_tests(tests, nullptr, nullptr);

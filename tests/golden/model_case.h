@@ -132,6 +132,52 @@ static inline nib_model *open_model(nib_ops *ops, const char *name, nib_quantiza
     return model;
 }
 
+#define TOKEN_ROWS "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta"
+
+/* Model NAME in 16-bit weights for training: from an adapter, or with a fresh one (B zero) and these rows. */
+static inline nib_model *open_trained(nib_ops *ops, const char *name, nib_dtype compute, const char *adapter,
+                                      const int32_t *tokens, int count)
+{
+    char path[4096];
+    nib_model *model;
+    snprintf(path, sizeof path, NIB_TEST_DATA "/models/%s", name);
+    nib_model_options options = {.path = path,
+                                 .quantization = NIB_QUANT_NONE,
+                                 .compute = compute,
+                                 .train = true,
+                                 .lora = {.rank = 4,
+                                          .alpha = 8,
+                                          .all_linear = true,
+                                          .tokens = tokens,
+                                          .token_count = count,
+                                          .init_adapter = adapter},
+                                 .cache_folder = CACHE_FOLDER};
+    must(nib_model_open(ops, &options, &model));
+    return model;
+}
+
+static inline nib_parameter *token_rows_of(nib_model *model)
+{
+    nib_parameter *p;
+    int count = nib_model_parameters(model, &p);
+    for (int i = 0; i < count; i++)
+        if (strcmp(p[i].name, TOKEN_ROWS) == 0) return &p[i];
+    fail_msg("no parameter %s", TOKEN_ROWS);
+    return NULL;
+}
+
+/* One that begins a document, one that is a label, one that never occurs but in the softmax of a tied head. */
+static inline void choose_tokens(const packed *p, int32_t tokens[3])
+{
+    tokens[0] = p->id[0];
+    tokens[1] = p->target_label[3];
+    tokens[2] = 0;
+    for (bool occurs = true; occurs; tokens[2] += occurs) {
+        occurs = tokens[2] == tokens[0] || tokens[2] == tokens[1];
+        for (int64_t t = 0; t < p->T; t++) occurs = occurs || p->id[t] == tokens[2];
+    }
+}
+
 static inline double train_once(nib_ops *ops, nib_model *model, packed *p)
 {
     nib_micro_batch batch = as_batch(p);
