@@ -28,6 +28,7 @@
 #define BACKEND_NAME "cuda"
 #endif
 #define OLDEST_ARCHITECTURE 80 /* bf16 tensor cores, cp.async */
+#define FP8_ARCHITECTURE    89 /* 8-bit floating point on tensor cores */
 #define MOST_SPILLS         16
 #define SHAPE_STEP          128 /* rows of a matrix product's tile, which is computed whole anyway */
 
@@ -245,6 +246,7 @@ static nib_status cuda_rehearse(nib_ops *ops, nib_ops **out)
     dry->scratch = &context->scratch;
     context->scratch.name = "scratch";
     context->device = context_of(ops)->device;
+    dry->fp8 = ops->fp8;
     dry->plain = ops->plain; /* plain kernels take other scratch */
     context->stream = nib_cuda_dry_stream();
     *out = dry;
@@ -329,6 +331,7 @@ nib_status nib_cuda_backend_create(int index, nib_ops **out)
     context->scratch.grow = grow_scratch;
     context->device = {10 * properties.major + properties.minor, properties.multiProcessorCount,
                        properties.sharedMemPerBlockOptin};
+    ops->fp8 = context->device.architecture >= FP8_ARCHITECTURE;
     NIB_TRY_GOTO(nib_cuda_backend_describe(index, context->description, sizeof context->description), done);
     NIB_TRY_GOTO(open_stream(index, context), done);
     ops->queue = context->stream;

@@ -3,8 +3,9 @@
  * Many rows: the weights of all parts are dequantised below each other into scratch, which both the forward product
  * (read transposed) and dX (read as it is) take, with the adapters beside them: linear and adapters are one product
  * (cuda/linear_joined.h). 2 bytes a weight are written and read again, which is 1 % of a training step. Few rows, as in
- * generation: the codes are decoded in registers (cuda/nf4_small_matmul.h). Under dropout u and the adapters' part of
- * dx have masks of their own (cuda/lora_masked.cu). Gradients of A and B: cuda/lora_gradients.cu.
+ * generation: the codes are decoded in registers (cuda/nf4_small_matmul.h). In 8-bit floating point the base is a
+ * product of its own (cuda/linear_fp8.h), to which the adapters', in bf16, add what they have. Under dropout u and the
+ * adapters' part of dx have masks of their own (cuda/lora_masked.cu). Gradients of A and B: cuda/lora_gradients.cu.
  *
  * Dettmers et al., "QLoRA", 2023. */
 #include "cuda/backend.h"
@@ -12,6 +13,7 @@
 #include "cuda/intrinsics.cuh"
 #include "cuda/launch.cuh"
 #include "cuda/linear.h"
+#include "cuda/linear_fp8.h"
 #include "cuda/linear_joined.h"
 #include "cuda/lora.h"
 #include "cuda/matmul.h"
@@ -55,6 +57,22 @@ static nib_status down(nib_ops *ops, const nib_linear *linear, const nib_cuda_jo
                             : nib_cuda_matmul(ops, x, false, j->a, true, false, u);
 }
 
+/* y = x W^T in e4m3, then y += [u | 1] [scale B | bias]^T. */
+static nib_status forward_fp8(nib_ops *ops, const nib_linear *linear, nib_matrix x, nib_dropout dropout, nib_matrix u,
+                              nib_matrix y)
+{
+    nib_cuda_joined j;
+    nib_matrix beside;
+    x = nib_matrix_columns(x, 0, linear->K);
+    NIB_TRY(nib_cuda_linear_fp8_forward(ops, linear, x, y));
+    NIB_TRY(nib_cuda_joined_adapters(ops, linear, &j));
+    if (j.room == 0) return NIB_OK;
+    NIB_TRY(nib_cuda_joined_take(ops, x.rows, j.room, &beside));
+    NIB_TRY(down(ops, linear, &j, x, dropout, nib_matrix_columns(beside, 0, j.ranks)));
+    NIB_TRY(nib_cuda_joined_finish(ops, linear, beside, u));
+    return nib_cuda_matmul(ops, beside, false, j.beside, true, true, y);
+}
+
 static nib_status forward(nib_ops *ops, const nib_linear *linear, nib_matrix x, nib_dropout dropout, nib_matrix u,
                           nib_matrix y)
 {
@@ -66,6 +84,7 @@ static nib_status forward(nib_ops *ops, const nib_linear *linear, nib_matrix x, 
         return nib_cuda_nf4_small_matmul(ops, linear, x, u, y);
     }
     if (nib_cuda_is_plain(ops, NIB_CUDA_LINEAR)) return nib_cuda_linear_forward_plain(ops, linear, x, dropout, u, y);
+    if (linear->fp8) return forward_fp8(ops, linear, x, dropout, u, y);
     NIB_TRY(nib_cuda_joined_weight(ops, linear, &j));
     NIB_TRY(nib_cuda_joined_operand(ops, x, j.K, j.room, &operand));
     NIB_TRY(
@@ -98,6 +117,17 @@ nib_status nib_cuda_linear_weight_backward(nib_ops *ops, const nib_linear_part *
                            part->rows);
 }
 
+/* The base's part of dx in e4m3; du and its part of dx, operand [dy | du] and j, in bf16. */
+static nib_status backward_fp8(nib_ops *ops, const nib_linear *linear, const nib_cuda_joined *j, nib_matrix operand,
+                               nib_dropout dropout, bool accumulate, nib_matrix dx)
+{
+    const nib_matrix du = nib_matrix_columns(operand, j->N, j->ranks);
+    NIB_TRY(nib_cuda_linear_fp8_backward(ops, linear, nib_matrix_columns(operand, 0, j->N), accumulate, dx));
+    if (j->ranks == 0) return NIB_OK;
+    return dropout.p > 0.0f ? nib_cuda_lora_dx_masked(ops, linear, du, dropout, j->a, true, dx)
+                            : nib_cuda_matmul(ops, du, false, j->a, false, true, dx);
+}
+
 static nib_status backward(nib_ops *ops, const nib_linear *linear, nib_matrix x, nib_dropout dropout, nib_matrix u,
                            nib_matrix dy, bool accumulate, nib_matrix dx)
 {
@@ -105,7 +135,7 @@ static nib_status backward(nib_ops *ops, const nib_linear *linear, nib_matrix x,
     nib_matrix operand;
     if (nib_cuda_is_plain(ops, NIB_CUDA_LINEAR))
         return nib_cuda_linear_backward_plain(ops, linear, x, dropout, u, dy, accumulate, dx);
-    NIB_TRY(nib_cuda_joined_weight(ops, linear, &j));
+    NIB_TRY(linear->fp8 ? nib_cuda_joined_adapters(ops, linear, &j) : nib_cuda_joined_weight(ops, linear, &j));
     NIB_TRY(nib_cuda_joined_operand(ops, dy, j.N, j.ranks, &operand));
     dy = nib_matrix_columns(operand, 0, j.N);
     const nib_matrix du = nib_matrix_columns(operand, j.N, j.ranks);
@@ -117,6 +147,7 @@ static nib_status backward(nib_ops *ops, const nib_linear *linear, nib_matrix x,
         NIB_TRY(nib_cuda_lora_gradients(ops, linear, x, dropout, u, dy, du));
     }
     if (dx.data == NULL) return NIB_OK;
+    if (linear->fp8) return backward_fp8(ops, linear, &j, operand, dropout, accumulate, dx);
     if (j.ranks > 0 && dropout.p > 0.0f)
         return nib_cuda_lora_dx_masked(ops, linear, operand, dropout, j.columns, accumulate, dx);
     return nib_cuda_matmul(ops, operand, false, j.columns, false, accumulate, dx);

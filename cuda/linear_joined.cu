@@ -95,13 +95,6 @@ __global__ void __launch_bounds__(THREADS)
 
 unsigned blocks_for(int64_t n) { return (unsigned)divide_up(n, THREADS); }
 
-nib_status scratch_matrix(nib_ops *ops, int64_t rows, int64_t columns, nib_matrix *matrix)
-{
-    const int64_t stride = divide_up(columns, 8) * 8;
-    *matrix = {NULL, rows, columns, stride, NIB_DTYPE_BF16};
-    return nib_arena_take(ops->scratch, rows * stride, sizeof(nib_bf16), &matrix->data);
-}
-
 nib_status fill_base(nib_ops *ops, const nib_linear *linear, nib_matrix weight)
 {
     for (int64_t p = 0, row = 0; p < linear->parts; row += linear->part[p++].rows) {
@@ -116,40 +109,60 @@ nib_status fill_base(nib_ops *ops, const nib_linear *linear, nib_matrix weight)
 nib_status fill_beside(nib_ops *ops, const nib_linear *linear, const nib_cuda_joined *j)
 {
     const linear_parts parts = linear_parts_of(linear, nib_dropout{});
-    const nib_matrix beside = nib_matrix_columns(j->rows, j->K, j->room);
     if (j->room > 0)
         NIB_TRY(nib_cuda_launch(joined_columns_kernel, dim3(blocks_for(j->N * j->room)), dim3(THREADS), 0,
-                                nib_cuda_stream(ops), parts, j->N, (int)j->ranks, (int)j->room, bf16_of(beside),
-                                beside.stride));
+                                nib_cuda_stream(ops), parts, j->N, (int)j->ranks, (int)j->room, bf16_of(j->beside),
+                                j->beside.stride));
     if (j->ranks == 0) return NIB_OK;
     return nib_cuda_launch(joined_rows_kernel, dim3(blocks_for(j->K), (unsigned)j->ranks), dim3(THREADS), 0,
                            nib_cuda_stream(ops), parts, bf16_of(j->a), j->a.stride);
 }
 
+nib_cuda_joined sizes_of(const nib_linear *linear)
+{
+    nib_cuda_joined j = {};
+    j.N = nib_linear_outputs(linear);
+    j.K = linear->K;
+    j.ranks = nib_linear_padded_ranks(linear);
+    j.room = nib_linear_room(linear);
+    return j;
+}
+
 } // namespace
+
+nib_status nib_cuda_joined_take(nib_ops *ops, int64_t rows, int64_t columns, nib_matrix *matrix)
+{
+    const int64_t stride = divide_up(columns, 8) * 8;
+    *matrix = {NULL, rows, columns, stride, NIB_DTYPE_BF16};
+    return nib_arena_take(ops->scratch, rows * stride, sizeof(nib_bf16), &matrix->data);
+}
+
+nib_status nib_cuda_joined_adapters(nib_ops *ops, const nib_linear *linear, nib_cuda_joined *joined)
+{
+    nib_cuda_joined j = sizes_of(linear);
+    NIB_TRY(nib_cuda_joined_take(ops, j.N, j.room, &j.beside));
+    NIB_TRY(nib_cuda_joined_take(ops, j.ranks, j.K, &j.a));
+    j.b = nib_matrix_columns(j.beside, 0, j.ranks);
+    *joined = j;
+    return fill_beside(ops, linear, joined);
+}
 
 nib_status nib_cuda_joined_weight(nib_ops *ops, const nib_linear *linear, nib_cuda_joined *joined)
 {
     const nib_linear_part *only = &linear->part[0];
     nib_matrix all;
-    nib_cuda_joined j = {nib_linear_outputs(linear),
-                         linear->K,
-                         nib_linear_padded_ranks(linear),
-                         nib_linear_room(linear),
-                         {},
-                         {},
-                         {},
-                         {}};
+    nib_cuda_joined j = sizes_of(linear);
     const bool ready =
         linear->parts == 1 && j.room == 0 && only->nf4.codes == NULL && only->dense.dtype == NIB_DTYPE_BF16;
     if (ready)
         all = only->dense;
     else
-        NIB_TRY(scratch_matrix(ops, j.N + j.ranks, j.K + j.room, &all));
+        NIB_TRY(nib_cuda_joined_take(ops, j.N + j.ranks, j.K + j.room, &all));
     j.rows = nib_matrix_rows(all, 0, j.N);
     j.columns = nib_matrix_columns(all, 0, j.K);
     j.a = nib_matrix_rows(j.columns, j.N, j.ranks);
-    j.b = nib_matrix_columns(j.rows, j.K, j.ranks);
+    j.beside = nib_matrix_columns(j.rows, j.K, j.room);
+    j.b = nib_matrix_columns(j.beside, 0, j.ranks);
     *joined = j;
     if (ready) return NIB_OK;
     NIB_TRY(fill_base(ops, linear, nib_matrix_rows(j.columns, 0, j.N)));
@@ -160,7 +173,7 @@ nib_status nib_cuda_joined_operand(nib_ops *ops, nib_matrix from, int64_t width,
 {
     *operand = nib_matrix_columns(from, 0, width + room);
     if (from.columns >= width + room) return NIB_OK;
-    NIB_TRY(scratch_matrix(ops, from.rows, width + room, operand));
+    NIB_TRY(nib_cuda_joined_take(ops, from.rows, width + room, operand));
     return nib_cuda_convert(ops, nib_matrix_columns(from, 0, width), nib_matrix_columns(*operand, 0, width));
 }
 
@@ -178,7 +191,7 @@ nib_status nib_cuda_joined_spread(nib_ops *ops, const nib_linear *linear, nib_ma
     const int64_t ranks = nib_linear_padded_ranks(linear);
     *padded = u;
     if (ranks == u.columns && whole_vectors(u)) return NIB_OK;
-    NIB_TRY(scratch_matrix(ops, u.rows, ranks, padded));
+    NIB_TRY(nib_cuda_joined_take(ops, u.rows, ranks, padded));
     return nib_cuda_launch(joined_spread_kernel, dim3(blocks_for(u.rows * ranks)), dim3(THREADS), 0,
                            nib_cuda_stream(ops), linear_parts_of(linear, nib_dropout{}), u.rows, (int)ranks, bf16_of(u),
                            u.stride, bf16_of(*padded));

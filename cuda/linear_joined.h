@@ -23,11 +23,18 @@ typedef struct {
     int64_t N, K, ranks, room; /* ranks rounded up; room = ranks and the bias's columns */
     nib_matrix rows;           /* [W | scale B | bias]: [N, K + room] */
     nib_matrix columns;        /* [W; A]: [N + ranks, K] */
+    nib_matrix beside;         /* [scale B | bias]: [N, room] */
     nib_matrix a, b;           /* A: [ranks, K]; scale B: [N, ranks] */
 } nib_cuda_joined;
 
+/* A bf16 matrix with 16-byte aligned rows in ops->scratch. */
+nib_status nib_cuda_joined_take(nib_ops *ops, int64_t rows, int64_t columns, nib_matrix *matrix);
+
 /* S in ops->scratch, or views of the weight itself if nothing stands beside it. */
 nib_status nib_cuda_joined_weight(nib_ops *ops, const nib_linear *linear, nib_cuda_joined *joined);
+
+/* What stands beside W alone, in ops->scratch: rows and columns are empty. */
+nib_status nib_cuda_joined_adapters(nib_ops *ops, const nib_linear *linear, nib_cuda_joined *joined);
 
 /* [from | room for `room` columns]: `from` itself if it is that wide, else a copy in ops->scratch. from.columns >=
  * width. */

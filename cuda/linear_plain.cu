@@ -5,6 +5,7 @@
 #include "cuda/intrinsics.cuh"
 #include "cuda/launch.cuh"
 #include "cuda/linear.h"
+#include "cuda/linear_fp8.h"
 #include "cuda/lora.h"
 #include "cuda/matmul.h"
 #include "cuda/nf4_dequantize.h"
@@ -34,6 +35,24 @@ static nib_status base_weight(nib_ops *ops, const nib_linear *linear, nib_matrix
     return NIB_OK;
 }
 
+/* y = x W^T; dx = dy W (+ dx). */
+static nib_status base_forward(nib_ops *ops, const nib_linear *linear, nib_matrix x, nib_matrix y)
+{
+    nib_matrix weight;
+    if (linear->fp8) return nib_cuda_linear_fp8_forward(ops, linear, x, y);
+    NIB_TRY(base_weight(ops, linear, &weight));
+    return nib_cuda_matmul(ops, x, false, weight, true, false, y);
+}
+
+static nib_status base_backward(nib_ops *ops, const nib_linear *linear, nib_matrix dy, bool accumulate, nib_matrix dx)
+{
+    nib_matrix weight;
+    if (dx.data == NULL) return NIB_OK;
+    if (linear->fp8) return nib_cuda_linear_fp8_backward(ops, linear, dy, accumulate, dx);
+    NIB_TRY(base_weight(ops, linear, &weight));
+    return nib_cuda_matmul(ops, dy, false, weight, false, accumulate, dx);
+}
+
 static nib_status add_bias(nib_ops *ops, const nib_linear *linear, nib_matrix y)
 {
     for (int64_t p = 0, first = 0; p < linear->parts; first += linear->part[p++].rows) {
@@ -51,13 +70,11 @@ static nib_status add_bias(nib_ops *ops, const nib_linear *linear, nib_matrix y)
 nib_status nib_cuda_linear_forward_plain(nib_ops *ops, const nib_linear *linear, nib_matrix x, nib_dropout dropout,
                                          nib_matrix u, nib_matrix y)
 {
-    nib_matrix weight;
     NIB_TRY(nib_cuda_linear_check(linear, x, u, y));
     if (x.rows == 0) return NIB_OK;
     size_t mark = ops->scratch->used;
     x = nib_matrix_columns(x, 0, linear->K);
-    nib_status status = base_weight(ops, linear, &weight);
-    if (status == NIB_OK) status = nib_cuda_matmul(ops, x, false, weight, true, false, y);
+    nib_status status = base_forward(ops, linear, x, y);
     if (status == NIB_OK) status = add_bias(ops, linear, y);
     if (status == NIB_OK) status = nib_cuda_lora_down_plain(ops, linear, x, dropout, u);
     if (status == NIB_OK) status = nib_cuda_lora_up_plain(ops, linear, u, y);
@@ -79,11 +96,7 @@ static nib_status lora_backward(nib_ops *ops, const nib_linear *linear, nib_matr
 static nib_status backward(nib_ops *ops, const nib_linear *linear, nib_matrix x, nib_dropout dropout, nib_matrix u,
                            nib_matrix dy, bool accumulate, nib_matrix dx)
 {
-    if (dx.data != NULL) {
-        nib_matrix weight;
-        NIB_TRY(base_weight(ops, linear, &weight));
-        NIB_TRY(nib_cuda_matmul(ops, dy, false, weight, false, accumulate, dx));
-    }
+    NIB_TRY(base_backward(ops, linear, dy, accumulate, dx));
     for (int64_t p = 0, first = 0; p < linear->parts; first += linear->part[p++].rows)
         NIB_TRY(nib_cuda_linear_weight_backward(ops, &linear->part[p], x,
                                                 nib_matrix_columns(dy, first, linear->part[p].rows)));

@@ -27,7 +27,8 @@ nib_status nib_cuda_lora_down_plain(nib_ops *ops, const nib_linear *linear, nib_
                                     nib_matrix u);
 
 /* dx = dy W + mask (du A) / (1 - p) over all parts (+ dx before, if accumulate), summed in fp32 and rounded once. dy
- * [dy | du], du padded; weight [W; A] (cuda/linear_joined.h). */
+ * [dy | du], du padded; weight [W; A] (cuda/linear_joined.h). Or dy = du, weight = A: only what the adapters have,
+ * which is added to dx. */
 nib_status nib_cuda_lora_dx_masked(nib_ops *ops, const nib_linear *linear, nib_matrix dy, nib_dropout dropout,
                                    nib_matrix weight, bool accumulate, nib_matrix dx);
 /* dx += mask (du A) / (1 - p), over all parts, rounded once more. */

@@ -78,13 +78,14 @@ nib_status down_chunk(nib_ops *ops, const nib_linear *linear, int64_t first, nib
 nib_status dx_chunk(nib_ops *ops, const nib_linear *linear, int64_t first, nib_matrix dy, nib_dropout dropout,
                     nib_matrix weight, bool accumulate, nib_matrix dx)
 {
-    const int64_t N = nib_linear_outputs(linear), rows = dx.rows, K = dx.columns;
+    const int64_t N = weight.rows - nib_linear_padded_ranks(linear), rows = dx.rows, K = dx.columns;
     nib_matrix sum = {NULL, rows, K, K, NIB_DTYPE_F32}, through = sum;
     NIB_TRY(nib_arena_take(ops->scratch, rows * K, sizeof(float), &sum.data));
     NIB_TRY(nib_arena_take(ops->scratch, rows * K, sizeof(float), &through.data));
     if (accumulate) NIB_TRY(nib_cuda_convert(ops, dx, sum));
-    NIB_TRY(nib_cuda_matmul(ops, nib_matrix_columns(dy, 0, N), false, nib_matrix_rows(weight, 0, N), false, accumulate,
-                            sum));
+    if (N > 0)
+        NIB_TRY(nib_cuda_matmul(ops, nib_matrix_columns(dy, 0, N), false, nib_matrix_rows(weight, 0, N), false,
+                                accumulate, sum));
     for (int64_t p = 0, rank = N; p < linear->parts; rank += padded_rank(linear, (int)p++)) {
         const masked_rows m = masked(dropout, (int)p, first, rows, K);
         const int64_t ranks = padded_rank(linear, (int)p);

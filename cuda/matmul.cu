@@ -1,4 +1,4 @@
-/* c = op(a) op(b) (+ c).
+/* c = op(a) op(b) (+ c), of bf16 or of e4m3.
  *
  * cublasLt counts in columns, so the product is handed over transposed: c^T [N, M] = op(b)^T op(a)^T, where a row-major
  * matrix is the column-major one of its transpose and nothing is copied. Products of documents of all lengths are asked
@@ -7,12 +7,21 @@
  * waits for the device then. A product that adds to c, which cannot be repeated, takes the first algorithm that is
  * offered.
  *
- * Source of the calls: NVIDIA, "cuBLASLt API" (CUDA 13.0), cublasLtMatmul and cublasLtMatmulAlgoGetHeuristic. */
+ * Of e4m3, cublasLt takes row-major a and b as they are (its "TN"), with a scale for each row on Hopper from CUDA 12.9
+ * on, with one for the whole matrix elsewhere: there, a kernel multiplies the rows of c afterwards, which costs another
+ * pass over c, and no bit, since the scales are powers of two. Fast accumulation stays off. With it, Hopper's tensor
+ * cores keep some 14 bits of a sum (DeepSeek-AI, "DeepSeek-V3 Technical Report", 2024, section 3.3.2); without it,
+ * their partial sums are added up in fp32 registers at intervals, which is what that report does by hand.
+ *
+ * Source of the calls: NVIDIA, "cuBLASLt API" (CUDA 13.0), cublasLtMatmul, cublasLtMatmulAlgoGetHeuristic, and
+ * cublasLtMatmulMatrixScale_t. */
 #include "cuda/backend.h"
 #include "cuda/choice.h"
+#include "cuda/launch.cuh"
 #include "cuda/matmul.h"
 #include "cuda/matmul_choice.h"
 #include "cuda/status.cuh"
+#include "cuda/vector.cuh"
 
 #include <cublasLt.h>
 #include <math.h>
@@ -24,10 +33,14 @@
 #define WIDEST_ACCESS   16 /* bytes; pointers that are better aligned gain nothing */
 #define TIMED           3  /* products, after one that is not */
 
+#define SCALED_ROWS_VERSION 120900 /* of cublasLt: CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F */
+
+static const int SCALE_THREADS = 256;
+
 /* All that a choice may depend on; no padding, so that it can be compared by its bytes. */
 typedef struct {
     int64_t M, N, K, a_stride, b_stride, c_stride;
-    int32_t transpose_a, transpose_b, wide, accumulate, a_alignment, b_alignment, c_alignment, unused;
+    int32_t transpose_a, transpose_b, wide, accumulate, a_alignment, b_alignment, c_alignment, e4m3;
 } shape_key;
 
 typedef struct product {
@@ -51,6 +64,7 @@ struct nib_cuda_matmul_cache {
 typedef struct {
     const void *a, *b;
     void *c;
+    const float *a_scale, *b_scale; /* of e4m3: a's by row, or NULL; b's by row, or of all rows */
 } product_data;
 
 static nib_status check_cublas(cublasStatus_t status, const shape_key *key, const char *call)
@@ -134,12 +148,29 @@ static nib_status describe(product *p, const shape_key *key)
     CHECK_CUBLAS(cublasLtMatmulDescCreate(&p->operation, CUBLAS_COMPUTE_32F, CUDA_R_32F));
     CHECK_CUBLAS(cublasLtMatmulDescSetAttribute(p->operation, CUBLASLT_MATMUL_DESC_TRANSA, &first, sizeof first));
     CHECK_CUBLAS(cublasLtMatmulDescSetAttribute(p->operation, CUBLASLT_MATMUL_DESC_TRANSB, &second, sizeof second));
+    const cudaDataType_t type = key->e4m3 ? CUDA_R_8F_E4M3 : CUDA_R_16BF;
     uint64_t M = (uint64_t)key->M, N = (uint64_t)key->N, K = (uint64_t)key->K;
-    CHECK_CUBLAS(cublasLtMatrixLayoutCreate(&p->a, CUDA_R_16BF, key->transpose_b ? K : N, key->transpose_b ? N : K,
-                                            key->b_stride));
-    CHECK_CUBLAS(cublasLtMatrixLayoutCreate(&p->b, CUDA_R_16BF, key->transpose_a ? M : K, key->transpose_a ? K : M,
-                                            key->a_stride));
+    CHECK_CUBLAS(
+        cublasLtMatrixLayoutCreate(&p->a, type, key->transpose_b ? K : N, key->transpose_b ? N : K, key->b_stride));
+    CHECK_CUBLAS(
+        cublasLtMatrixLayoutCreate(&p->b, type, key->transpose_a ? M : K, key->transpose_a ? K : M, key->a_stride));
     CHECK_CUBLAS(cublasLtMatrixLayoutCreate(&p->c, result, N, M, key->c_stride));
+    return NIB_OK;
+}
+
+/* Where the scales of e4m3 operands are. */
+static nib_status set_scales(const product *p, const shape_key *key, product_data data)
+{
+    if (!key->e4m3) return NIB_OK;
+    if (data.a_scale != NULL) {
+        const int32_t by_row = CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F;
+        CHECK_CUBLAS(cublasLtMatmulDescSetAttribute(p->operation, CUBLASLT_MATMUL_DESC_A_SCALE_MODE, &by_row, 4));
+        CHECK_CUBLAS(cublasLtMatmulDescSetAttribute(p->operation, CUBLASLT_MATMUL_DESC_B_SCALE_MODE, &by_row, 4));
+        CHECK_CUBLAS(cublasLtMatmulDescSetAttribute(p->operation, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, &data.a_scale,
+                                                    sizeof data.a_scale));
+    }
+    CHECK_CUBLAS(cublasLtMatmulDescSetAttribute(p->operation, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, &data.b_scale,
+                                                sizeof data.b_scale));
     return NIB_OK;
 }
 
@@ -232,7 +263,7 @@ static nib_status choose(nib_cuda_matmul_cache *cache, product *p, const shape_k
                                     nib_matmul_class_size(key->K),
                                     key->transpose_a,
                                     key->transpose_b,
-                                    key->wide,
+                                    key->e4m3 ? 2 : key->wide,
                                     key->a_alignment,
                                     key->b_alignment,
                                     key->c_alignment};
@@ -255,6 +286,7 @@ static nib_status find(nib_cuda_matmul_cache *cache, const shape_key *key, produ
     product *p = new product();
     p->key = *key;
     nib_status status = describe(p, key);
+    if (status == NIB_OK) status = set_scales(p, key, data);
     if (status == NIB_OK) status = choose(cache, p, key, data);
     if (status != NIB_OK) {
         free_product(p);
@@ -262,6 +294,16 @@ static nib_status find(nib_cuda_matmul_cache *cache, const shape_key *key, produ
     }
     p->next = *bucket;
     *bucket = *out = p;
+    return NIB_OK;
+}
+
+static nib_status multiply(nib_ops *ops, const shape_key *key, product_data data)
+{
+    nib_cuda_matmul_cache *cache = nib_cuda_matmul_cache_of(ops);
+    product *p;
+    NIB_TRY(find(cache, key, data, &p));
+    NIB_TRY(set_scales(p, key, data));
+    CHECK_CUBLAS(run(cache, p, &p->algorithm, data));
     return NIB_OK;
 }
 
@@ -282,29 +324,82 @@ static nib_status check(nib_matrix a, bool transpose_a, nib_matrix b, bool trans
 nib_status nib_cuda_matmul(nib_ops *ops, nib_matrix a, bool transpose_a, nib_matrix b, bool transpose_b,
                            bool accumulate, nib_matrix c)
 {
-    nib_cuda_matmul_cache *cache = nib_cuda_matmul_cache_of(ops);
-    product *p;
     NIB_TRY(check(a, transpose_a, b, transpose_b, c));
     if (c.rows == 0 || c.columns == 0 || ops->rehearsal) return NIB_OK;
     if (nib_cuda_is_plain(ops, NIB_CUDA_MATMUL))
         return nib_cuda_matmul_plain(ops, a, transpose_a, b, transpose_b, accumulate, c);
-    const shape_key shape = {c.rows,
-                             c.columns,
-                             transpose_a ? a.rows : a.columns,
-                             a.stride,
-                             b.stride,
-                             c.stride,
-                             transpose_a,
-                             transpose_b,
-                             c.dtype == NIB_DTYPE_F32,
-                             accumulate,
-                             alignment_of(a),
-                             alignment_of(b),
-                             alignment_of(c),
-                             0};
-    const shape_key *key = &shape;
-    const product_data data = {a.data, b.data, c.data};
-    NIB_TRY(find(cache, key, data, &p));
-    CHECK_CUBLAS(run(cache, p, &p->algorithm, data));
+    const shape_key shape = {
+        c.rows,          c.columns,   transpose_a ? a.rows : a.columns, a.stride,   b.stride,        c.stride,
+        transpose_a,     transpose_b, c.dtype == NIB_DTYPE_F32,         accumulate, alignment_of(a), alignment_of(b),
+        alignment_of(c), false};
+    return multiply(ops, &shape, {a.data, b.data, c.data, NULL, NULL});
+}
+
+/* c[m][n] = scale[m] from[m][n] (+ c[m][n]). grid (blocks of N, M) */
+__global__ void __launch_bounds__(SCALE_THREADS)
+    matmul_scale_rows_kernel(const float *scale, const __nv_bfloat16 *from, int64_t from_stride, bool accumulate,
+                             __nv_bfloat16 *c, int64_t stride, int64_t M, int64_t N)
+{
+    const int64_t n = (int64_t)blockIdx.x * SCALE_THREADS + threadIdx.x;
+    if (n >= N) return;
+    for (int64_t m = blockIdx.y; m < M; m += gridDim.y) {
+        const float x = scale[m] * to_float(from[m * from_stride + n]);
+        c[m * stride + n] = to_bf16(accumulate ? x + to_float(c[m * stride + n]) : x);
+    }
+}
+
+static nib_status check_e4m3(const nib_cuda_e4m3 *a, const nib_cuda_e4m3 *b, nib_matrix c)
+{
+    if (a->columns != b->columns || c.rows != a->rows || c.columns != b->rows || c.dtype != NIB_DTYPE_BF16)
+        return NIB_FAIL(NIB_ERROR_SHAPE, "matmul of e4m3: [%lld, %lld] x [%lld, %lld]^T to [%lld, %lld] %s",
+                        (long long)a->rows, (long long)a->columns, (long long)b->rows, (long long)b->columns,
+                        (long long)c.rows, (long long)c.columns, nib_dtype_name(c.dtype));
+    if (a->columns % 16 != 0 || b->rows % 16 != 0 || a->stride % 16 != 0 || b->stride % 16 != 0 || c.stride % 8 != 0 ||
+        !whole_vectors(a->data) || !whole_vectors(b->data) || !whole_vectors(c.data))
+        return NIB_FAIL(NIB_ERROR_SHAPE,
+                        "matmul of e4m3: [%lld, %lld] x [%lld, %lld]^T, expected 16-byte aligned rows, and a multiple "
+                        "of 16 of b's rows and of columns",
+                        (long long)a->rows, (long long)a->columns, (long long)b->rows, (long long)b->columns);
     return NIB_OK;
+}
+
+/* cublasLt multiplies rows with their scales. */
+static bool scales_rows(nib_ops *ops)
+{
+    return nib_cuda_device_of(ops)->architecture == 90 && cublasLtGetVersion() >= SCALED_ROWS_VERSION;
+}
+
+static nib_status multiply_e4m3(nib_ops *ops, const nib_cuda_e4m3 *a, const nib_cuda_e4m3 *b, bool accumulate,
+                                nib_matrix c)
+{
+    const bool by_row = scales_rows(ops);
+    nib_matrix sum = c; /* without the rows' scales, where they are not applied at once */
+    if (!by_row && accumulate) {
+        sum = {NULL, c.rows, c.columns, c.columns, NIB_DTYPE_BF16};
+        NIB_TRY(nib_arena_take(ops->scratch, c.rows * c.columns, sizeof(nib_bf16), &sum.data));
+    }
+    if (ops->rehearsal) return NIB_OK;
+    const shape_key shape = {c.rows,        c.columns,     a->columns,    a->stride, b->stride,
+                             sum.stride,    false,         true,          false,     by_row && accumulate,
+                             WIDEST_ACCESS, WIDEST_ACCESS, WIDEST_ACCESS, true};
+    NIB_TRY(multiply(ops, &shape, {a->data, b->data, sum.data, by_row ? a->scale : NULL, b->scale}));
+    if (by_row) return NIB_OK;
+    const dim3 grid((unsigned)divide_up(c.columns, SCALE_THREADS), (unsigned)(c.rows < 65535 ? c.rows : 65535));
+    return nib_cuda_launch(matmul_scale_rows_kernel, grid, dim3(SCALE_THREADS), 0, nib_cuda_stream(ops), a->scale,
+                           bf16_of(sum), sum.stride, accumulate, bf16_of(c), c.stride, c.rows, c.columns);
+}
+
+nib_status nib_cuda_matmul_e4m3(nib_ops *ops, const nib_cuda_e4m3 *a, const nib_cuda_e4m3 *b, bool accumulate,
+                                nib_matrix c)
+{
+    NIB_TRY(check_e4m3(a, b, c));
+    if (!ops->fp8)
+        return NIB_FAIL(NIB_ERROR_SHAPE, "matmul of e4m3: sm_%d has no such products, sm_89 and later have",
+                        nib_cuda_device_of(ops)->architecture);
+    if (c.rows == 0 || c.columns == 0) return NIB_OK;
+    if (nib_cuda_is_plain(ops, NIB_CUDA_MATMUL)) return nib_cuda_matmul_e4m3_plain(ops, a, b, accumulate, c);
+    const size_t mark = ops->scratch->used;
+    const nib_status status = multiply_e4m3(ops, a, b, accumulate, c);
+    nib_arena_reset(ops->scratch, mark);
+    return status;
 }

@@ -21,4 +21,19 @@ nib_status nib_cuda_matmul(nib_ops *ops, nib_matrix a, bool transpose_a, nib_mat
 nib_status nib_cuda_matmul_plain(nib_ops *ops, nib_matrix a, bool transpose_a, nib_matrix b, bool transpose_b,
                                  bool accumulate, nib_matrix c);
 
+/* A matrix in 8-bit floating point (cuda/e4m3.cuh): scale[row] * data[row][column]. */
+typedef struct {
+    uint8_t *data; /* e4m3 [rows, columns] */
+    int64_t rows, columns, stride;
+    float *scale; /* [rows], powers of two */
+} nib_cuda_e4m3;
+
+/* c [M, N] bf16 = a b^T (+ c); a [M, K], b [N, K], whose rows all have one scale. Rows are 16-byte aligned, K and N
+ * multiples of 16. Products are exact, sums fp32 as far as the device keeps them, rounded once. Needs a device of sm_89
+ * or later (nib_ops.fp8). NIB_ERROR_SHAPE for sizes that do not match. */
+nib_status nib_cuda_matmul_e4m3(nib_ops *ops, const nib_cuda_e4m3 *a, const nib_cuda_e4m3 *b, bool accumulate,
+                                nib_matrix c);
+nib_status nib_cuda_matmul_e4m3_plain(nib_ops *ops, const nib_cuda_e4m3 *a, const nib_cuda_e4m3 *b, bool accumulate,
+                                      nib_matrix c);
+
 #endif

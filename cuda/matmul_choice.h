@@ -17,7 +17,9 @@
  * share a choice. No padding, so that it can be compared by its bytes. */
 typedef struct {
     int64_t M, N, K;
-    int32_t transpose_a, transpose_b, wide, a_alignment, b_alignment, c_alignment;
+    int32_t transpose_a, transpose_b;
+    int32_t wide; /* 0: bf16 to bf16, 1: bf16 to fp32, 2: e4m3 to bf16 */
+    int32_t a_alignment, b_alignment, c_alignment;
 } nib_matmul_class;
 
 /* size as it stands in a class. */

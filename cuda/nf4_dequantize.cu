@@ -13,25 +13,16 @@
  */
 #include "cuda/backend.h"
 #include "cuda/choice.h"
+#include "cuda/e4m3.cuh"
 #include "cuda/launch.cuh"
 #include "cuda/nf4_decode.cuh"
 #include "cuda/nf4_dequantize.h"
-#include "cuda/reduce.cuh"
-
-#include <cuda_fp8.h>
 
 namespace
 {
 
 constexpr int THREADS = 256;
 constexpr int ROWS = 4;
-constexpr float E4M3_LARGEST = 448.0f;
-
-/* Two e4m3 in the low half of a word. */
-__device__ uint32_t pack_e4m3(float low, float high)
-{
-    return __nv_cvt_float2_to_fp8x2(make_float2(low, high), __NV_SATFINITE, __NV_E4M3);
-}
 
 /* Decodes eight weights and stores them in out's type. */
 __device__ void decode_row(uint32_t codes, const float *table, float factor, __nv_bfloat16 *out)
@@ -174,21 +165,6 @@ __global__ void __launch_bounds__(THREADS)
     store_element(value, out + element / K * row_stride + element % K * column_stride);
 }
 
-/* Each thread's largest, then the block's; one block, so that nothing has to be cleared before. */
-__global__ void __launch_bounds__(THREADS) nf4_e4m3_scale_kernel(nib_nf4 weight, int64_t blocks, float *scale)
-{
-    float *warp_largest = dynamic_shared<float>(); /* [THREADS / 32] */
-    float largest = 0.0f;
-    for (int64_t block = threadIdx.x; block < blocks; block += THREADS)
-        largest = fmaxf(largest, fabsf(nf4_absmax(weight, block)));
-    largest = warp_max(largest);
-    if (threadIdx.x % 32 == 0) warp_largest[threadIdx.x / 32] = largest;
-    __syncthreads();
-    if (threadIdx.x > 0) return;
-    for (int warp = 0; warp < THREADS / 32; warp++) largest = fmaxf(largest, warp_largest[warp]);
-    *scale = largest > 0.0f ? __fdiv_rn(largest, E4M3_LARGEST) : 1.0f;
-}
-
 unsigned ceil_div(int64_t a, int64_t b) { return (unsigned)((a + b - 1) / b); }
 
 bool aligned(const void *pointer, int64_t stride_bytes, int64_t to)
@@ -254,12 +230,6 @@ nib_status nib_cuda_nf4_dequantize_transposed(nib_ops *ops, const nib_nf4 *weigh
     if (n % 8 == 0 && K % 8 == 0 && aligned(weight->codes, 0, 4) && aligned(data, out.stride * 2, 16))
         return launch_transposed(ops, weight, n, K, nullptr, data, out.stride);
     return launch_elements(ops, weight, n, K, data, 1, out.stride);
-}
-
-nib_status nib_cuda_nf4_e4m3_scale(nib_ops *ops, const nib_nf4 *weight, int64_t n, int64_t K, float *scale)
-{
-    return nib_cuda_launch(nf4_e4m3_scale_kernel, dim3(1), dim3(THREADS), THREADS / 32 * sizeof(float),
-                           nib_cuda_stream(ops), *weight, (n * K + 63) / 64, scale);
 }
 
 nib_status nib_cuda_nf4_dequantize_e4m3(nib_ops *ops, const nib_nf4 *weight, int64_t n, int64_t K, const float *scale,

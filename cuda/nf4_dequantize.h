@@ -15,10 +15,9 @@ nib_status nib_cuda_nf4_dequantize(nib_ops *ops, const nib_nf4 *weight, nib_matr
 /* out [K, n] bf16 = the transpose of the weight [n, K]. */
 nib_status nib_cuda_nf4_dequantize_transposed(nib_ops *ops, const nib_nf4 *weight, nib_matrix out);
 
-/* For products in 8-bit floating point (e4m3): weight = *scale * out, scale on the device. */
+/* For products in 8-bit floating point (e4m3): weight = *scale * out, scale on the device, at least largest absmax /
+ * 448. */
 
-/* *scale (device) = largest absmax / 448, the scale at which no weight overflows e4m3 and the largest is met. */
-nib_status nib_cuda_nf4_e4m3_scale(nib_ops *ops, const nib_nf4 *weight, int64_t n, int64_t K, float *scale);
 /* out [n, K] e4m3 bytes, rows `stride` bytes apart = e4m3(nf4_value * (absmax / *scale)), rounded to nearest even from
  * fp32. K must be a multiple of 8; out and stride 8-byte aligned. */
 nib_status nib_cuda_nf4_dequantize_e4m3(nib_ops *ops, const nib_nf4 *weight, int64_t n, int64_t K, const float *scale,

@@ -82,6 +82,8 @@ typedef struct {
 typedef struct {
     const char *name; /* for messages: "layers.3.qkv" */
     int64_t K;        /* input features */
+    bool fp8; /* products with the base in 8-bit floating point, where there are many rows (nib_ops.fp8): NF4 parts of
+                 a multiple of 16 rows, K too */
     int parts;
     nib_linear_part part[NIB_LINEAR_MAX_PARTS];
 } nib_linear;
@@ -143,6 +145,7 @@ struct nib_ops {
     void *context;      /* the backend's own */
     bool rehearsal;     /* touches no tensor, only counts (model/rehearsal.h): there is nothing to load */
     bool bf16_only;     /* activations have to be bf16 */
+    bool fp8;           /* linears may be fp8 */
     bool uses_room;     /* linears want room beside x and dy (nib_linear_room) */
     /* Training's micro-batches are filled up to multiples of this many tokens and targets, so that few shapes are met;
      * 0 or 1: they are taken as they are. */

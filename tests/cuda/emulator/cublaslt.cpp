@@ -164,9 +164,18 @@ static std::string check_operand(const char *name, const Layout &layout, const v
     return "";
 }
 
+/* One scale, or one for each of n rows. */
+static std::string check_scale(const char *name, const float *scale, cublasLtMatmulMatrixScale_t mode, int64_t n)
+{
+    const int64_t count = mode == CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F ? n : 1;
+    return scale == nullptr ? "" : check_operand(name, {CUDA_R_32F, count, 1, count}, scale);
+}
+
 std::string Product::check_memory() const
 {
     std::string problem = check_operand("A", a, A);
+    if (problem.empty()) problem = check_scale("the scale of A", how.scale_a, how.scale_a_mode, M);
+    if (problem.empty()) problem = check_scale("the scale of B", how.scale_b, how.scale_b_mode, N);
     if (problem.empty()) problem = check_operand("B", b, B);
     if (problem.empty()) problem = check_operand("D", d, D);
     if (problem.empty() && (beta != 0 || device_beta != nullptr)) problem = check_operand("C", c, C);
@@ -186,6 +195,16 @@ cudaError_t Product::run() const
     return problem.empty() ? cudaSuccess : fail_device(cudaErrorIllegalAddress, "cublasLtMatmul: " + problem);
 }
 
+/* What the device can do in 8-bit floating point: products from sm_89 on, one scale a row on sm_90 alone. */
+static bool can_float8(const nib_emulator_product &how)
+{
+    cudaDeviceProp device;
+    const bool by_row = how.scale_a_mode == CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F;
+    if (cudaGetDeviceProperties(&device, 0) != cudaSuccess || how.scale_a_mode != how.scale_b_mode) return false;
+    const int architecture = 10 * device.major + device.minor;
+    return by_row ? architecture == 90 && how.scale_a != nullptr && how.scale_b != nullptr : architecture >= 89;
+}
+
 /* The shapes, types and strides that the library would refuse. */
 static cublasStatus_t check_shapes(const nib_emulator_product &how, const Layout &a, const Layout &b, const Layout &c,
                                    const Layout &d, int64_t *K)
@@ -198,8 +217,10 @@ static cublasStatus_t check_shapes(const nib_emulator_product &how, const Layout
                  a.batches == d.batches && b.batches == d.batches && c.batches == d.batches;
     if (!agree || a.type != b.type || c.type != d.type) return CUBLAS_STATUS_INVALID_VALUE;
     if (a.type == CUDA_R_32F && d.type != CUDA_R_32F) return CUBLAS_STATUS_NOT_SUPPORTED;
-    if (a.type == CUDA_R_8F_E4M3 && (how.transpose_a != CUBLAS_OP_T || how.transpose_b != CUBLAS_OP_N ||
-                                     a_k % 16 != 0 || a.leading % 16 != 0 || b.leading % 16 != 0))
+    if (a.type == CUDA_R_8F_E4M3 &&
+        (how.transpose_a != CUBLAS_OP_T || how.transpose_b != CUBLAS_OP_N || a_k % 16 != 0 || M % 16 != 0 ||
+         a.leading % 16 != 0 || b.leading % 16 != 0 ||
+         d.leading * static_cast<int64_t>(element_bytes(d.type)) % 16 != 0 || !can_float8(how)))
         return CUBLAS_STATUS_NOT_SUPPORTED;
     if (a.type != CUDA_R_8F_E4M3 && (how.scale_a != nullptr || how.scale_b != nullptr))
         return CUBLAS_STATUS_NOT_SUPPORTED;

@@ -47,7 +47,7 @@ enum cublasLtMatmulDescAttributes_t {
     CUBLASLT_MATMUL_DESC_B_SCALE_POINTER,
     CUBLASLT_MATMUL_DESC_A_SCALE_MODE,
     CUBLASLT_MATMUL_DESC_B_SCALE_MODE,
-    CUBLASLT_MATMUL_DESC_FAST_ACCUM, /* accepted; sums are fp32 anyway */
+    CUBLASLT_MATMUL_DESC_FAST_ACCUM, /* accepted; sums are fp32 anyway, of e4m3 too */
 };
 enum cublasLtMatrixLayoutAttribute_t {
     CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT,
