@@ -19,11 +19,6 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
-#if defined(__x86_64__)
-#include <cpuid.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
 
 /* Blocks come from mmap, so that pages that are never touched cost nothing and large ones may be huge pages. */
 static nib_status cpu_allocate(nib_ops *ops, const char *name, size_t bytes, void **block)
@@ -73,20 +68,6 @@ static nib_status cpu_accumulate(nib_ops *ops, float *to, const float *from, int
     return NIB_OK;
 }
 
-#if defined(__x86_64__)
-/* The kernel must have granted the process the tile registers; __builtin_cpu_supports knows them only in newer GCC.
- * Source: Intel 64 and IA-32 Architectures Software Developer's Manual, CPUID leaf 7 (EDX bits 22 AMX-BF16, 24
- * AMX-TILE) and XCR0 bits 17, 18; Linux Documentation/x86/xstate.rst for arch_prctl. */
-static bool has_amx_bf16(void)
-{
-    unsigned a, b, c, d, low, high;
-    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d >> 22 & 1) == 0 || (d >> 24 & 1) == 0) return false;
-    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
-    enum { ARCH_REQ_XCOMP_PERM = 0x1023, XTILE_DATA = 18 };
-    return (low >> 17 & 3) == 3 && syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XTILE_DATA) == 0;
-}
-#endif
-
 /* oneDNN's view of the CPU is everyone's, so that its ONEDNN_MAX_CPU_ISA caps all and one machine can test every path.
  * An instruction set is a set of bits that holds those it builds on. Returns the best level. */
 static nib_cpu_level detect(nib_cpu_context *context)
@@ -96,23 +77,22 @@ static nib_cpu_level detect(nib_cpu_context *context)
     const unsigned isa = dnnl_get_effective_cpu_isa();
     const unsigned needs[NIB_CPU_LEVELS] = {[NIB_CPU_AVX2] = dnnl_cpu_isa_avx2,
                                             [NIB_CPU_AVX512] = dnnl_cpu_isa_avx512_core,
-                                            [NIB_CPU_AVX512_BF16] = dnnl_cpu_isa_avx512_core_bf16};
+                                            [NIB_CPU_AVX512_BF16] = dnnl_cpu_isa_avx512_core_bf16,
+                                            [NIB_CPU_AMX_BF16] = dnnl_cpu_isa_avx512_core_amx};
     for (nib_cpu_level l = NIB_CPU_AVX2; l < NIB_CPU_LEVELS; l++)
         if ((isa & needs[l]) == needs[l] && nib_cpu_kernels_at(l) != NULL) level = l;
-    context->amx_bf16 = (isa & dnnl_cpu_isa_avx512_core_amx) == dnnl_cpu_isa_avx512_core_amx && has_amx_bf16();
 #endif
-    context->bf16_matmul = level == NIB_CPU_AVX512_BF16 || context->amx_bf16;
+    context->bf16_matmul = level >= NIB_CPU_AVX512_BF16;
     context->kernels = nib_cpu_kernels_at(level);
     return level;
 }
 
 const char *nib_cpu_features(void)
 {
-    static const char *const names[NIB_CPU_LEVELS] = {"none", "avx2", "avx2 avx512", "avx2 avx512 avx512-bf16"};
-    static char text[64];
+    static const char *const names[NIB_CPU_LEVELS] = {"none", "avx2", "avx2 avx512", "avx2 avx512 avx512-bf16",
+                                                      "avx2 avx512 avx512-bf16 amx"};
     nib_cpu_context context = {0};
-    snprintf(text, sizeof text, "%s%s", names[detect(&context)], context.amx_bf16 ? " amx" : "");
-    return text;
+    return names[detect(&context)];
 }
 
 static nib_status cpu_rehearse(nib_ops *ops, nib_ops **dry);

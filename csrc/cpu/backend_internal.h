@@ -10,8 +10,7 @@ typedef struct {
     nib_cpu_matmul_cache *matmul;
     nib_arena scratch;
     const nib_cpu_kernels *kernels; /* of the best level that this CPU has */
-    bool amx_bf16;
-    bool bf16_matmul; /* oneDNN multiplies bf16 with this CPU's own instructions */
+    bool bf16_matmul;               /* oneDNN multiplies bf16 with this CPU's own instructions */
 } nib_cpu_context;
 
 static inline nib_cpu_context *nib_cpu_context_of(nib_ops *ops) { return ops->context; }

@@ -5,7 +5,7 @@
 #include "cpu/attention_job.h"
 
 typedef struct {
-    const char *name; /* "portable", "avx2", "avx512", "avx512_bf16" */
+    const char *name; /* "portable", "avx2", "avx512", "avx512_bf16", "amx_bf16" */
     /* One query tile of one head. workspace: NIB_ATTENTION_FORWARD_FLOATS. */
     void (*attention_forward)(const nib_attention_job *job, int64_t tile, int64_t head, float *workspace);
     /* One segment of one query head. workspace: NIB_ATTENTION_BACKWARD_FLOATS, and NIB_ATTENTION_QUERY_FLOATS a tile.
@@ -20,7 +20,14 @@ typedef struct {
 } nib_cpu_kernels;
 
 /* The levels, each with all that those before it have. */
-typedef enum { NIB_CPU_PORTABLE, NIB_CPU_AVX2, NIB_CPU_AVX512, NIB_CPU_AVX512_BF16, NIB_CPU_LEVELS } nib_cpu_level;
+typedef enum {
+    NIB_CPU_PORTABLE,
+    NIB_CPU_AVX2,
+    NIB_CPU_AVX512,
+    NIB_CPU_AVX512_BF16,
+    NIB_CPU_AMX_BF16,
+    NIB_CPU_LEVELS
+} nib_cpu_level;
 
 /* The kernels of a level; NULL if this CPU does not run them. */
 const nib_cpu_kernels *nib_cpu_kernels_at(nib_cpu_level level);

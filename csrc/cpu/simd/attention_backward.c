@@ -127,10 +127,10 @@ ALWAYS_INLINE void visit_queries(const nib_attention_job *job, const nib_attenti
                                  bool pairs)
 {
     int64_t HD = job->shape.head_dim, padded = PADDED(HD), units = pairs ? HD / 2 : HD;
-    int64_t rows = (keys->rows + BLOCK_ROWS - 1) / BLOCK_ROWS * BLOCK_ROWS, tile_units = pairs ? TILE / 2 : TILE;
+    int64_t rows = ROWS_PADDED(keys->rows), tile_units = pairs ? TILE / 2 : TILE;
     tile_product(rows, TILE, units, s->k, units, q->q_transposed, s->p, false, pairs);
     tile_product(rows, TILE, units, s->v, units, q->dout_transposed, s->ds, false, pairs);
-    /* Rows of the tile are padded to a multiple of 4 for the products, which is even: pairs of keys are whole. */
+    /* Rows of the tile are padded for the products, to an even number: pairs of keys are whole. */
     for (int64_t r = 0; r < rows; r += 2) {
         float plain[2][TILE];
         for (int64_t i = 0; i < 2; i++)
@@ -204,8 +204,10 @@ ALWAYS_INLINE void run(const nib_attention_job *job, int64_t segment, int64_t he
 void NIB_SIMD(nib_attention_backward_segment)(const nib_attention_job *job, int64_t segment, int64_t head,
                                               float *workspace)
 {
+    tiles_begin();
     if (HAVE_PAIRS && job->q.dtype == NIB_DTYPE_BF16)
         run(job, segment, head, workspace, HAVE_PAIRS);
     else
         run(job, segment, head, workspace, false);
+    tiles_end();
 }

@@ -78,7 +78,7 @@ ALWAYS_INLINE void visit_keys(const nib_attention_job *job, const nib_attention_
                               bool pairs)
 {
     int64_t HD = job->shape.head_dim, padded = PADDED(HD), units = pairs ? HD / 2 : HD;
-    int64_t rows = (queries->rows + BLOCK_ROWS - 1) / BLOCK_ROWS * BLOCK_ROWS;
+    int64_t rows = ROWS_PADDED(queries->rows);
     tile_source k = source_of(job->k, keys, kv_head, HD), v = source_of(job->v, keys, kv_head, HD);
     pack_transposed(&k, s->k, pairs);
     pack_columns(&v, s->v, pairs);
@@ -122,8 +122,10 @@ ALWAYS_INLINE void run(const nib_attention_job *job, int64_t index, int64_t head
 
 void NIB_SIMD(nib_attention_forward_tile)(const nib_attention_job *job, int64_t tile, int64_t head, float *workspace)
 {
+    tiles_begin();
     if (HAVE_PAIRS && job->q.dtype == NIB_DTYPE_BF16)
         run(job, tile, head, workspace, HAVE_PAIRS);
     else
         run(job, tile, head, workspace, false);
+    tiles_end();
 }

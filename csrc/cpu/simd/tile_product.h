@@ -4,6 +4,7 @@
  * and adds into fp32 (vdpbf16ps). A is row-major; B holds for each unit of K one unit of each column. So one loop
  * serves both: broadcast a unit of A, load a vector of units of B, accumulate. `pairs` is a constant where it is used;
  * it is true only with bf16 storage on CPUs that have the instruction, elsewhere bf16 is widened to fp32 when packed.
+ * Pairs in this order are also what tile registers take (tdpbf16ps): 16 rows of 16 units each, where K is whole tiles.
  */
 #ifndef NIB_TILE_PRODUCT_H
 #define NIB_TILE_PRODUCT_H
@@ -22,6 +23,13 @@
 #else
 #define HAVE_PAIRS false
 #endif
+
+#if defined __AMX_BF16__
+#define ROW_STEP 32 /* rows of tiles are padded to a multiple of this: pairs of them are then whole tiles of K */
+#else
+#define ROW_STEP 4
+#endif
+#define ROWS_PADDED(n) (((n) + ROW_STEP - 1) / ROW_STEP * ROW_STEP)
 
 #define BLOCK_ROWS 4
 #if defined __AVX512F__
@@ -57,11 +65,76 @@ ALWAYS_INLINE void product_block(int vectors, int64_t K, const float *a, int64_t
         for (int v = 0; v < vectors; v++) vec_store(c + r * c_stride + v * LANES, sum[r][v]);
 }
 
+#if defined __AMX_BF16__
+/* Eight tiles of 16 rows of 64 bytes, palette 1 (Intel SDM volume 1, 18.2). A kernel begins and ends with these two. */
+ALWAYS_INLINE void tiles_begin(void)
+{
+    struct {
+        uint8_t palette, start_row, reserved[14];
+        uint16_t row_bytes[16];
+        uint8_t rows[16];
+    } shape = {.palette = 1};
+    for (int i = 0; i < 8; i++) shape.row_bytes[i] = 64, shape.rows[i] = 16;
+    _tile_loadconfig(&shape);
+}
+ALWAYS_INLINE void tiles_end(void) { _tile_release(); }
+
+/* C[16 or 32, 16 or 32]: a tile register for each 16 x 16 of it. */
+ALWAYS_INLINE void register_block(bool tall, bool wide, int64_t K, const float *a, int64_t a_stride, const float *b,
+                                  int64_t b_stride, float *c, int64_t c_stride, bool accumulate)
+{
+    const size_t a_bytes = (size_t)a_stride * 4, b_bytes = (size_t)b_stride * 4, c_bytes = (size_t)c_stride * 4;
+    float *below = c + 16 * c_stride;
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    if (accumulate) {
+        _tile_loadd(0, c, c_bytes);
+        if (wide) _tile_loadd(1, c + 16, c_bytes);
+        if (tall) _tile_loadd(2, below, c_bytes);
+        if (tall && wide) _tile_loadd(3, below + 16, c_bytes);
+    }
+    for (int64_t k = 0; k < K; k += 16) {
+        _tile_loadd(4, a + k, a_bytes);
+        _tile_loadd(6, b + k * b_stride, b_bytes);
+        _tile_dpbf16ps(0, 4, 6);
+        if (wide) _tile_loadd(7, b + k * b_stride + 16, b_bytes);
+        if (wide) _tile_dpbf16ps(1, 4, 7);
+        if (tall) _tile_loadd(5, a + 16 * a_stride + k, a_bytes);
+        if (tall) _tile_dpbf16ps(2, 5, 6);
+        if (tall && wide) _tile_dpbf16ps(3, 5, 7);
+    }
+    _tile_stored(0, c, c_bytes);
+    if (wide) _tile_stored(1, c + 16, c_bytes);
+    if (tall) _tile_stored(2, below, c_bytes);
+    if (tall && wide) _tile_stored(3, below + 16, c_bytes);
+}
+
+ALWAYS_INLINE void register_product(int64_t rows, int64_t columns, int64_t K, const float *a, int64_t a_stride,
+                                    const float *b, float *c, bool accumulate)
+{
+    for (int64_t n = 0; n < columns; n += 32)
+        for (int64_t m = 0; m < rows; m += 32)
+            register_block(m + 32 <= rows, n + 32 <= columns, K, a + m * a_stride, a_stride, b + n, columns,
+                           c + m * columns + n, columns, accumulate);
+}
+#else
+ALWAYS_INLINE void tiles_begin(void) {}
+ALWAYS_INLINE void tiles_end(void) {}
+#endif
+
 /* rows: a multiple of 4; columns: of LANES; K in units; strides in units, b's and c's rows are `columns` long. */
 ALWAYS_INLINE void tile_product(int64_t rows, int64_t columns, int64_t K, const float *a, int64_t a_stride,
                                 const float *b, float *c, bool accumulate, bool pairs)
 {
     int64_t n = 0;
+#if defined __AMX_BF16__
+    if (pairs && rows % 16 == 0 && K % 16 == 0) {
+        register_product(rows, columns, K, a, a_stride, b, c, accumulate);
+        return;
+    }
+#endif
     for (; n + BLOCK_VECTORS * LANES <= columns; n += BLOCK_VECTORS * LANES)
         for (int64_t m = 0; m < rows; m += BLOCK_ROWS)
             product_block(BLOCK_VECTORS, K, a + m * a_stride, a_stride, b + n, columns, c + m * columns + n, columns,
