@@ -11,6 +11,9 @@ __device__ inline float dropout_factor(uint32_t word, float p, float keep)
     return (float)(word >> 8) * (1.0f / 16777216.0f) < p ? 0.0f : keep; /* nib_uniform(word) < p */
 }
 
+/* The key of a mask; 0 where nothing is dropped, and there is none. */
+__device__ inline uint64_t dropout_key(const uint64_t *key, float p) { return p > 0.0f ? *key : 0; }
+
 /* Of elements column .. column + 3 of a token, column a multiple of 4. p = 0 drops nothing and computes no mask. */
 __device__ inline void dropout_factors(uint64_t key, float p, float keep, int64_t token, int64_t column,
                                        float (&factor)[4])

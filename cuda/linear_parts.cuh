@@ -15,7 +15,7 @@ struct linear_part {
     int64_t first_row, rows; /* of the linear's outputs */
     int first_rank, rank;    /* of u's columns; rank 0: no adapter */
     float scale;
-    uint64_t key; /* of the part's dropout masks */
+    const uint64_t *key; /* of the part's dropout masks; NULL: there are none */
 };
 
 struct linear_parts {
@@ -45,7 +45,7 @@ inline linear_parts linear_parts_of(const nib_linear *linear, nib_dropout dropou
                          rank,
                          (int)from->lora.rank,
                          from->lora.scale,
-                         nib_random_key(dropout.key, (uint64_t)p)};
+                         dropout.p > 0.0f ? dropout.key + p : nullptr};
         row += from->rows;
         rank += (int)from->lora.rank;
     }

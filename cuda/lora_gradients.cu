@@ -35,7 +35,7 @@ struct rows_in {
 };
 
 struct column_mask {
-    uint64_t key;
+    const uint64_t *key;
     float p, keep;
 };
 
@@ -55,11 +55,12 @@ __device__ void fetch_tile(rows_in from, int64_t first, int64_t t, int64_t end, 
 
 __device__ void drop_tile(column_mask mask, int64_t first, int64_t t, __nv_bfloat16 *tile)
 {
+    const uint64_t key = *mask.key;
     for (int i = (int)threadIdx.x; i < TOKENS * (COLUMNS / 4); i += THREADS) {
         const int row = i / (COLUMNS / 4), column = i % (COLUMNS / 4) * 4;
         uint32_t *pair = reinterpret_cast<uint32_t *>(tile + row * M_STRIDE + column);
         float factor[4];
-        dropout_factors(mask.key, mask.p, mask.keep, t + row, first + column, factor);
+        dropout_factors(key, mask.p, mask.keep, t + row, first + column, factor);
         for (int half = 0; half < 2; half++) {
             const float2 x = unpack_bf16(pair[half]);
             pair[half] = pack_bf16(x.x * factor[2 * half], x.y * factor[2 * half + 1]);
@@ -238,7 +239,7 @@ nib_status gradients(nib_ops *ops, const nib_linear *linear, nib_matrix x, nib_d
         NIB_TRY(multiply(ops, dy_part, nib_matrix_columns(u, at.padded, at.width()), NULL, &of_part));
         NIB_TRY(add(ops, &of_part, {lora->db, 0, lora->rank, lora->scale, true}));
         if (dropout.p > 0.0f) {
-            const column_mask mask = {nib_random_key(dropout.key, (uint64_t)at.p), dropout.p, keep};
+            const column_mask mask = {dropout.key + at.p, dropout.p, keep};
             NIB_TRY(multiply(ops, x, nib_matrix_columns(du, at.padded, at.width()), &mask, &of_part));
             NIB_TRY(add(ops, &of_part, {lora->da, 0, lora->rank, 1.0f, false}));
         } else {

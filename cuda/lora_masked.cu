@@ -18,7 +18,7 @@ constexpr int64_t CHUNK = 2048; /* tokens */
 
 struct masked_rows {
     int64_t first, rows, K; /* token of row 0 */
-    uint64_t key;
+    const uint64_t *key;
     float p, keep;
 };
 
@@ -30,7 +30,7 @@ __global__ void __launch_bounds__(THREADS)
     const int64_t t = i / groups, k = i % groups * 4;
     if (t >= m.rows) return;
     float factor[4];
-    dropout_factors(m.key, m.p, m.keep, m.first + t, k, factor);
+    dropout_factors(*m.key, m.p, m.keep, m.first + t, k, factor);
     for (int j = 0; j < 4 && k + j < m.K; j++)
         to[t * m.K + k + j] = to_bf16(to_float(x[t * stride + k + j]) * factor[j]);
 }
@@ -42,14 +42,14 @@ __global__ void __launch_bounds__(THREADS) lora_add_dropped_kernel(masked_rows m
     const int64_t t = i / groups, k = i % groups * 4;
     if (t >= m.rows) return;
     float factor[4];
-    dropout_factors(m.key, m.p, m.keep, m.first + t, k, factor);
+    dropout_factors(*m.key, m.p, m.keep, m.first + t, k, factor);
     for (int j = 0; j < 4 && k + j < m.K; j++)
         sum[t * m.K + k + j] = fmaf(factor[j], from[t * m.K + k + j], sum[t * m.K + k + j]);
 }
 
 masked_rows masked(nib_dropout dropout, int part, int64_t first, int64_t rows, int64_t K)
 {
-    return {first, rows, K, nib_random_key(dropout.key, (uint64_t)part), dropout.p, 1.0f / (1.0f - dropout.p)};
+    return {first, rows, K, dropout.key + part, dropout.p, 1.0f / (1.0f - dropout.p)};
 }
 
 dim3 grid_of(masked_rows m) { return dim3((unsigned)divide_up(m.rows * divide_up(m.K, 4), THREADS)); }

@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(REDUCE_THREADS)
     float sum = 0.0f;
     for (int64_t k = 4 * (int64_t)threadIdx.x; k < parts.K; k += 4 * REDUCE_THREADS) {
         float factor[4];
-        dropout_factors(part.key, p, keep, t, k, factor);
+        dropout_factors(dropout_key(part.key, p), p, keep, t, k, factor);
 #pragma unroll
         for (int i = 0; i < 4; i++)
             if (k + i < parts.K)
@@ -103,7 +103,7 @@ __global__ void __launch_bounds__(THREADS)
         for (int r = 0; r < part.rank; r++)
             for (int j = 0; j < 4 && k + j < parts.K; j++)
                 sum[j] = fmaf(du.at(t, part.first_rank + r), a.at(r, k + j), sum[j]);
-        dropout_factors(part.key, p, keep, t, k, factor);
+        dropout_factors(dropout_key(part.key, p), p, keep, t, k, factor);
         for (int j = 0; j < 4; j++) total[j] = fmaf(factor[j], sum[j], total[j]);
     }
     __nv_bfloat16 *at = dx.data + t * dx.stride + k;
@@ -130,7 +130,7 @@ __global__ void __launch_bounds__(THREADS)
     if (r >= part.rank) return;
     float sum = 0.0f;
     for (int64_t t = 0; t < T; t++) {
-        const float kept = dropout_factor_of(part.key, p, keep, t, k);
+        const float kept = dropout_factor_of(dropout_key(part.key, p), p, keep, t, k);
         sum = fmaf(du.at(t, part.first_rank + r), to_float(to_bf16(x.at(t, k) * kept)), sum);
     }
     da[i] += sum;

@@ -58,7 +58,9 @@ typedef struct {
 static nib_status make_layer(nib_check_run *run, const int64_t *size, layer *l)
 {
     const int64_t T = size[0], K = size[1];
-    *l = (layer){.linear = {.name = "self-check", .K = K, .parts = 2}, .dropout = {(float)size[6] / 100, 0x1234567}};
+    const uint64_t key[] = {0x1234567, 0x89abcdef01};
+    *l = (layer){.linear = {.name = "self-check", .K = K, .parts = 2}, .dropout = {.p = (float)size[6] / 100}};
+    NIB_TRY(nib_check_upload(run, key, sizeof key, &l->dropout.key));
     NIB_TRY(make_part(run, 10, K, size[2], size[3], &l->linear.part[0]));
     NIB_TRY(make_part(run, 20, K, size[4], size[5], &l->linear.part[1]));
     NIB_TRY(nib_check_matrix(run, 1, T, K, &l->x));

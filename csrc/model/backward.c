@@ -3,7 +3,7 @@
 #include "model/model_internal.h"
 
 /* dx of the layer's output becomes dx of the feed-forward block's input. */
-static nib_status backward_ffn(nib_model *model, int64_t l, uint64_t dropout_key)
+static nib_status backward_ffn(nib_model *model, int64_t l)
 {
     nib_ops *ops = model->ops;
     const nib_model_config *c = &model->config;
@@ -14,17 +14,17 @@ static nib_status backward_ffn(nib_model *model, int64_t l, uint64_t dropout_key
     if (a->recompute == NIB_RECOMPUTE_NONE)
         NIB_TRY(ops->rmsnorm_forward(ops, s->middle, NULL, layer->ffn_norm, c->norm_epsilon, a->normed));
     NIB_TRY(ops->glu_forward(ops, c->activation, s->gate_up, a->h));
-    NIB_TRY(ops->linear_backward(ops, &layer->down, a->h, nib_forward_dropout(model, l, 3, dropout_key), s->u_down,
+    NIB_TRY(ops->linear_backward(ops, &layer->down, a->h, nib_forward_dropout(model, l, 3), s->u_down,
                                  nib_forward_with_room(model, a->dx), false, a->dh));
     NIB_TRY(ops->glu_backward(ops, c->activation, a->dh, s->gate_up));
-    NIB_TRY(ops->linear_backward(ops, &layer->gate_up, a->normed, nib_forward_dropout(model, l, 2, dropout_key),
-                                 s->u_gate_up, nib_forward_with_room(model, s->gate_up), false, a->delta));
+    NIB_TRY(ops->linear_backward(ops, &layer->gate_up, a->normed, nib_forward_dropout(model, l, 2), s->u_gate_up,
+                                 nib_forward_with_room(model, s->gate_up), false, a->delta));
     return ops->rmsnorm_backward(ops, s->middle, layer->ffn_norm, c->norm_epsilon, a->delta, a->dx, layer->dffn_norm);
 }
 
 /* dx of the attention block's output becomes dx of the layer's input; not needed below the first layer if the
  * embedding is frozen. */
-static nib_status backward_attention(nib_model *model, int64_t l, nib_tree tree, uint64_t dropout_key)
+static nib_status backward_attention(nib_model *model, int64_t l, nib_tree tree)
 {
     nib_ops *ops = model->ops;
     const nib_model_config *c = &model->config;
@@ -38,45 +38,39 @@ static nib_status backward_attention(nib_model *model, int64_t l, nib_tree tree,
     nib_matrix dv = nib_matrix_columns(a->dqkv, queries + keys, keys);
     bool input = l > 0 || model->dembedding != NULL || model->token_rows.count > 0;
 
-    NIB_TRY(ops->linear_backward(ops, &layer->output, s->attention, nib_forward_dropout(model, l, 1, dropout_key),
-                                 s->u_output, nib_forward_with_room(model, a->dx), false, a->dattention));
+    NIB_TRY(ops->linear_backward(ops, &layer->output, s->attention, nib_forward_dropout(model, l, 1), s->u_output,
+                                 nib_forward_with_room(model, a->dx), false, a->dattention));
     NIB_TRY(ops->attention_backward(ops, nib_forward_attention_shape(model), tree, q, k, v, s->attention, s->lse,
                                     a->dattention, dq, dk, dv));
     NIB_TRY(ops->rotary(ops, dq, c->heads, HD, a->rotary, HD / 2, true));
     NIB_TRY(ops->rotary(ops, dk, c->kv_heads, HD, a->rotary, HD / 2, true));
     NIB_TRY(ops->rmsnorm_forward(ops, s->residual, NULL, layer->attention_norm, c->norm_epsilon, a->normed));
-    NIB_TRY(ops->linear_backward(ops, &layer->qkv, a->normed, nib_forward_dropout(model, l, 0, dropout_key), s->u_qkv,
+    NIB_TRY(ops->linear_backward(ops, &layer->qkv, a->normed, nib_forward_dropout(model, l, 0), s->u_qkv,
                                  nib_forward_with_room(model, a->dqkv), false, input ? a->delta : (nib_matrix){0}));
     if (!input) return NIB_OK;
     return ops->rmsnorm_backward(ops, s->residual, layer->attention_norm, c->norm_epsilon, a->delta, a->dx,
                                  layer->dattention_norm);
 }
 
-static nib_status recompute_layer(nib_model *model, int64_t l, nib_tree tree, uint64_t dropout_key)
+static nib_status recompute_layer(nib_model *model, int64_t l, nib_tree tree)
 {
     nib_activations *a = &model->activations;
     if (a->recompute == NIB_RECOMPUTE_NONE) return NIB_OK;
-    if (a->recompute == NIB_RECOMPUTE_GATE_UP) return nib_forward_gate_up(model, l, NULL, dropout_key);
-    NIB_TRY(nib_forward_attention(model, l, tree, NULL, dropout_key));
-    return nib_forward_gate_up(model, l, &a->delta, dropout_key);
+    if (a->recompute == NIB_RECOMPUTE_GATE_UP) return nib_forward_gate_up(model, l, NULL);
+    NIB_TRY(nib_forward_attention(model, l, tree, NULL));
+    return nib_forward_gate_up(model, l, &a->delta);
 }
 
 /* Everything between the upload and the losses' way back. */
-typedef struct {
-    nib_model *model;
-    uint64_t dropout_key;
-} step;
-
 static nib_status make_step(void *user)
 {
-    nib_model *model = ((step *)user)->model;
-    const uint64_t dropout_key = ((step *)user)->dropout_key;
+    nib_model *model = user;
     nib_ops *ops = model->ops;
     const nib_model_config *c = &model->config;
     nib_activations *a = &model->activations;
     nib_tree tree = nib_forward_tree(model);
 
-    NIB_TRY(nib_forward(model, dropout_key));
+    NIB_TRY(nib_forward(model));
     NIB_TRY(ops->linear_cross_entropy(ops, a->normed, model->head, 0.0f, nib_forward_targets(model), 1.0f, a->nll,
                                       a->delta, model->dhead));
     NIB_TRY(nib_token_rows_backward_head(model, nib_forward_targets(model), 1.0f));
@@ -84,10 +78,11 @@ static nib_status make_step(void *user)
     NIB_TRY(ops->rmsnorm_backward(ops, a->layer[c->layers].residual, model->final_norm, c->norm_epsilon, a->delta,
                                   a->dx, model->dfinal_norm));
     for (int64_t l = c->layers - 1; l >= 0; l--) {
-        NIB_TRY(recompute_layer(model, l, tree, dropout_key));
-        NIB_TRY(backward_ffn(model, l, dropout_key));
-        NIB_TRY(backward_attention(model, l, tree, dropout_key));
+        NIB_TRY(recompute_layer(model, l, tree));
+        NIB_TRY(backward_ffn(model, l));
+        NIB_TRY(backward_attention(model, l, tree));
     }
+    NIB_TRY(nib_token_rows_backward(model));
     if (model->dembedding == NULL) return NIB_OK;
     return ops->embedding_backward(ops, a->token, a->dx, 1.0f, model->dembedding);
 }
@@ -95,15 +90,9 @@ static nib_status make_step(void *user)
 nib_status nib_model_train_batch(nib_model *model, const nib_micro_batch *batch, nib_step_options options, float *nll)
 {
     nib_ops *ops = model->ops;
-    nib_activations *a = &model->activations;
-    step this_step = {model, options.dropout_key};
+    const nib_activations *a = &model->activations;
     if (batch->N == 0) return NIB_OK;
-    const bool dropout =
-        nib_forward_dropout(model, 0, 0, options.dropout_key).p > 0.0f; /* its keys are never the same */
-    NIB_TRY(nib_forward_upload(model, batch, nib_forward_filled(model, batch->T), nib_forward_filled(model, batch->N),
-                               options.gradient_scale));
-    NIB_TRY(dropout ? make_step(&this_step)
-                    : nib_recordings_run(&model->recordings, ops, a->tokens, a->targets, make_step, &this_step));
-    NIB_TRY(nib_token_rows_backward(model, batch));
+    NIB_TRY(nib_forward_upload_filled(model, batch, options));
+    NIB_TRY(nib_recordings_run(&model->recordings, ops, a->tokens, a->targets, make_step, model));
     return ops->fetch(ops, nll, a->nll, (size_t)batch->N * sizeof(float));
 }

@@ -41,11 +41,17 @@ nib_matrix nib_forward_with_room(const nib_model *model, nib_matrix matrix)
     return nib_matrix_columns(matrix, 0, matrix.columns + model->activations.room);
 }
 
-nib_dropout nib_forward_dropout(const nib_model *model, int64_t l, int linear, uint64_t dropout_key)
+/* LoRA's, while training; 0: none. */
+static float dropout_of(const nib_model *model)
 {
-    if (dropout_key == 0 || model->lora == NULL) return (nib_dropout){0};
-    return (nib_dropout){.p = (float)nib_lora_config_dropout(model->lora),
-                         .key = nib_random_key(dropout_key, (uint64_t)(4 * l + linear))};
+    return model->options.train && model->lora != NULL ? (float)nib_lora_config_dropout(model->lora) : 0.0f;
+}
+
+nib_dropout nib_forward_dropout(const nib_model *model, int64_t l, int linear)
+{
+    const uint64_t *key = model->activations.dropout_key;
+    if (key == NULL) return (nib_dropout){0};
+    return (nib_dropout){dropout_of(model), key + (4 * l + linear) * NIB_LINEAR_MAX_PARTS};
 }
 
 /* Elements of an array that ends on a multiple of 256 bytes. */
@@ -65,19 +71,40 @@ static void use_rows(nib_model *model, int64_t T)
     }
 }
 
-int64_t nib_forward_batch_elements(int64_t T, int64_t N) { return 3 * whole_lines(T) + 3 * whole_lines(N); }
+/* Keys of all masks of a micro-batch, by layer, linear and part. */
+static int64_t dropout_keys(const nib_model *model)
+{
+    return dropout_of(model) > 0.0f ? model->config.layers * 4 * NIB_LINEAR_MAX_PARTS : 0;
+}
 
-/* The micro-batch as it lies on the device, on the host: six arrays, one behind the other. */
+static bool trains_token_rows(const nib_model *model) { return model->options.train && model->token_rows.count > 0; }
+
+int64_t nib_forward_batch_elements(const nib_model *model, int64_t T, int64_t N)
+{
+    return (trains_token_rows(model) ? 4 : 3) * whole_lines(T) + 3 * whole_lines(N) +
+           whole_lines(2 * dropout_keys(model));
+}
+
+/* The micro-batch as it lies on the device, on the host: its arrays, one behind the other. */
 typedef struct {
     int32_t *token, *position, *end, *row, *label;
     float *weight;
+    uint64_t *dropout_key; /* [dropout_keys] */
+    int32_t *token_row;    /* NULL: none is trained */
 } batch_image;
 
-static batch_image image_in(int32_t *block, int64_t T, int64_t N)
+static batch_image image_in(const nib_model *model, int32_t *block, int64_t T, int64_t N)
 {
     const int64_t t = whole_lines(T), n = whole_lines(N);
-    int32_t *targets = block + 3 * t;
-    return (batch_image){block, block + t, block + 2 * t, targets, targets + n, (float *)(targets + 2 * n)};
+    int32_t *targets = block + 3 * t, *keys = targets + 3 * n;
+    return (batch_image){.token = block,
+                         .position = block + t,
+                         .end = block + 2 * t,
+                         .row = targets,
+                         .label = targets + n,
+                         .weight = (float *)(targets + 2 * n),
+                         .dropout_key = (uint64_t *)keys,
+                         .token_row = trains_token_rows(model) ? keys + whole_lines(2 * dropout_keys(model)) : NULL};
 }
 
 /* What fills up: tokens that see only themselves, at position 0, and targets of weight 0 in the last one's row. */
@@ -95,31 +122,62 @@ static void fill_image(batch_image image, const nib_micro_batch *batch, int64_t 
     }
 }
 
-nib_status nib_forward_upload(nib_model *model, const nib_micro_batch *batch, int64_t tokens, int64_t targets,
-                              float scale)
+/* Each linear has a key of the micro-batch's, and each of its parts one of the linear's. */
+static void fill_keys(const nib_model *model, uint64_t key, uint64_t *to)
+{
+    const int64_t keys = dropout_keys(model);
+    for (int64_t i = 0; i < keys; i++)
+        to[i] = nib_random_key(nib_random_key(key, (uint64_t)(i / NIB_LINEAR_MAX_PARTS)),
+                               (uint64_t)(i % NIB_LINEAR_MAX_PARTS));
+}
+
+static void use_image(nib_model *model, batch_image there, int64_t tokens, int64_t targets)
 {
     nib_activations *a = &model->activations;
-    const int64_t elements = nib_forward_batch_elements(tokens, targets);
+    a->tokens = tokens;
+    a->targets = targets;
+    a->token = there.token;
+    a->position = there.position;
+    a->end = there.end;
+    a->token_row = there.token_row;
+    a->target_row = there.row;
+    a->target_label = there.label;
+    a->target_weight = there.weight;
+    a->dropout_key = there.dropout_key;
+    use_rows(model, tokens);
+}
+
+/* options NULL: for inference. */
+static nib_status upload(nib_model *model, const nib_micro_batch *batch, int64_t tokens, int64_t targets,
+                         const nib_step_options *options)
+{
+    nib_activations *a = &model->activations;
+    const int64_t elements = nib_forward_batch_elements(model, tokens, targets);
     if (tokens > a->T || targets > a->N)
         return NIB_FAIL(NIB_ERROR_INTERNAL, "micro-batch of %lld tokens, %lld targets; reserved are %lld and %lld",
                         (long long)tokens, (long long)targets, (long long)a->T, (long long)a->N);
     int32_t *host = nib_calloc((size_t)elements, sizeof *host);
     if (host == NULL)
         return NIB_FAIL(NIB_ERROR_MEMORY, "no memory for a micro-batch of %lld tokens", (long long)tokens);
-    fill_image(image_in(host, tokens, targets), batch, tokens, targets, scale);
+    const batch_image here = image_in(model, host, tokens, targets);
+    fill_image(here, batch, tokens, targets, options != NULL ? options->gradient_scale : 1.0f);
+    if (options != NULL) fill_keys(model, options->dropout_key, here.dropout_key);
+    if (here.token_row != NULL) nib_token_rows_of(model, batch, tokens, here.token_row);
     nib_status status = model->ops->upload(model->ops, a->batch, host, (size_t)elements * sizeof *host);
     nib_free(host);
-    const batch_image there = image_in(a->batch, tokens, targets);
-    a->tokens = tokens;
-    a->targets = targets;
-    a->token = there.token;
-    a->position = there.position;
-    a->end = there.end;
-    a->target_row = there.row;
-    a->target_label = there.label;
-    a->target_weight = there.weight;
-    use_rows(model, tokens);
+    use_image(model, image_in(model, a->batch, tokens, targets), tokens, targets);
+    if (options == NULL || dropout_keys(model) == 0) a->dropout_key = NULL;
     return status;
+}
+
+nib_status nib_forward_upload(nib_model *model, const nib_micro_batch *batch)
+{
+    return upload(model, batch, batch->T, batch->N, NULL);
+}
+
+nib_status nib_forward_upload_filled(nib_model *model, const nib_micro_batch *batch, nib_step_options options)
+{
+    return upload(model, batch, nib_forward_filled(model, batch->T), nib_forward_filled(model, batch->N), &options);
 }
 
 /* to = from, unless both are the same buffer. */
@@ -128,8 +186,7 @@ static nib_status copy_residual(nib_ops *ops, nib_matrix from, nib_matrix to)
     return from.data == to.data ? NIB_OK : ops->convert(ops, from, to);
 }
 
-nib_status nib_forward_attention(nib_model *model, int64_t l, nib_tree tree, const nib_matrix *delta,
-                                 uint64_t dropout_key)
+nib_status nib_forward_attention(nib_model *model, int64_t l, nib_tree tree, const nib_matrix *delta)
 {
     nib_ops *ops = model->ops;
     const nib_model_config *c = &model->config;
@@ -143,18 +200,18 @@ nib_status nib_forward_attention(nib_model *model, int64_t l, nib_tree tree, con
 
     NIB_TRY(ops->rmsnorm_forward(ops, s->residual, delta, layer->attention_norm, c->norm_epsilon, a->normed));
     NIB_TRY(ops->linear_forward(ops, &layer->qkv, nib_forward_with_room(model, a->normed),
-                                nib_forward_dropout(model, l, 0, dropout_key), s->u_qkv, s->qkv));
+                                nib_forward_dropout(model, l, 0), s->u_qkv, s->qkv));
     NIB_TRY(ops->rotary(ops, q, c->heads, HD, a->rotary, HD / 2, false));
     NIB_TRY(ops->rotary(ops, k, c->kv_heads, HD, a->rotary, HD / 2, false));
     nib_attention_shape shape = nib_forward_attention_shape(model);
     NIB_TRY(a->cache != NULL ? nib_cached_attention(ops, a->cache, l, shape, tree, s->qkv, s->attention)
                              : ops->attention_forward(ops, shape, tree, q, k, v, s->attention, s->lse));
     NIB_TRY(ops->linear_forward(ops, &layer->output, nib_forward_with_room(model, s->attention),
-                                nib_forward_dropout(model, l, 1, dropout_key), s->u_output, a->delta));
+                                nib_forward_dropout(model, l, 1), s->u_output, a->delta));
     return copy_residual(ops, s->residual, s->middle);
 }
 
-nib_status nib_forward_gate_up(nib_model *model, int64_t l, const nib_matrix *delta, uint64_t dropout_key)
+nib_status nib_forward_gate_up(nib_model *model, int64_t l, const nib_matrix *delta)
 {
     nib_ops *ops = model->ops;
     const nib_layer *layer = &model->layers[l];
@@ -163,10 +220,10 @@ nib_status nib_forward_gate_up(nib_model *model, int64_t l, const nib_matrix *de
 
     NIB_TRY(ops->rmsnorm_forward(ops, s->middle, delta, layer->ffn_norm, model->config.norm_epsilon, a->normed));
     return ops->linear_forward(ops, &layer->gate_up, nib_forward_with_room(model, a->normed),
-                               nib_forward_dropout(model, l, 2, dropout_key), s->u_gate_up, s->gate_up);
+                               nib_forward_dropout(model, l, 2), s->u_gate_up, s->gate_up);
 }
 
-static nib_status forward_down(nib_model *model, int64_t l, uint64_t dropout_key)
+static nib_status forward_down(nib_model *model, int64_t l)
 {
     nib_ops *ops = model->ops;
     nib_activations *a = &model->activations;
@@ -174,11 +231,11 @@ static nib_status forward_down(nib_model *model, int64_t l, uint64_t dropout_key
 
     NIB_TRY(ops->glu_forward(ops, model->config.activation, s->gate_up, a->h));
     NIB_TRY(ops->linear_forward(ops, &model->layers[l].down, nib_forward_with_room(model, a->h),
-                                nib_forward_dropout(model, l, 3, dropout_key), s->u_down, a->delta));
+                                nib_forward_dropout(model, l, 3), s->u_down, a->delta));
     return copy_residual(ops, s->middle, a->layer[l + 1].residual);
 }
 
-nib_status nib_forward(nib_model *model, uint64_t dropout_key)
+nib_status nib_forward(nib_model *model)
 {
     nib_ops *ops = model->ops;
     const nib_model_config *c = &model->config;
@@ -188,9 +245,9 @@ nib_status nib_forward(nib_model *model, uint64_t dropout_key)
     NIB_TRY(ops->rotary_table(ops, a->position, tree.T, model->frequency, c->head_dim / 2, 1.0f, a->rotary));
     NIB_TRY(ops->embedding_forward(ops, a->token, model->embedding, 1.0f, a->layer[0].residual));
     for (int64_t l = 0; l < c->layers; l++) {
-        NIB_TRY(nib_forward_attention(model, l, tree, l > 0 ? &a->delta : NULL, dropout_key));
-        NIB_TRY(nib_forward_gate_up(model, l, &a->delta, dropout_key));
-        NIB_TRY(forward_down(model, l, dropout_key));
+        NIB_TRY(nib_forward_attention(model, l, tree, l > 0 ? &a->delta : NULL));
+        NIB_TRY(nib_forward_gate_up(model, l, &a->delta));
+        NIB_TRY(forward_down(model, l));
     }
     return ops->rmsnorm_forward(ops, a->layer[c->layers].residual, &a->delta, model->final_norm, c->norm_epsilon,
                                 a->normed);
@@ -201,8 +258,8 @@ nib_status nib_model_score_batch(nib_model *model, const nib_micro_batch *batch,
     nib_ops *ops = model->ops;
     nib_activations *a = &model->activations;
     if (batch->N == 0) return NIB_OK;
-    NIB_TRY(nib_forward_upload(model, batch, batch->T, batch->N, 1.0f));
-    NIB_TRY(nib_forward(model, 0));
+    NIB_TRY(nib_forward_upload(model, batch));
+    NIB_TRY(nib_forward(model));
     NIB_TRY(ops->linear_cross_entropy(ops, a->normed, model->head, 0.0f, nib_forward_targets(model), 1.0f, a->nll,
                                       (nib_matrix){0}, NULL));
     return ops->download(ops, nll, a->nll, (size_t)batch->N * sizeof(float));
@@ -216,8 +273,8 @@ nib_status nib_model_logits(nib_model *model, const nib_micro_batch *batch, floa
     int64_t V = model->config.vocabulary;
     size_t mark = ops->scratch->used;
     float *piece; /* [ROWS, V] */
-    NIB_TRY(nib_forward_upload(model, batch, batch->T, batch->N, 1.0f));
-    NIB_TRY(nib_forward(model, 0));
+    NIB_TRY(nib_forward_upload(model, batch));
+    NIB_TRY(nib_forward(model));
     nib_status status = nib_arena_take(ops->scratch, ROWS * V, sizeof(float), &piece);
     for (int64_t t = 0; t < batch->T && status == NIB_OK; t += ROWS) {
         int64_t rows = batch->T - t < ROWS ? batch->T - t : ROWS;

@@ -153,8 +153,8 @@ static nib_status forward(nib_generator *g, const nib_micro_batch *batch, const 
         status = nib_model_reserve(g->model, batch->T, 0, NIB_RECOMPUTE_NONE, false);
     g->model->activations.cache = access;
     if (status != NIB_OK) g->model->activations.T = 0; /* nothing is reserved */
-    if (status == NIB_OK) status = nib_forward_upload(g->model, batch, batch->T, batch->N, 1.0f);
-    if (status == NIB_OK) status = nib_forward(g->model, 0);
+    if (status == NIB_OK) status = nib_forward_upload(g->model, batch);
+    if (status == NIB_OK) status = nib_forward(g->model);
     g->model->activations.cache = NULL;
     exchange_activations(g);
     return status;

@@ -321,8 +321,7 @@ nib_status nib_model_layout_activations(nib_model *model, int64_t T, int64_t N, 
     a->recompute = recompute;
     a->backward = backward;
     a->room = room_of(model);
-    NIB_TRY(nib_arena_take(arena, nib_forward_batch_elements(T, N), sizeof(int32_t), &a->batch));
-    if (backward && model->token_rows.count > 0) NIB_TRY(nib_arena_take(arena, T, sizeof(int32_t), &a->token_row));
+    NIB_TRY(nib_arena_take(arena, nib_forward_batch_elements(model, T, N), sizeof(int32_t), &a->batch));
     NIB_TRY(nib_arena_take(arena, N, sizeof(float), &a->nll));
     NIB_TRY(nib_arena_take(arena, T * c->head_dim, sizeof(float), &a->rotary));
     for (int64_t l = 0; l < c->layers; l++) NIB_TRY(place_saves(model, l, T));

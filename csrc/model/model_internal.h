@@ -35,11 +35,12 @@ typedef struct {
     bool backward;
     int64_t room; /* columns behind each row of what linears read, for the backend (nib_linear_room): normed, attention,
                      h; backward: dx, dqkv, gate_up */
-    int32_t *batch;                     /* the six arrays of a micro-batch, uploaded as one */
+    int32_t *batch;                     /* the arrays of a micro-batch, uploaded as one */
     int32_t *token, *position, *end;    /* [T] */
-    int32_t *token_row;                 /* [T] row of each token among those that are trained, or -1 */
+    int32_t *token_row;                 /* [T] row of each token among those that are trained, or -1; NULL: none is */
     int32_t *target_row, *target_label; /* [N] */
     float *target_weight, *nll;         /* [N] */
+    const uint64_t *dropout_key;        /* [layers][4][NIB_LINEAR_MAX_PARTS]; NULL: no dropout */
     float *rotary;                      /* [T, HD] */
     nib_layer_saves *layer;             /* host [layers + 1]; of the last only the residual: the output of all layers */
     nib_matrix normed;                  /* [T, C] output of a norm */
@@ -117,34 +118,36 @@ nib_status nib_adapter_initialize(nib_model *model);
 nib_status nib_adapter_load(nib_model *model, const char *folder);
 
 /* token_rows.c. find: which rows, from the adapter's configuration. initialize: the table of tokens and, in a fresh
- * adapter, the rows' first values, which are the embedding's own. refresh: the rows' values into the embedding. The
- * gradients: of a tied head once the loss is found, of the embedding once dx is that of its output. */
+ * adapter, the rows' first values, which are the embedding's own. refresh: the rows' values into the embedding. of:
+ * the row of each of the batch's tokens, host [tokens]; -1: none. The gradients: of a tied head once the loss is found,
+ * of the embedding once dx is that of its output. */
 nib_status nib_token_rows_find(nib_model *model);
 nib_status nib_token_rows_initialize(nib_model *model, bool fresh);
 nib_status nib_token_rows_refresh(nib_model *model);
+void nib_token_rows_of(const nib_model *model, const nib_micro_batch *batch, int64_t tokens, int32_t *row);
 nib_status nib_token_rows_backward_head(nib_model *model, nib_targets targets, float gradient_scale);
-nib_status nib_token_rows_backward(nib_model *model, const nib_micro_batch *batch);
+nib_status nib_token_rows_backward(nib_model *model);
 
 /* forward.c. A size as it is trained with, filled up to a multiple of ops->shape_step. */
 int64_t nib_forward_filled(const nib_model *model, int64_t size);
 /* The most that a micro-batch takes, in elements of 4 bytes. */
-int64_t nib_forward_batch_elements(int64_t T, int64_t N);
-/* Uploads the batch, filled up to `tokens` tokens that see only themselves and `targets` targets of weight 0; weights
- * times `scale`. */
-nib_status nib_forward_upload(nib_model *model, const nib_micro_batch *batch, int64_t tokens, int64_t targets,
-                              float scale);
+int64_t nib_forward_batch_elements(const nib_model *model, int64_t T, int64_t N);
+/* Uploads the batch for inference. */
+nib_status nib_forward_upload(nib_model *model, const nib_micro_batch *batch);
+/* Uploads it for a training step: filled up with tokens that see only themselves and targets of weight 0, weights times
+ * the gradient's scale, with the keys of its dropout. */
+nib_status nib_forward_upload_filled(nib_model *model, const nib_micro_batch *batch, nib_step_options options);
 /* Computes the residual stream of what was uploaded, up to layer[layers].residual and, in normed, its norm. */
-nib_status nib_forward(nib_model *model, uint64_t dropout_key);
+nib_status nib_forward(nib_model *model);
 /* Parts of a layer that backward computes again. delta: what is still to be added to the residual, or NULL. */
-nib_status nib_forward_attention(nib_model *model, int64_t l, nib_tree tree, const nib_matrix *delta,
-                                 uint64_t dropout_key);
-nib_status nib_forward_gate_up(nib_model *model, int64_t l, const nib_matrix *delta, uint64_t dropout_key);
+nib_status nib_forward_attention(nib_model *model, int64_t l, nib_tree tree, const nib_matrix *delta);
+nib_status nib_forward_gate_up(nib_model *model, int64_t l, const nib_matrix *delta);
 /* A matrix with the room behind its rows. */
 nib_matrix nib_forward_with_room(const nib_model *model, nib_matrix matrix);
 nib_tree nib_forward_tree(const nib_model *model);
 nib_targets nib_forward_targets(const nib_model *model);
 nib_attention_shape nib_forward_attention_shape(const nib_model *model);
-/* linear: 0 qkv, 1 output, 2 gate_up, 3 down. Key 0 means inference: no dropout. */
-nib_dropout nib_forward_dropout(const nib_model *model, int64_t l, int linear, uint64_t dropout_key);
+/* linear: 0 qkv, 1 output, 2 gate_up, 3 down. */
+nib_dropout nib_forward_dropout(const nib_model *model, int64_t l, int linear);
 
 #endif

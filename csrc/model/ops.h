@@ -96,10 +96,11 @@ int64_t nib_linear_padded_ranks(const nib_linear *linear); /* each rounded up to
 int64_t nib_linear_room(const nib_linear *linear);
 
 /* LoRA dropout: element c of token t is dropped when uniform(philox(key, t, c)) < p, and kept elements are divided by
- * 1 - p; the mask is computed again in backward, never stored. */
+ * 1 - p; the mask is computed again in backward, never stored. The keys lie in memory, so that a step that is recorded
+ * has other masks each time. */
 typedef struct {
     float p;
-    uint64_t key; /* of seed, step, micro-batch and linear; each part derives its own */
+    const uint64_t *key; /* [parts] of seed, step, micro-batch, linear and part; not read if p is 0 */
 } nib_dropout;
 
 typedef struct {

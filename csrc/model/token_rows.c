@@ -54,6 +54,11 @@ nib_status nib_token_rows_refresh(nib_model *model)
     return NIB_OK;
 }
 
+void nib_token_rows_of(const nib_model *model, const nib_micro_batch *batch, int64_t tokens, int32_t *row)
+{
+    for (int64_t t = 0; t < tokens; t++) row[t] = t < batch->T ? model->token_rows.of_vocabulary[batch->id[t]] : -1;
+}
+
 nib_status nib_token_rows_backward_head(nib_model *model, nib_targets targets, float gradient_scale)
 {
     const nib_token_rows *r = &model->token_rows;
@@ -63,18 +68,10 @@ nib_status nib_token_rows_backward_head(nib_model *model, nib_targets targets, f
                                           r->device_token, r->gradient);
 }
 
-nib_status nib_token_rows_backward(nib_model *model, const nib_micro_batch *batch)
+nib_status nib_token_rows_backward(nib_model *model)
 {
     const nib_token_rows *r = &model->token_rows;
     const nib_activations *a = &model->activations;
-    nib_ops *ops = model->ops;
-    size_t T = (size_t)batch->T;
     if (r->count == 0) return NIB_OK;
-    int32_t *row = nib_calloc(T, sizeof *row);
-    if (row == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "no memory for the rows of %zu tokens", T);
-    for (size_t t = 0; t < T; t++) row[t] = r->of_vocabulary[batch->id[t]];
-    nib_status status = ops->upload(ops, a->token_row, row, T * sizeof *row);
-    nib_free(row);
-    NIB_TRY(status);
-    return ops->embedding_backward(ops, a->token_row, nib_matrix_rows(a->dx, 0, batch->T), 1.0f, r->gradient);
+    return model->ops->embedding_backward(model->ops, a->token_row, a->dx, 1.0f, r->gradient);
 }

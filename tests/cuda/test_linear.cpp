@@ -62,8 +62,17 @@ class both_backends
     }
 };
 
-static void check_case(const both_backends &on, const form &form, const shape &shape, int64_t T, nib_dropout dropout)
+struct dropout_case {
+    float p;
+    uint64_t seed;
+};
+
+static void check_case(const both_backends &on, const form &form, const shape &shape, int64_t T, dropout_case drop)
 {
+    std::vector<uint64_t> key;
+    for (uint64_t part = 0; part < NIB_LINEAR_MAX_PARTS; part++) key.push_back(nib_random_key(drop.seed, part));
+    const device_buffer<uint64_t> device_key(key);
+    const nib_dropout dropout = {drop.p, key.data()}, device_dropout = {drop.p, device_key.data()};
     const int64_t K = shape.K, gap = 8;
     linear_case linear(K, shape.parts, 77);
     const int64_t outputs = linear.outputs(), ranks = linear.ranks(), room = nib_linear_room(&linear.cpu);
@@ -79,9 +88,9 @@ static void check_case(const both_backends &on, const form &form, const shape &s
 
         const strided_matrix device_x(x, T, K, form.gap), device_u(T, ranks, gap), device_y(T, outputs, gap);
         const strided_matrix device_dy(dy, T, outputs, form.gap), device_dx(before, T, K, gap);
-        check_ok(form.forward(on.ops, &linear.device, with_room(device_x.matrix(), form.room, room), dropout,
+        check_ok(form.forward(on.ops, &linear.device, with_room(device_x.matrix(), form.room, room), device_dropout,
                               device_u.matrix(), device_y.matrix()));
-        check_ok(form.backward(on.ops, &linear.device, device_x.matrix(), dropout, device_u.matrix(),
+        check_ok(form.backward(on.ops, &linear.device, device_x.matrix(), device_dropout, device_u.matrix(),
                                with_room(device_dy.matrix(), form.room, room), true, device_dx.matrix()));
         check_near("u", device_u.download(), u, TOLERANCE);
         check_near("y", device_y.download(), y, TOLERANCE);

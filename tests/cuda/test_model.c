@@ -161,9 +161,9 @@ static nib_status rotary_that_waits(nib_ops *ops, nib_matrix x, int64_t heads, i
 }
 
 /* Gradients of the fourth of four steps, on two batches in turn, of one filled-up shape but other lengths. */
-static float *gradients_of_steps(nib_ops *ops, double loss[4], int64_t *n)
+static float *gradients_of_steps(nib_ops *ops, double dropout, double loss[4], int64_t *n)
 {
-    nib_model *model = open_model(ops, "llama3_gqa", NIB_QUANT_NF4, NIB_DTYPE_BF16, false);
+    nib_model *model = open_model_dropping(ops, "llama3_gqa", NIB_QUANT_NF4, NIB_DTYPE_BF16, false, dropout);
     nib_tensor_set *set = open_golden("llama3_gqa", "expected.safetensors");
     packed p[2] = {0};
     double norm;
@@ -175,7 +175,7 @@ static float *gradients_of_steps(nib_ops *ops, double loss[4], int64_t *n)
     for (int s = 0; s < 4; s++) {
         nib_optimizer_options options = {.adamw = {1e-3, 0.9, 0.999, 1e-8, 0.01, s + 1}, .max_norm = 1.0};
         must(nib_optimizer_zero(ops, model));
-        loss[s] = train_once(ops, model, &p[s % 2]);
+        loss[s] = train_dropping(ops, model, &p[s % 2], 70 + (uint64_t)s);
         if (s < 3) must(nib_optimizer_step(ops, model, &options, &norm));
         must(ops->synchronize(ops));
     }
@@ -185,35 +185,39 @@ static float *gradients_of_steps(nib_ops *ops, double loss[4], int64_t *n)
     return gradients;
 }
 
-/* The numbers, the scale and the parameters of a step are other ones than when it was recorded. A step with an op that
- * cannot be recorded is made as before. */
+/* The numbers, the scale, the parameters and the masks of a step are other ones than when it was recorded. A step with
+ * an op that cannot be recorded is made as before. */
 static void recorded_steps_change_no_bit(void **state)
 {
     nib_ops *ops = *state;
     nib_status (*const begin)(nib_ops *) = ops->record_begin;
-    double loss[4], again[4];
+    double loss[4], again[4], without = 0;
     int64_t n;
     replay_of_backend = ops->replay;
     rotary_of_backend = ops->rotary;
     ops->replay = counted_replay;
-    ops->record_begin = NULL;
-    float *made = gradients_of_steps(ops, loss, &n);
-    assert_int_equal(replays, 0);
-    ops->record_begin = begin;
-    float *recorded = gradients_of_steps(ops, again, &n);
-    assert_int_equal(replays, 3);
-    assert_memory_equal(made, recorded, (size_t)n * sizeof *made);
-    assert_memory_equal(loss, again, sizeof loss);
-    ops->rotary = rotary_that_waits;
-    float *waited = gradients_of_steps(ops, again, &n);
-    assert_int_equal(replays, 0);
-    assert_memory_equal(made, waited, (size_t)n * sizeof *made);
-    assert_memory_equal(loss, again, sizeof loss);
-    ops->rotary = rotary_of_backend;
+    for (int drops = 0; drops < 2; drops++) {
+        ops->record_begin = NULL;
+        float *made = gradients_of_steps(ops, 0.3 * drops, loss, &n);
+        assert_int_equal(replays, 0);
+        assert_true(loss[3] != without); /* masks change it */
+        without = loss[3];
+        ops->record_begin = begin;
+        float *recorded = gradients_of_steps(ops, 0.3 * drops, again, &n);
+        assert_int_equal(replays, 3);
+        assert_memory_equal(made, recorded, (size_t)n * sizeof *made);
+        assert_memory_equal(loss, again, sizeof loss);
+        ops->rotary = rotary_that_waits;
+        float *waited = gradients_of_steps(ops, 0.3 * drops, again, &n);
+        assert_int_equal(replays, 0);
+        assert_memory_equal(made, waited, (size_t)n * sizeof *made);
+        assert_memory_equal(loss, again, sizeof loss);
+        ops->rotary = rotary_of_backend;
+        nib_free(made);
+        nib_free(recorded);
+        nib_free(waited);
+    }
     ops->replay = replay_of_backend;
-    nib_free(made);
-    nib_free(recorded);
-    nib_free(waited);
 }
 
 /* Tokens and targets that fill up a micro-batch add zeros to sums, and nothing else. */
@@ -223,9 +227,9 @@ static void filling_up_changes_no_bit(void **state)
     const int64_t step = ops->shape_step;
     double loss[4], filled_loss[4];
     int64_t n;
-    float *filled = gradients_of_steps(ops, filled_loss, &n);
+    float *filled = gradients_of_steps(ops, 0, filled_loss, &n);
     ops->shape_step = 1;
-    float *bare = gradients_of_steps(ops, loss, &n);
+    float *bare = gradients_of_steps(ops, 0, loss, &n);
     ops->shape_step = step;
     assert_memory_equal(bare, filled, (size_t)n * sizeof *bare);
     assert_memory_equal(loss, filled_loss, sizeof loss);

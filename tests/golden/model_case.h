@@ -114,22 +114,29 @@ static inline nib_micro_batch as_batch(packed *p)
 }
 
 /* Model NAME for training from its golden adapter (or fully). */
-static inline nib_model *open_model(nib_ops *ops, const char *name, nib_quantization quantization, nib_dtype compute,
-                                    bool full)
+static inline nib_model *open_model_dropping(nib_ops *ops, const char *name, nib_quantization quantization,
+                                             nib_dtype compute, bool full, double dropout)
 {
     static char path[4096], adapter[4200];
     snprintf(path, sizeof path, NIB_TEST_DATA "/models/%s", name);
     snprintf(adapter, sizeof adapter, "%s/adapter", path);
-    nib_model_options options = {.path = path,
-                                 .quantization = quantization,
-                                 .compute = compute,
-                                 .lora = {.rank = full ? 0 : 4, .alpha = 8, .init_adapter = full ? NULL : adapter},
-                                 .full = full,
-                                 .train = true,
-                                 .cache_folder = CACHE_FOLDER};
+    nib_model_options options = {
+        .path = path,
+        .quantization = quantization,
+        .compute = compute,
+        .lora = {.rank = full ? 0 : 4, .alpha = 8, .dropout = dropout, .init_adapter = full ? NULL : adapter},
+        .full = full,
+        .train = true,
+        .cache_folder = CACHE_FOLDER};
     nib_model *model;
     must(nib_model_open(ops, &options, &model));
     return model;
+}
+
+static inline nib_model *open_model(nib_ops *ops, const char *name, nib_quantization quantization, nib_dtype compute,
+                                    bool full)
+{
+    return open_model_dropping(ops, name, quantization, compute, full, 0);
 }
 
 #define TOKEN_ROWS "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta"
@@ -178,16 +185,20 @@ static inline void choose_tokens(const packed *p, int32_t tokens[3])
     }
 }
 
-static inline double train_once(nib_ops *ops, nib_model *model, packed *p)
+/* The mean loss of a step whose masks are those of a key. */
+static inline double train_dropping(nib_ops *ops, nib_model *model, packed *p, uint64_t dropout_key)
 {
     nib_micro_batch batch = as_batch(p);
     float nll[1024];
     double sum = 0;
-    must(nib_model_train_batch(model, &batch, (nib_step_options){.gradient_scale = 1.0f / (float)p->N}, nll));
+    must(nib_model_train_batch(
+        model, &batch, (nib_step_options){.gradient_scale = 1.0f / (float)p->N, .dropout_key = dropout_key}, nll));
     must(ops->synchronize(ops));
     for (int64_t i = 0; i < p->N; i++) sum += (double)nll[i];
     return sum / (double)p->N;
 }
+
+static inline double train_once(nib_ops *ops, nib_model *model, packed *p) { return train_dropping(ops, model, p, 0); }
 
 /* All gradients that the model holds, on the host; freed by the caller. */
 static inline float *download_gradients(nib_ops *ops, nib_model *model, int64_t *n)

@@ -17,6 +17,7 @@ typedef struct {
     nib_ops *ops;
     nib_linear linear;
     nib_dropout dropout;
+    uint64_t key[PARTS];
     float *x, *y, *u, *weights; /* weights [N]: L = sum of weights * y */
     float *w[PARTS], *bias[PARTS], *a[PARTS], *b[PARTS];
     float *dw[PARTS], *dbias[PARTS], *da[PARTS], *db[PARTS];
@@ -26,7 +27,8 @@ static void fixture_begin(fixture *f, float p)
 {
     memset(f, 0, sizeof *f);
     assert_int_equal(nib_cpu_backend_create(64 << 20, &f->ops), NIB_OK);
-    f->dropout = (nib_dropout){.p = p, .key = 77};
+    for (int i = 0; i < PARTS; i++) f->key[i] = 77 + (uint64_t)i;
+    f->dropout = (nib_dropout){.p = p, .key = f->key};
     f->x = nib_test_values(1, T * K);
     f->y = nib_test_values(2, T * N);
     f->u = nib_test_values(3, T * RANKS);
