@@ -85,32 +85,36 @@ static void print_version(void)
     for (int i = 0; i < 3; i++) printf("%s: %s\n", backends[i].name, text[i]);
 }
 
+/* The command that argv[1] names, or help; *command is what errors are headed by. */
+static nib_status run(int argc, char **argv, const char **command)
+{
+    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0) {
+        print_help();
+        return NIB_OK;
+    }
+    if (strcmp(argv[1], "--version") == 0) {
+        print_version();
+        return NIB_OK;
+    }
+    for (int i = 0; commands[i] != NULL; i++) {
+        if (strcmp(argv[1], commands[i]->name) != 0) continue;
+        *command = argv[1];
+        if (!asks_for_help(argc - 2, argv + 2)) return commands[i]->run(argc - 2, argv + 2);
+        fputs(commands[i]->usage, stdout);
+        return NIB_OK;
+    }
+    return NIB_FAIL(NIB_ERROR_USAGE, "nibble: unknown command '%s'; nibble --help lists them", argv[1]);
+}
+
 int main(int argc, char **argv)
 {
+    const char *command = NULL;
     if (argc < 2) {
         print_help();
         return nib_exit_code(NIB_ERROR_USAGE);
     }
-    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0) {
-        print_help();
-        return 0;
-    }
-    if (strcmp(argv[1], "--version") == 0) {
-        print_version();
-        return 0;
-    }
-    for (int i = 0; commands[i] != NULL; i++) {
-        if (strcmp(argv[1], commands[i]->name) != 0) continue;
-        if (asks_for_help(argc - 2, argv + 2)) {
-            fputs(commands[i]->usage, stdout);
-            return 0;
-        }
-        nib_status status = commands[i]->run(argc - 2, argv + 2);
-        if (status == NIB_OK) status = finish_output();
-        if (status != NIB_OK) print_error(argv[1], nib_error_message());
-        return nib_exit_code(status);
-    }
-    nib_status status = NIB_FAIL(NIB_ERROR_USAGE, "nibble: unknown command '%s'; nibble --help lists them", argv[1]);
-    print_error(NULL, nib_error_message());
+    nib_status status = run(argc, argv, &command);
+    if (status == NIB_OK) status = finish_output();
+    if (status != NIB_OK) print_error(command, nib_error_message());
     return nib_exit_code(status);
 }

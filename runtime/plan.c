@@ -16,7 +16,7 @@
 /* Threads' stacks, oneDNN's own state, and what the allocator keeps; then oneDNN's code, which it makes anew for each
  * length of a micro-batch and keeps for the last ones. Measured as the growth of resident memory over runs. */
 #define LIBRARY_BYTES       ((size_t)12 << 20)
-#define CODE_BYTES          ((size_t)1100 << 10)
+#define CODE_BYTES          ((size_t)360 << 10)
 #define MOST_LENGTHS_CACHED 32
 
 const char *nib_recompute_name(nib_recompute recompute)
