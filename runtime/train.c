@@ -205,6 +205,7 @@ nib_status nib_train(nib_config *config, bool resume, nib_collectives *collectiv
     else if (status == NIB_OK)
         status = run(&training);
     if (status == NIB_ERROR_MEMORY && training.planned[0] != 0) status = explain_memory(&training);
+    if (status != NIB_OK) nib_log_file_only("ended: %s", nib_error_message());
     nib_device_exchange_close(training.exchange, status);
     nib_train_close(&training);
     return status;

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <pthread.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
@@ -23,14 +24,14 @@ static void write_line(FILE *out, const char *prefix, const char *text)
     fputc('\n', out);
 }
 
-static void line(const char *prefix, const char *format, va_list arguments)
+static void line(bool on_terminal, const char *prefix, const char *format, va_list arguments)
 {
     char text[8192];
     vsnprintf(text, sizeof text, format, arguments);
     pthread_mutex_lock(&lock);
-    if (live_shown) fputs("\r\033[K", stderr);
-    live_shown = 0;
-    if (!quiet) write_line(stderr, prefix, text);
+    if (on_terminal && live_shown) fputs("\r\033[K", stderr);
+    if (on_terminal) live_shown = 0;
+    if (on_terminal && !quiet) write_line(stderr, prefix, text);
     if (log_file != NULL) {
         char stamp[32];
         time_t now = time(NULL);
@@ -48,7 +49,15 @@ void nib_log(const char *format, ...)
 {
     va_list arguments;
     va_start(arguments, format);
-    line("", format, arguments);
+    line(true, "", format, arguments);
+    va_end(arguments);
+}
+
+void nib_log_file_only(const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    line(false, "", format, arguments);
     va_end(arguments);
 }
 
@@ -56,7 +65,7 @@ void nib_warn(const char *format, ...)
 {
     va_list arguments;
     va_start(arguments, format);
-    line("warning: ", format, arguments);
+    line(true, "warning: ", format, arguments);
     va_end(arguments);
 }
 

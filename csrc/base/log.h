@@ -7,6 +7,8 @@
 /* One line, printed by nib_utf8_print; "warning: " is put before a warning. Safe from several threads. */
 void nib_log(const char *format, ...) __attribute__((format(printf, 1, 2)));
 void nib_warn(const char *format, ...) __attribute__((format(printf, 1, 2)));
+/* A line for the file alone, if one is open: of what is on the terminal anyway, as the error that ends a run. */
+void nib_log_file_only(const char *format, ...) __attribute__((format(printf, 1, 2)));
 /* From now on lines go to the file alone: of several processes of one run, only the first talks. */
 void nib_log_quiet(void);
 /* Also append every line, with a timestamp, to this file; NULL closes it. */
