@@ -161,7 +161,8 @@ static nib_status plan_card(const nib_config *config, const arguments *a)
 {
     nib_model_options options = nib_config_model(config, true);
     nib_card_question question = {.gpus = a->gpus > 0 ? a->gpus : 1,
-                                  .length = a->length > 0 ? a->length : config->data.max_length};
+                                  .length = a->length > 0 ? a->length : config->data.max_length,
+                                  .shard_base = config->parallel.shard_base};
     nib_card_plan plan;
     NIB_TRY(nib_card_find(a->card, &question.card));
     question.memory = a->memory > 0 ? a->memory * GIB : question.card->memory;
@@ -204,7 +205,9 @@ const nib_command nib_command_plan = {
         "                fits\n"
         "  --card NAME   plan for a GPU that need not be here: A100, H100, H200, B200, L40S, A6000, RTX3090, RTX4090,\n"
         "                RTX5090. Of the model only its config.json is read, of the data nothing\n"
-        "  --gpus N      so many of them, each with a batch of its own\n"
+        "  --gpus N      so many of them, each with a batch of its own; with parallel.shard_base each holds its part "
+        "of\n"
+        "                the base\n"
         "  --length L    tokens of a document (data.max_length)\n",
     .run = run,
 };

@@ -73,10 +73,11 @@ static const key_row rows[] = {
     {"evaluate.generate", INTEGER, AT(evaluate.generate), false, 0, 1e6, "0", NULL, false},
     {"checkpoint.every_steps", INTEGER, AT(checkpoint.every_steps), false, 1, MAX_EXACT, "100", NULL, true},
     {"checkpoint.keep", INTEGER, AT(checkpoint.keep), false, 1, 1e6, "2", NULL, true},
+    {"parallel.shard_base", BOOLEAN, AT(parallel.shard_base), false, 0, 0, "false", NULL, true},
 };
 #define ROWS ((int)(sizeof rows / sizeof rows[0]))
 
-static const char *const sections[] = {"lora", "data", "train", "evaluate", "checkpoint"};
+static const char *const sections[] = {"lora", "data", "train", "evaluate", "checkpoint", "parallel"};
 #define SECTIONS ((int)(sizeof sections / sizeof sections[0]))
 
 /* Where a value stands: a line of the file, or the override it came from. */
@@ -381,6 +382,9 @@ static nib_status check_whole(const reader *r)
             "%s: \"lora.trainable_token_indices\" is for a new adapter; which rows \"lora.init_adapter\" has "
             "is in its adapter_config.json",
             r->file);
+    if (c->parallel.shard_base && c->quantization != NIB_QUANT_NF4)
+        return NIB_FAIL(NIB_ERROR_CONFIG,
+                        "%s: \"parallel.shard_base\" divides an NF4 base: \"quantization\" is \"none\"", r->file);
     if (c->evaluate.patience != NIB_CONFIG_UNSET && c->data.eval.count == 0)
         return NIB_FAIL(NIB_ERROR_CONFIG, "%s: \"evaluate.early_stopping_patience\" needs \"data.eval\"", r->file);
     if (c->evaluate.generate > 0 && c->data.eval.count == 0)

@@ -72,6 +72,9 @@ typedef struct {
     struct {
         int64_t every_steps, keep;
     } checkpoint;
+    struct {
+        bool shard_base;
+    } parallel;
     nib_pool pool; /* holds every string and list above */
 } nib_config;
 
@@ -86,8 +89,8 @@ void nib_config_free(nib_config *config);
 nib_status nib_config_write(const nib_config *config, nib_buffer *text);
 /* Logs one line a section with its values. */
 void nib_config_log(const nib_config *config);
-/* Appends "key: was X, now Y" lines for keys that a resumed run may not change (all but device, checkpoint.* and
- * output). */
+/* Appends "key: was X, now Y" lines for keys that a resumed run may not change (all but device, output,
+ * checkpoint.* and parallel.*). */
 void nib_config_differences(const nib_config *was, const nib_config *now, nib_buffer *lines);
 
 nib_lora_options nib_config_lora(const nib_config *config);

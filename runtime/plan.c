@@ -4,6 +4,7 @@
 #include "optim/optimizer.h"
 #include "train_answers.h"
 #include "train_evaluate.h"
+#include "train_open.h"
 #include "train_replay.h"
 #include "train_step.h"
 
@@ -216,7 +217,7 @@ static void sum_up(const rehearsal *r)
 
 nib_status nib_plan_make(nib_training *t, nib_recompute recompute, nib_plan *plan)
 {
-    nib_model_options options = nib_config_model(t->config, true);
+    nib_model_options options = nib_train_model_options(t);
     rehearsal r = {.training = t, .plan = plan};
     nib_status status;
     *plan = (nib_plan){.recompute = recompute};

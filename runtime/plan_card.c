@@ -18,6 +18,7 @@
 #define LINK        0.8
 
 #define MOST_TOKENS   32768
+#define NODE_GPUS     8
 #define LOSS_ROWS     2048                /* a chunk of the linear cross-entropy */
 #define CONTEXT_BYTES ((size_t)640 << 20) /* driver, kernels, cuBLASLt's workspace */
 
@@ -79,7 +80,7 @@ done:
 
 static void add_class(nib_card_plan *plan, const char *name, double bytes)
 {
-    plan->memory[plan->classes++] = (nib_memory_class){name, (size_t)bytes};
+    if (bytes > 0) plan->memory[plan->classes++] = (nib_memory_class){name, (size_t)bytes};
     plan->peak += bytes;
 }
 
@@ -113,6 +114,23 @@ static int64_t trained_elements(const nib_model *model)
     return elements;
 }
 
+static nib_shards ranks_of_node(const nib_card_question *q)
+{
+    return (nib_shards){.size = q->gpus < NODE_GPUS ? q->gpus : NODE_GPUS};
+}
+
+/* Every layer comes once for the forward and once for the backward pass. */
+static double gather_seconds(const rehearsal *r)
+{
+    const nib_memory_class *arena;
+    double windows = 0, ranks = ranks_of_node(r->question).size;
+    int count = nib_model_memory(r->model, &arena);
+    for (int i = 0; i < count; i++)
+        if (strcmp(arena[i].name, "gathered layers") == 0) windows = (double)arena[i].bytes;
+    double layers = (double)nib_model_get_config(r->model)->layers, record = windows / 2;
+    return 2 * layers * record * (ranks - 1) / ranks / (LINK * r->question->card->link);
+}
+
 static void sum_time(const rehearsal *r, const nib_work *work, nib_card_plan *plan)
 {
     const nib_card *card = r->question->card;
@@ -129,7 +147,9 @@ static void sum_time(const rehearsal *r, const nib_work *work, nib_card_plan *pl
     plan->dequantize = passes * (0.5 + 1.0 / 64 + 2) / (ELEMENTWISE * card->bandwidth);
     /* The tree over slots moves what a ring moves: all-to-all, then all-gather (runtime's collectives). */
     double bytes = 4.0 * (double)trained_elements(r->model);
-    plan->exchange = gpus > 1 ? 2 * bytes * (gpus - 1) / gpus / (LINK * card->link) : 0;
+    double gather = gather_seconds(r), compute = plan->step.sum + plan->dequantize;
+    plan->exchange = gather > compute ? gather - compute : 0; /* what the next layer's way here takes beyond this one */
+    plan->exchange += gpus > 1 ? 2 * bytes * (gpus - 1) / gpus / (LINK * card->link) : 0;
     plan->tokens_per_second = gpus * T / (plan->step.sum + plan->dequantize + plan->exchange);
 }
 
@@ -166,6 +186,8 @@ nib_status nib_card_plan_make(const nib_model_options *options, const nib_card_q
     nib_ops *cpu = NULL;
     nib_status status;
     *plan = (nib_card_plan){0};
+    const nib_shards ranks = ranks_of_node(question);
+    if (question->shard_base && ranks.size > 1) opened.shard_base = &ranks;
     opened.random = true;
     opened.compute = NIB_DTYPE_BF16;
     NIB_TRY_GOTO(nib_cpu_backend_create(0, &cpu), done);

@@ -107,7 +107,7 @@ static nib_status write_report(const nib_training *t)
 static nib_status finish(nib_training *t)
 {
     t->state.finished = true;
-    if (!nib_train_leads(t)) return NIB_OK;
+    if (!nib_train_leads(t)) return t->eval == NULL ? nib_train_save_follow(t) : NIB_OK;
     if (t->eval == NULL) NIB_TRY(nib_train_save(t));
     NIB_TRY(write_last_checkpoint(t));
     nib_buffer line = {0};

@@ -8,6 +8,7 @@
 #include "data/prefetch.h"
 #include "metrics.h"
 #include "nccl/device_exchange.h"
+#include "node_shards.h"
 #include "open.h"
 #include "optim/gradient_tree.h"
 #include "run_folder.h"
@@ -16,6 +17,7 @@ typedef struct {
     nib_config *config;
     nib_collectives *collectives;  /* not owned; NULL where there is no run, but a plan of one */
     nib_device_exchange *exchange; /* NULL: bytes of the backend's memory go through the host */
+    nib_node_shards *shards;       /* NULL: nothing is divided among ranks */
     nib_run_folder folder;
     nib_metrics metrics;
     nib_ops *ops;

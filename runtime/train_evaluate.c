@@ -42,8 +42,19 @@ static nib_status score_pack(nib_training *t, const nib_pack *pack, double *sum)
     return NIB_OK;
 }
 
-/* Sums of the evaluation's packs, which the ranks score in turn. */
-static nib_status score_in_turn(nib_training *t, double *sum, double *weight, int64_t *tokens)
+/* As in a step: where ranks hold parts of the base, each makes as many passes as the one with the most. */
+static nib_status accompany(const nib_training *t, const int64_t *passes)
+{
+    int64_t most = 0;
+    if (t->shards == NULL) return NIB_OK;
+    for (int r = 0; r < t->collectives->size; r++)
+        if (passes[r] > most) most = passes[r];
+    for (int64_t i = passes[t->collectives->rank]; i < most; i++) NIB_TRY(nib_model_accompany(t->model, false));
+    return NIB_OK;
+}
+
+/* Sums of the evaluation's packs, which the ranks score in turn; passes [ranks]: micro-batches of each, at first 0. */
+static nib_status score_in_turn(nib_training *t, double *sum, double *weight, int64_t *tokens, int64_t *passes)
 {
     int64_t packs = 0;
     for (int64_t first = 0, count; first < nib_dataset_size(t->eval); first += count, packs++) {
@@ -51,12 +62,13 @@ static nib_status score_in_turn(nib_training *t, double *sum, double *weight, in
         NIB_TRY(nib_train_pack_evaluation(t, first, &count, &pack));
         nib_status status = NIB_OK;
         if (packs % t->collectives->size == t->collectives->rank) status = score_pack(t, &pack, &sum[packs]);
+        passes[packs % t->collectives->size] += pack.micro_batches;
         *weight += pack.supervised_weight;
         *tokens += pack.supervised_tokens;
         nib_pack_free(&pack);
         NIB_TRY(status);
     }
-    return NIB_OK;
+    return accompany(t, passes);
 }
 
 /* Brings all packs' sums to all ranks; rank r has packs r, r + size, ... */
@@ -85,13 +97,17 @@ static nib_status score_all(nib_training *t, double *loss, int64_t *tokens)
 {
     int64_t batch = t->config->train.batch_size, packs = (nib_dataset_size(t->eval) + batch - 1) / batch;
     double *sum = nib_calloc((size_t)packs, sizeof *sum), all = 0, weight = 0;
-    if (sum == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "no memory for the sums of an evaluation");
+    int64_t *passes = nib_calloc((size_t)t->collectives->size, sizeof *passes);
+    nib_status status = NIB_OK;
     *tokens = 0;
     t->collectives->note(t->collectives, "evaluation");
-    nib_status status = score_in_turn(t, sum, &weight, tokens);
+    nib_node_shards_at(t->shards, "evaluation");
+    if (sum == NULL || passes == NULL) status = NIB_FAIL(NIB_ERROR_MEMORY, "no memory for the sums of an evaluation");
+    if (status == NIB_OK) status = score_in_turn(t, sum, &weight, tokens, passes);
     if (status == NIB_OK) status = exchange_sums(t->collectives, sum, packs);
-    for (int64_t i = 0; i < packs; i++) all += sum[i];
+    for (int64_t i = 0; status == NIB_OK && i < packs; i++) all += sum[i];
     nib_free(sum);
+    nib_free(passes);
     *loss = all / weight;
     return status;
 }
@@ -111,13 +127,22 @@ static void log_figures(const char *when, double loss, double exact_match, const
     if (!isnan(exact_match)) nib_log("exact match of generated answers: %.1f %%", 100 * exact_match);
 }
 
+/* What the leading rank generates, with the others' parts of the base. */
+static nib_status follow(nib_training *t, bool saved)
+{
+    double exact_match;
+    if (t->shards == NULL) return NIB_OK;
+    NIB_TRY(nib_train_answers(t, NULL, &exact_match));
+    return saved ? nib_train_save_follow(t) : NIB_OK;
+}
+
 nib_status nib_train_evaluate_before(nib_training *t)
 {
     double loss = 0, exact_match, begun = nib_train_clock();
     int64_t tokens = 0;
     nib_buffer line = {0};
     NIB_TRY(score_all(t, &loss, &tokens));
-    if (!nib_train_leads(t)) return NIB_OK;
+    if (!nib_train_leads(t)) return follow(t, false);
     NIB_TRY(nib_train_answers(t, "answers-before.jsonl", &exact_match));
     nib_buffer_text(&line, "{\"event\":\"before\",\"step\":0");
     put_figures(&line, loss, exact_match, nib_train_clock() - begun);
@@ -161,7 +186,7 @@ nib_status nib_train_evaluate(nib_training *t, bool *stop)
         *stop = t->config->evaluate.patience != NIB_CONFIG_UNSET &&
                 t->state.evaluations_since_best >= t->config->evaluate.patience;
     }
-    return nib_train_leads(t) ? report(t, loss, tokens, better, begun) : NIB_OK;
+    return nib_train_leads(t) ? report(t, loss, tokens, better, begun) : follow(t, better);
 }
 
 static nib_status save_weights(const nib_training *t)
@@ -189,4 +214,9 @@ nib_status nib_train_save(const nib_training *t)
     NIB_TRY(nib_file_make_folders(t->folder.result));
     NIB_TRY(nib_export_chat_files(&t->text, nib_model_get_config(t->model), terminators, count, t->folder.result));
     return save_weights(t);
+}
+
+nib_status nib_train_save_follow(const nib_training *t)
+{
+    return t->shards == NULL ? NIB_OK : nib_train_replay_follow(t);
 }

@@ -16,5 +16,7 @@ nib_status nib_train_evaluate(nib_training *training, bool *stop);
  * folder in bf16; with the tokenizer, the template and the ids that end a turn beside it. Files are replaced one by
  * one, each whole; a run that dies between two of them writes all again when it is resumed. */
 nib_status nib_train_save(const nib_training *training);
+/* What the other ranks do meanwhile. */
+nib_status nib_train_save_follow(const nib_training *training);
 
 #endif

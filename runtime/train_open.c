@@ -109,9 +109,24 @@ static nib_status choose_sizes(nib_training *t)
                     t->folder.fresh ? "raise \"train.slots\"" : "begin a new run with more \"train.slots\"");
 }
 
-static nib_status open_model(nib_training *t)
+nib_model_options nib_train_model_options(const nib_training *t)
 {
     nib_model_options options = nib_config_model(t->config, true);
+    if (t->config->parallel.shard_base) options.shard_base = nib_node_shards_table(t->shards);
+    return options;
+}
+
+static nib_status open_shards(nib_training *t)
+{
+    if (!t->config->parallel.shard_base) return NIB_OK;
+    NIB_TRY(nib_node_shards_open(t->collectives, t->ops, t->exchange, &t->shards));
+    if (t->shards == NULL) nib_log("parallel.shard_base: one rank on this node, which holds the whole base");
+    return NIB_OK;
+}
+
+static nib_status open_model(nib_training *t)
+{
+    nib_model_options options = nib_train_model_options(t);
     NIB_TRY(nib_model_open(t->ops, &options, &t->model));
     NIB_TRY(nib_model_reserve(t->model, t->reserved_tokens, t->reserved_targets, t->recompute, true));
     t->parameter_count = nib_model_parameters(t->model, &t->parameters);
@@ -366,6 +381,7 @@ nib_status nib_train_open(nib_config *config, bool resume, nib_collectives *coll
     NIB_TRY(nib_train_open_data(t));
     NIB_TRY(compare_backends(t));
     NIB_TRY(nib_device_exchange_open(collectives, t->ops, &t->exchange));
+    NIB_TRY(open_shards(t));
     NIB_TRY(check_tokenizer(t));
     NIB_TRY(choose_sizes(t));
     NIB_TRY(open_model(t));
@@ -389,6 +405,7 @@ void nib_train_close(nib_training *t)
     nib_free(t->tensors);
     nib_gradient_tree_free(&t->tree);
     if (t->model != NULL) nib_model_close(t->model);
+    nib_node_shards_close(t->shards);
     nib_mixture_free(&t->mixture);
     nib_dataset_free(t->train);
     nib_dataset_free(t->eval);

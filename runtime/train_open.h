@@ -17,4 +17,7 @@ void nib_train_settle(nib_config *config);
  * training has its config; it is closed in the same way. */
 nib_status nib_train_open_data(nib_training *training);
 
+/* The model of the run, divided among ranks if the config says so and the training has the ranks. */
+nib_model_options nib_train_model_options(const nib_training *training);
+
 #endif

@@ -43,11 +43,11 @@ static nib_status add_rows(const nib_training *t, nib_replay *replay)
 }
 
 /* A template that will not render this message, or makes it longer than a replay's prompts, has none. */
-static nib_status add_message(const nib_training *t, nib_replay *replay)
+static nib_status add_message(const nib_training *t, int64_t now, nib_replay *replay)
 {
     nib_replay_item *item = &replay->item[replay->count];
     if (t->text.tokenizer == NULL || t->text.chat_template == NULL) return NIB_OK;
-    item->now = (int64_t)time(NULL);
+    item->now = now;
     nib_status status = nib_replay_prompt(&t->text, CONTENT, item->now, &item->prompt);
     if (status == NIB_ERROR_MEMORY) return status;
     if (status != NIB_OK || item->prompt.count == 0 || item->prompt.count > NIB_REPLAY_PROMPT) {
@@ -63,13 +63,16 @@ static nib_status add_message(const nib_training *t, nib_replay *replay)
 
 static nib_status answer(const nib_training *t, nib_model *model, nib_replay *replay, size_t *bytes)
 {
+    int64_t now = (int64_t)time(NULL);
     const nib_model_config *config = nib_model_get_config(model);
     nib_conversation conversation = {0};
     nib_status status = NIB_OK;
     *replay = (nib_replay){.quantization = (nib_quantization)t->config->quantization,
                            .compute = nib_config_model(t->config, true).compute};
+    /* Ranks with parts of the base generate together, from the same prompts. */
+    if (t->shards != NULL && bytes == NULL) NIB_TRY(t->collectives->broadcast(t->collectives, &now, sizeof now, 0));
     NIB_TRY(add_rows(t, replay));
-    NIB_TRY(add_message(t, replay));
+    NIB_TRY(add_message(t, now, replay));
     if (t->text.tokenizer == NULL) return nib_replay_answer(model, config->eos, config->eos_count, replay, bytes);
     NIB_TRY(nib_conversation_open(&t->text, config, &conversation));
     status = nib_replay_answer(model, conversation.stop, conversation.stop_count, replay, bytes);
@@ -88,6 +91,15 @@ nib_status nib_train_replay_save(const nib_training *t)
     if (!t->config->has_lora) return NIB_OK;
     nib_status status = answer(t, t->model, &replay, NULL);
     if (status == NIB_OK) status = nib_replay_write(&replay, t->folder.result);
+    nib_replay_free(&replay);
+    return status;
+}
+
+nib_status nib_train_replay_follow(const nib_training *t)
+{
+    nib_replay replay;
+    if (!t->config->has_lora) return NIB_OK;
+    nib_status status = answer(t, t->model, &replay, NULL);
     nib_replay_free(&replay);
     return status;
 }

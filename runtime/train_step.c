@@ -60,6 +60,25 @@ static int64_t targets_before(const nib_pack *pack, int slot)
     return targets;
 }
 
+static int micro_batches_of(const nib_pack *pack, nib_slot_range range)
+{
+    return pack->slot_begin[range.end] - pack->slot_begin[range.first];
+}
+
+/* Every rank goes through the layers as often as the one with the most micro-batches: parts of them are here. */
+static nib_status accompany(const nib_training *t, const nib_pack *pack)
+{
+    int most = 0;
+    if (t->shards == NULL) return NIB_OK;
+    for (int r = 0; r < t->collectives->size; r++) {
+        int theirs = micro_batches_of(pack, nib_slot_range_of_rank(pack->slots, t->collectives->size, r));
+        if (theirs > most) most = theirs;
+    }
+    for (int passes = micro_batches_of(pack, nib_train_slots(t)); passes < most; passes++)
+        NIB_TRY(nib_model_accompany(t->model, true));
+    return NIB_OK;
+}
+
 /* Gradients of this rank's slots, then of all; the losses of its micro-batches are where they lie among those of all,
  * one after the other, in t->nll after a synchronize. */
 static nib_status run_slots(nib_training *t, const nib_pack *pack)
@@ -79,6 +98,7 @@ static nib_status run_slots(nib_training *t, const nib_pack *pack)
         }
         NIB_TRY(nib_gradient_tree_add(&t->tree, slot, gradients(t)));
     }
+    NIB_TRY(accompany(t, pack));
     return nib_gradient_sum(t->collectives, &t->tree, gradients(t), t->exchange);
 }
 
@@ -143,6 +163,7 @@ nib_status nib_train_step(nib_training *t, nib_step_result *result)
     char note[32];
     snprintf(note, sizeof note, "step %lld", (long long)t->state.step);
     t->collectives->note(t->collectives, note);
+    nib_node_shards_at(t->shards, note);
     NIB_TRY(nib_prefetch_take(t->prefetch, t->state.cursor, &data, &waited));
     const nib_pack *pack = &data.pack;
     *result = (nib_step_result){

@@ -78,6 +78,7 @@ static nib_status make_step(void *user)
     NIB_TRY(ops->rmsnorm_backward(ops, a->layer[c->layers].residual, model->final_norm, c->norm_epsilon, a->delta,
                                   a->dx, model->dfinal_norm));
     for (int64_t l = c->layers - 1; l >= 0; l--) {
+        NIB_TRY(nib_base_use_layer(model, l, l - 1));
         NIB_TRY(recompute_layer(model, l, tree));
         NIB_TRY(backward_ffn(model, l));
         NIB_TRY(backward_attention(model, l, tree));
@@ -91,8 +92,11 @@ nib_status nib_model_train_batch(nib_model *model, const nib_micro_batch *batch,
 {
     nib_ops *ops = model->ops;
     const nib_activations *a = &model->activations;
-    if (batch->N == 0) return NIB_OK;
+    if (batch->N == 0) return nib_model_accompany(model, true);
     NIB_TRY(nib_forward_upload_filled(model, batch, options));
-    NIB_TRY(nib_recordings_run(&model->recordings, ops, a->tokens, a->targets, make_step, model));
+    /* Where the layers of a divided base lie changes from step to step, and they come over other queues. */
+    NIB_TRY(model->shards.among != NULL
+                ? make_step(model)
+                : nib_recordings_run(&model->recordings, ops, a->tokens, a->targets, make_step, model));
     return ops->fetch(ops, nll, a->nll, (size_t)batch->N * sizeof(float));
 }

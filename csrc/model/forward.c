@@ -245,6 +245,7 @@ nib_status nib_forward(nib_model *model)
     NIB_TRY(ops->rotary_table(ops, a->position, tree.T, model->frequency, c->head_dim / 2, 1.0f, a->rotary));
     NIB_TRY(ops->embedding_forward(ops, a->token, model->embedding, 1.0f, a->layer[0].residual));
     for (int64_t l = 0; l < c->layers; l++) {
+        NIB_TRY(nib_base_use_layer(model, l, l + 1));
         NIB_TRY(nib_forward_attention(model, l, tree, l > 0 ? &a->delta : NULL));
         NIB_TRY(nib_forward_gate_up(model, l, &a->delta));
         NIB_TRY(forward_down(model, l));
@@ -257,7 +258,7 @@ nib_status nib_model_score_batch(nib_model *model, const nib_micro_batch *batch,
 {
     nib_ops *ops = model->ops;
     nib_activations *a = &model->activations;
-    if (batch->N == 0) return NIB_OK;
+    if (batch->N == 0) return nib_model_accompany(model, false);
     NIB_TRY(nib_forward_upload(model, batch));
     NIB_TRY(nib_forward(model));
     NIB_TRY(ops->linear_cross_entropy(ops, a->normed, model->head, 0.0f, nib_forward_targets(model), 1.0f, a->nll,

@@ -97,7 +97,7 @@ static nib_status place_vector(nib_model *model, const char *name, int64_t n, fl
 
 static nib_status place_nf4(nib_model *model, const char *name, int64_t n, nib_nf4 *nf4)
 {
-    nib_arena *arena = &model->arena[NIB_ARENA_BASE];
+    nib_arena *arena = model->shards.among != NULL ? &model->shards.record : &model->arena[NIB_ARENA_BASE];
     int64_t blocks = (n + 63) / 64;
     nib_bnb_nf4 stored = {0};
     *nf4 = (nib_nf4){.nested_map = model->nested_map};
@@ -159,7 +159,8 @@ static nib_status place_layer(nib_model *model, int64_t l)
     nib_layer *layer = &model->layers[l];
     int64_t C = model->config.hidden;
     char name[128];
-    *layer = (nib_layer){0};
+    *layer = (nib_layer){.record = model->shards.record.block};
+    nib_arena_reset(&model->shards.record, 0);
     const struct {
         nib_linear *linear;
         const char *name;
@@ -240,8 +241,10 @@ nib_status nib_model_layout(nib_model *model)
     if (model->layers == NULL)
         return NIB_FAIL(NIB_ERROR_MEMORY, "no memory for %lld layers", (long long)model->config.layers);
     NIB_TRY(place_weights(model)); /* counts */
+    NIB_TRY(nib_base_place(model));
     NIB_TRY(take_parameters(model, model->parameter_elements));
     for (int i = 0; i < NIB_ARENA_ACTIVATIONS; i++) NIB_TRY(allocate(model, i));
+    NIB_TRY(nib_base_place(model));
     NIB_TRY(take_parameters(model, model->parameter_elements));
     return place_weights(model);
 }

@@ -25,6 +25,7 @@ static nib_status load_wide(nib_model *model, const char *name, nib_matrix to)
             ops->upload(ops, nib_matrix_rows(to, row, rows).data, host, (size_t)(rows * to.columns) * sizeof *host),
             done);
     }
+    nib_weight_source_release(&model->source, name);
 done:
     nib_free(host);
     return status;
@@ -50,6 +51,7 @@ static nib_status load_matrix(nib_model *model, const char *name, nib_matrix to)
         nib_matrix piece = {device, rows, to.columns, to.columns, NIB_DTYPE_BF16};
         NIB_TRY_GOTO(ops->convert(ops, piece, nib_matrix_rows(to, row, rows)), done);
     }
+    nib_weight_source_release(&model->source, name);
 done:
     ops->release(ops, device, bytes);
     nib_free(host);
@@ -61,12 +63,11 @@ static nib_status load_vector(nib_model *model, const char *name, float *to, int
     return load_matrix(model, name, (nib_matrix){to, 1, n, n, NIB_DTYPE_F32});
 }
 
-static nib_status check_finite(const nib_model *model, const char *name, const nib_tensor_view *tensor)
+static nib_status check_finite(const nib_model *model, const char *name, const uint8_t *bytes, size_t count)
 {
-    if (tensor->dtype != NIB_DTYPE_F32) return NIB_OK;
-    for (int64_t i = 0; i < tensor->count; i++) {
+    for (size_t i = 0; i + 4 <= count; i += 4) {
         uint32_t bits;
-        memcpy(&bits, tensor->data + 4 * i, 4);
+        memcpy(&bits, bytes + i, 4);
         if ((bits & 0x7f800000u) == 0x7f800000u)
             return NIB_FAIL(NIB_ERROR_DATA, "%s: scales of tensor \"%s\" hold NaN or Inf; the checkpoint is damaged",
                             model->source.path, name);
@@ -74,10 +75,19 @@ static nib_status check_finite(const nib_model *model, const char *name, const n
     return NIB_OK;
 }
 
-/* The bytes of a stored NF4 weight go up as they are. */
-static nib_status load_nf4(nib_model *model, const char *name, const nib_nf4 *to)
+/* The bytes of a tensor go up as they are, those that this rank keeps; the others are not read. */
+static nib_status load_bytes(nib_model *model, int64_t l, const char *name, const void *to, const nib_tensor_view *from)
 {
-    nib_ops *ops = model->ops;
+    const nib_base_piece piece = nib_base_piece_of(model, l, to, (size_t)from->bytes);
+    const uint8_t *bytes = from->data + piece.first;
+    if (from->dtype == NIB_DTYPE_F32) NIB_TRY(check_finite(model, name, bytes, piece.count));
+    NIB_TRY(model->ops->upload(model->ops, piece.place, bytes, piece.count));
+    nib_file_release(from->file, from->offset + piece.first, piece.count);
+    return NIB_OK;
+}
+
+static nib_status load_nf4(nib_model *model, int64_t l, const char *name, const nib_nf4 *to)
+{
     nib_bnb_nf4 from;
     NIB_TRY(nib_bnb_nf4_find(model->source.set, name, &from));
     if (memcmp(from.map->data, nib_nf4_values, sizeof nib_nf4_values) != 0)
@@ -86,15 +96,13 @@ static nib_status load_nf4(nib_model *model, const char *name, const nib_nf4 *to
             "%s: quant_map of tensor \"%s\" differs from the 16 values of NF4; the checkpoint is damaged, or "
             "quantised to another type",
             model->source.path, name);
-    NIB_TRY(ops->upload(ops, (void *)to->codes, from.codes->data, from.codes->bytes));
-    NIB_TRY(check_finite(model, name, from.absmax));
-    if (from.nested_absmax == NULL) return ops->upload(ops, (void *)to->absmax, from.absmax->data, from.absmax->bytes);
-    NIB_TRY(check_finite(model, name, from.nested_absmax));
+    NIB_TRY(load_bytes(model, l, name, to->codes, from.codes));
+    if (from.nested_absmax == NULL) return load_bytes(model, l, name, to->absmax, from.absmax);
     if (memcmp(from.nested_map->data, nib_nf4_dynamic_map, sizeof nib_nf4_dynamic_map) != 0)
         return NIB_FAIL(NIB_ERROR_DATA, "%s: nested_quant_map of tensor \"%s\" is not bitsandbytes' dynamic map",
                         model->source.path, name);
-    NIB_TRY(ops->upload(ops, (void *)to->absmax_codes, from.absmax->data, from.absmax->bytes));
-    return ops->upload(ops, (void *)to->nested_absmax, from.nested_absmax->data, from.nested_absmax->bytes);
+    NIB_TRY(load_bytes(model, l, name, to->absmax_codes, from.absmax));
+    return load_bytes(model, l, name, to->nested_absmax, from.nested_absmax);
 }
 
 static nib_status upload_random(nib_ops *ops, uint8_t *to, int64_t bytes)
@@ -154,7 +162,7 @@ static nib_status load_layer(nib_model *model, int64_t l)
         else if (model->source.random)
             NIB_TRY(load_random_nf4(model->ops, module.rows * module.columns, &part->nf4));
         else
-            NIB_TRY(load_nf4(model, name, &part->nf4));
+            NIB_TRY(load_nf4(model, l, name, &part->nf4));
         snprintf(name, sizeof name, "%s.bias", module_name);
         if (module.bias) NIB_TRY(load_vector(model, name, (float *)part->bias, part->rows));
     }
@@ -173,12 +181,14 @@ nib_status nib_model_load(nib_model *model)
 {
     const nib_model_config *c = &model->config;
     nib_ops *ops = model->ops;
-    if (model->options.train) NIB_TRY(nib_weight_hash(&model->source, model->base_hash));
+    if (model->options.train) NIB_TRY(nib_weight_hash(&model->source, model->shards.among, model->base_hash));
     NIB_TRY(load_frequencies(model));
     if (model->nested_map != NULL)
         NIB_TRY(ops->upload(ops, model->nested_map, nib_nf4_dynamic_map, sizeof nib_nf4_dynamic_map));
     if (model->options.full) return load_parameters(model);
     NIB_TRY(load_matrix(model, "model.embed_tokens.weight", model->embedding));
+    if (model->shards.among != NULL) /* what lies between and behind tensors in a record is sent about too */
+        NIB_TRY(ops->zero(ops, model->shards.parts, (size_t)c->layers * model->shards.offset[1]));
     for (int64_t l = 0; l < c->layers; l++) NIB_TRY(load_layer(model, l));
     NIB_TRY(load_vector(model, "model.norm.weight", model->final_norm, c->hidden));
     if (!c->tied_head) NIB_TRY(load_matrix(model, "lm_head.weight", model->head));

@@ -5,7 +5,8 @@
 
 #include <string.h>
 
-static const char *const arena_names[NIB_ARENAS] = {"base weights", "adapter", "gradients", "optimizer", "activations"};
+static const char *const arena_names[NIB_ARENAS] = {"base weights", "gathered layers", "adapter",
+                                                    "gradients",    "optimizer",       "activations"};
 
 static nib_status check_options(const nib_model *model)
 {
@@ -19,6 +20,8 @@ static nib_status check_options(const nib_model *model)
     if (o->quantization == NIB_QUANT_NONE && model->source.quantized)
         return NIB_FAIL(NIB_ERROR_CONFIG, "%s: the checkpoint is NF4; \"quantization\" \"none\" needs 16-bit weights",
                         o->path);
+    if (o->shard_base != NULL && o->quantization != NIB_QUANT_NF4)
+        return NIB_FAIL(NIB_ERROR_CONFIG, "a base that ranks divide has to be NF4: \"quantization\" is \"none\"");
     return NIB_OK;
 }
 
@@ -42,6 +45,7 @@ static nib_status begin(nib_ops *ops, const nib_model_options *options, nib_mode
     if (model == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "%s: no memory to open it", options->path);
     model->ops = ops;
     model->options = *options;
+    model->shards.among = options->shard_base;
     for (int i = 0; i < NIB_ARENAS; i++) model->arena[i].name = arena_names[i];
     if (options->full) model->arena[NIB_ARENA_ADAPTER].name = "trained weights";
     NIB_TRY(options->random ? nib_weight_source_open_random(options->path, &model->source)
@@ -64,7 +68,7 @@ static nib_status open_model(nib_model *model)
 {
     const nib_model_options *o = &model->options;
     if (o->quantization == NIB_QUANT_NF4 && !model->source.quantized && !o->random && !model->ops->rehearsal)
-        NIB_TRY(nib_nf4_cache_open(model->ops, o->cache_folder, &model->source));
+        NIB_TRY(nib_nf4_cache_open(model->ops, o->cache_folder, o->shard_base, &model->source));
     model->config = model->source.config;
     NIB_TRY(nib_model_layout(model));
     NIB_TRY(make_saves(model));
@@ -100,6 +104,7 @@ nib_status nib_model_open(nib_ops *ops, const nib_model_options *options, nib_mo
 void nib_model_close(nib_model *model)
 {
     if (model == NULL) return;
+    (void)nib_base_settle(model);
     nib_recordings_clear(&model->recordings, model->ops);
     for (int i = 0; i < NIB_ARENAS; i++)
         if (model->arena[i].block != NULL)
@@ -154,8 +159,10 @@ nib_status nib_model_reserve(nib_model *model, int64_t T, int64_t N, nib_recompu
 int nib_model_memory(const nib_model *model, const nib_memory_class **classes)
 {
     nib_memory_class *memory = ((nib_model *)model)->memory; /* a cache of the arenas' state */
-    for (int i = 0; i < NIB_ARENAS; i++) memory[i] = (nib_memory_class){model->arena[i].name, model->arena[i].used};
-    memory[NIB_ARENAS] = (nib_memory_class){model->ops->scratch->name, model->ops->scratch->peak};
+    int count = 0;
+    for (int i = 0; i < NIB_ARENAS; i++)
+        if (model->arena[i].used > 0) memory[count++] = (nib_memory_class){model->arena[i].name, model->arena[i].used};
+    memory[count++] = (nib_memory_class){model->ops->scratch->name, model->ops->scratch->peak};
     *classes = memory;
-    return NIB_ARENAS + 1;
+    return count;
 }

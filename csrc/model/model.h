@@ -10,6 +10,7 @@
 #include "base/buffer.h"
 #include "data/pack.h"
 #include "model/config.h"
+#include "model/shards.h"
 
 typedef enum { NIB_QUANT_NONE, NIB_QUANT_NF4 } nib_quantization;
 /* What the backward pass computes again rather than keeps. No choice changes a bit of the result. */
@@ -33,13 +34,14 @@ typedef struct {
     const char *path; /* M of cli.md: folder or .gguf */
     bool random;      /* path needs nothing but a config.json: weights are made up (model/random_weights.h) */
     nib_quantization quantization;
-    nib_dtype compute;        /* NIB_DTYPE_F32 or NIB_DTYPE_BF16 */
-    nib_lora_options lora;    /* for training */
-    const char *adapter;      /* for inference: folder of a PEFT adapter, or NULL */
-    bool full;                /* full fine-tuning: every weight trained (quantization none, no LoRA) */
-    bool train;               /* gradients and optimizer moments are allocated */
-    uint64_t seed;            /* of A's initial values */
-    const char *cache_folder; /* NULL: the default place for NF4 caches */
+    nib_dtype compute;            /* NIB_DTYPE_F32 or NIB_DTYPE_BF16 */
+    nib_lora_options lora;        /* for training */
+    const char *adapter;          /* for inference: folder of a PEFT adapter, or NULL */
+    bool full;                    /* full fine-tuning: every weight trained (quantization none, no LoRA) */
+    bool train;                   /* gradients and optimizer moments are allocated */
+    uint64_t seed;                /* of A's initial values */
+    const char *cache_folder;     /* NULL: the default place for NF4 caches */
+    const nib_shards *shard_base; /* ranks that divide the NF4 base (base_shards.h); NULL: all of it here */
 } nib_model_options;
 
 /* One trained tensor. All pointers are the backend's memory. */
@@ -78,13 +80,16 @@ typedef struct {
 nib_status nib_model_train_batch(nib_model *model, const nib_micro_batch *batch, nib_step_options options, float *nll);
 /* Forward only. */
 nib_status nib_model_score_batch(nib_model *model, const nib_micro_batch *batch, float *nll);
+/* Of a divided base: takes part in a pass of the other ranks, each of which makes as many passes as any, where this one
+ * has no micro-batch for it; backward: it is a training pass. Undivided: nothing. */
+nib_status nib_model_accompany(nib_model *model, bool backward);
 /* Forward only: logits of every packed token, host fp32 [T, V]. For tests and the merge check. */
 nib_status nib_model_logits(nib_model *model, const nib_micro_batch *batch, float *logits);
 
 /* Adapter files: adapter_config.json and adapter_model.safetensors, with PEFT's names, fp32, written durably. */
 nib_status nib_model_save_adapter(const nib_model *model, const char *folder, const char *base_name);
 
-/* Memory by class: the arenas, and the most scratch that any op has taken so far. */
+/* Memory by class: the arenas that are not empty, and the most scratch that any op has taken so far. */
 typedef struct {
     const char *name;
     size_t bytes;

@@ -2,6 +2,7 @@
 #ifndef NIB_MODEL_INTERNAL_H
 #define NIB_MODEL_INTERNAL_H
 
+#include "model/base_shards.h"
 #include "model/key_value_cache.h"
 #include "model/lora_config.h"
 #include "model/model.h"
@@ -15,6 +16,7 @@ typedef struct {
     nib_linear down;                    /* down: [T, F] to [T, C] */
     float *attention_norm, *ffn_norm;   /* [C] */
     float *dattention_norm, *dffn_norm; /* [C], full fine-tuning only, else NULL */
+    char *record;                       /* of a divided base: the window that its NF4 weights point into */
 } nib_layer;
 
 /* What a layer's backward pass reads. Layers share a buffer where the recompute policy drops it. */
@@ -72,7 +74,15 @@ typedef struct {
     int64_t rows, columns;
 } nib_module;
 
-enum { NIB_ARENA_BASE, NIB_ARENA_ADAPTER, NIB_ARENA_GRADIENTS, NIB_ARENA_OPTIMIZER, NIB_ARENA_ACTIVATIONS, NIB_ARENAS };
+enum {
+    NIB_ARENA_BASE,
+    NIB_ARENA_WINDOWS,
+    NIB_ARENA_ADAPTER,
+    NIB_ARENA_GRADIENTS,
+    NIB_ARENA_OPTIMIZER,
+    NIB_ARENA_ACTIVATIONS,
+    NIB_ARENAS
+};
 
 struct nib_model {
     nib_ops *ops;
@@ -91,6 +101,7 @@ struct nib_model {
     float *frequency;  /* [HD / 2] */
     float *nested_map; /* [256] bitsandbytes' dynamic map */
     nib_layer *layers;
+    nib_base_shards shards;
 
     nib_parameter *parameters;
     size_t parameter_count, parameter_capacity;
@@ -111,6 +122,14 @@ void nib_module_name(char name[128], int64_t layer, const nib_module *module);
 /* layout.c: places weights, parameters and activations in the arenas (or counts them). */
 nib_status nib_model_layout(nib_model *model);
 nib_status nib_model_layout_activations(nib_model *model, int64_t T, int64_t N, nib_recompute recompute, bool backward);
+/* base_shards.c. place: parts and windows for records as long as were placed so far (again once arenas have blocks).
+ * piece_of: of the bytes at `to` among layer l's NF4 weights. use_layer: what is asked of the ops from now on finds the
+ * weights of layer l; those of layer `ahead`, the next to be used (there may be none), begin to come. settle: nothing
+ * is on its way any more. */
+nib_status nib_base_place(nib_model *model);
+nib_base_piece nib_base_piece_of(const nib_model *model, int64_t l, const void *to, size_t bytes);
+nib_status nib_base_use_layer(nib_model *model, int64_t l, int64_t ahead);
+nib_status nib_base_settle(nib_model *model);
 /* load.c: reads the base weights into place. */
 nib_status nib_model_load(nib_model *model);
 /* adapter.c: initial values of the adapter: A uniform and B zero, or a folder's. */

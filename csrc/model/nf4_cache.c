@@ -120,13 +120,6 @@ static nib_status declare_weight(void *user, const char *name, int64_t rows, int
     return declare_part(q, name, ".quant_state.bitsandbytes__nf4", NIB_DTYPE_U8, STATE_LENGTH, 0);
 }
 
-/* The weight has been read, once and for all: its pages need not stay in memory. */
-static void release(const quantizer *q, const char *name)
-{
-    const nib_tensor_view *tensor = nib_weight_source_find(q->source, name);
-    nib_file_release(tensor->file, tensor->offset, tensor->bytes);
-}
-
 static nib_status write_dense(quantizer *q, const char *name, int64_t rows, int64_t columns)
 {
     for (int64_t row = 0, step = rows_of_piece(columns); row < rows; row += step) {
@@ -134,7 +127,7 @@ static nib_status write_dense(quantizer *q, const char *name, int64_t rows, int6
         NIB_TRY(nib_weight_source_read(q->source, name, row, count, columns, q->bf16));
         NIB_TRY(nib_safetensors_writer_data(q->writer, q->bf16, (uint64_t)(count * columns) * sizeof(nib_bf16)));
     }
-    release(q, name);
+    nib_weight_source_release(q->source, name);
     return NIB_OK;
 }
 
@@ -154,7 +147,7 @@ static nib_status write_weight(void *user, const char *name, int64_t rows, int64
                              (nib_matrix){q->wide, 1, count, count, NIB_DTYPE_F32}));
         NIB_TRY(ops->nf4_quantize(ops, q->wide, count, q->codes + first / 2, q->absmax + first / 64));
     }
-    release(q, name);
+    nib_weight_source_release(q->source, name);
     NIB_TRY(ops->nf4_quantize_absmax(ops, q->absmax, blocks, q->nested_map, q->absmax_codes, q->nested_absmax,
                                      &nested_offset));
     NIB_TRY(write_from_device(q, q->codes, (size_t)(n + 1) / 2));
@@ -245,24 +238,37 @@ static char *cache_folder(const char *folder, const char *key)
 /* A folder's "sha256": the hashes (weight_hash.h) of what it holds, and of the checkpoint that was quantised. */
 #define RECORD_LENGTH (64 + 1 + 64 + 1)
 
-/* Opens the folder if it holds what its record says. Anything else, missing files too, means: write it again. */
-static bool open_intact(const char *folder, nib_weight_source *source)
+/* Reads the record and opens what lies beside it. */
+static bool open_recorded(const char *folder, char text[RECORD_LENGTH], nib_weight_source *source)
 {
-    char *record = nib_path_join(folder, "sha256"), *text = NULL;
-    char hex[65];
-    size_t length;
-    bool intact = false;
-    if (record != NULL && nib_file_exists(record) && nib_file_read(record, RECORD_LENGTH, &text, &length) == NIB_OK &&
-        length == RECORD_LENGTH && nib_weight_source_open(folder, source) == NIB_OK) {
-        intact = source->quantized && nib_weight_hash(source, hex) == NIB_OK && memcmp(hex, text, 64) == 0;
-        if (intact)
-            nib_sha256_of(text, RECORD_LENGTH, source->hash);
-        else
-            nib_weight_source_close(source);
-    }
-    nib_free(text);
+    char *record = nib_path_join(folder, "sha256"), *read = NULL;
+    size_t length = 0;
+    bool found = record != NULL && nib_file_exists(record) &&
+                 nib_file_read(record, RECORD_LENGTH, &read, &length) == NIB_OK && length == RECORD_LENGTH &&
+                 nib_weight_source_open(folder, source) == NIB_OK;
+    if (found) memcpy(text, read, RECORD_LENGTH);
+    nib_free(read);
     nib_free(record);
-    return intact;
+    return found;
+}
+
+/* Opens the folder if it holds, on every rank, what its record says. Anything else, missing files too, means: write it
+ * again. */
+static nib_status open_intact(const char *folder, const nib_shards *among, nib_weight_source *source, bool *intact)
+{
+    char text[RECORD_LENGTH], hex[65];
+    nib_status status;
+    const bool opened = open_recorded(folder, text, source);
+    *intact = opened && source->quantized;
+    NIB_TRY_GOTO(nib_shards_agree(among, intact), done);
+    if (!*intact) goto done;
+    NIB_TRY_GOTO(nib_weight_hash(source, among, hex), done);
+    *intact = memcmp(hex, text, 64) == 0;
+    status = nib_shards_agree(among, intact);
+    if (status == NIB_OK && *intact) nib_sha256_of(text, RECORD_LENGTH, source->hash);
+done:
+    if (opened && (status != NIB_OK || !*intact)) nib_weight_source_close(source);
+    return status;
 }
 
 static nib_status write_record(const nib_weight_source *source, const char *folder)
@@ -271,10 +277,10 @@ static nib_status write_record(const nib_weight_source *source, const char *fold
     char content[65], made_from[65], text[RECORD_LENGTH + 1];
     char *record = nib_path_join(folder, "sha256");
     if (record == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "%s: no memory for a file name", folder);
-    nib_status status = nib_weight_hash(source, made_from);
+    nib_status status = nib_weight_hash(source, NULL, made_from);
     if (status == NIB_OK) status = nib_weight_source_open(folder, &written);
     if (status != NIB_OK) goto done;
-    status = nib_weight_hash(&written, content);
+    status = nib_weight_hash(&written, NULL, content);
     nib_weight_source_close(&written);
     if (status != NIB_OK) goto done;
     snprintf(text, sizeof text, "%s\n%s\n", content, made_from);
@@ -284,29 +290,35 @@ done:
     return status;
 }
 
-static nib_status build(nib_ops *ops, const nib_weight_source *source, const char *folder)
+/* Ranks that share a base share its folder: the first of them writes, the others wait for it. */
+static nib_status build(nib_ops *ops, const nib_weight_source *source, const char *folder, const nib_shards *among)
 {
-    nib_log("quantising %s to NF4, once: %s", source->path, folder);
-    NIB_TRY(nib_nf4_write(ops, source, folder, NULL));
-    return write_record(source, folder);
+    bool written = true;
+    if (among == NULL || among->rank == 0) {
+        nib_log("quantising %s to NF4, once: %s", source->path, folder);
+        NIB_TRY(nib_nf4_write(ops, source, folder, NULL));
+        NIB_TRY(write_record(source, folder));
+    }
+    return nib_shards_agree(among, &written);
 }
 
-nib_status nib_nf4_cache_open(nib_ops *ops, const char *cache, nib_weight_source *source)
+nib_status nib_nf4_cache_open(nib_ops *ops, const char *cache, const nib_shards *among, nib_weight_source *source)
 {
     char key[65];
     nib_weight_source quantized;
-    nib_status status = NIB_OK;
+    bool intact;
     NIB_TRY(source_key(source, key));
     char *folder = cache_folder(cache, key);
     if (folder == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "%s: no memory for a file name", source->path);
-    if (!open_intact(folder, &quantized)) {
-        NIB_TRY_GOTO(build(ops, source, folder), done);
-        if (!open_intact(folder, &quantized)) {
+    nib_status status = open_intact(folder, among, &quantized, &intact);
+    if (status == NIB_OK && !intact) {
+        NIB_TRY_GOTO(build(ops, source, folder, among), done);
+        status = open_intact(folder, among, &quantized, &intact);
+        if (status == NIB_OK && !intact)
             status = NIB_FAIL(NIB_ERROR_IO, "%s: what was just written there reads back otherwise; is the disk sound?",
                               folder);
-            goto done;
-        }
     }
+    if (status != NIB_OK) goto done;
     nib_weight_source_close(source);
     *source = quantized;
 done:

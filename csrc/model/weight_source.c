@@ -66,6 +66,12 @@ const nib_tensor_view *nib_weight_source_find(const nib_weight_source *source, c
     return gguf_name(name, mapped, sizeof mapped) ? nib_tensor_set_find(source->set, mapped) : NULL;
 }
 
+void nib_weight_source_release(const nib_weight_source *source, const char *name)
+{
+    const nib_tensor_view *tensor = source->random ? NULL : nib_weight_source_find(source, name);
+    if (tensor != NULL) nib_file_release(tensor->file, tensor->offset, tensor->bytes);
+}
+
 static bool ends_with(const char *text, const char *end)
 {
     size_t n = strlen(text), m = strlen(end);

@@ -43,6 +43,8 @@ nib_status nib_weight_source_read_wide(const nib_weight_source *source, const ch
 void nib_weight_source_hash_table(const nib_weight_source *source, nib_sha256 *hash);
 /* The view behind a name; NULL if absent. */
 const nib_tensor_view *nib_weight_source_find(const nib_weight_source *source, const char *name);
+/* The tensor has been read, once and for all: its pages need not stay in memory. */
+void nib_weight_source_release(const nib_weight_source *source, const char *name);
 
 /* Every weight of the architecture, in a fixed order: calls visit(user, name, rows, columns, linear) with columns 0 for
  * a vector of `rows`; linear tells a weight that NF4 quantises. Stops at the first failure. */

@@ -28,7 +28,8 @@ _nibble_keys="model tokenizer output device quantization lora.r lora.lora_alpha 
     data.share_prefixes data.train_on data.chat_template train.epochs train.max_steps train.batch_size
     train.micro_batch_tokens train.slots train.learning_rate train.scheduler train.warmup_steps train.warmup_ratio
     train.weight_decay train.adam_beta1 train.adam_beta2 train.adam_epsilon train.max_grad_norm train.compute train.seed
-    evaluate.every_steps evaluate.early_stopping_patience evaluate.generate checkpoint.every_steps checkpoint.keep"
+    evaluate.every_steps evaluate.early_stopping_patience evaluate.generate checkpoint.every_steps checkpoint.keep
+    parallel.shard_base"
 
 _nibble_values() { # KEY: the values that a configuration key can have, where they are few
     case $1 in

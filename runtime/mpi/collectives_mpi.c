@@ -122,7 +122,7 @@ static nib_status mpi_open(const nib_ranks *ranks, nib_collectives **collectives
 {
     int threads, rank, size;
     *collectives = NULL;
-    if (MPI_Init_thread(NULL, NULL, MPI_THREAD_FUNNELED, &threads) != MPI_SUCCESS || threads < MPI_THREAD_FUNNELED)
+    if (MPI_Init_thread(NULL, NULL, MPI_THREAD_SERIALIZED, &threads) != MPI_SUCCESS || threads < MPI_THREAD_SERIALIZED)
         return NIB_FAIL(NIB_ERROR_DEVICE, "MPI cannot be initialised beside threads that compute");
     MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
     MPI_Comm_rank(MPI_COMM_WORLD, &rank);
