@@ -1,4 +1,4 @@
-"""PEFT on conversations, padded batches, completion-only loss: peft_task.py MODEL.gguf TRAIN.jsonl BATCH STEPS
+"""PEFT on conversations, padded batches, completion-only loss: peft_task.py MODEL.gguf TRAIN.jsonl DTYPE BATCH STEPS
 Prints one JSON line: tokens per second of the rows (padding not counted), the first two steps left out."""
 import json
 import os
@@ -12,10 +12,9 @@ from transformers import AutoTokenizer
 
 
 def main():
-    gguf, path, batch, steps = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+    gguf, path, dtype, batch, steps = sys.argv[1], sys.argv[2], getattr(torch, sys.argv[3]), int(sys.argv[4]), int(sys.argv[5])
     folder, name = os.path.split(os.path.abspath(gguf))
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
-    dtype = torch.bfloat16 if "avx512_bf16" in open("/proc/cpuinfo").read() else torch.float32
     torch.manual_seed(0)
     config = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
     model = get_peft_model(load(gguf, dtype), config)
