@@ -162,7 +162,8 @@ static nib_status plan_card(const nib_config *config, const arguments *a)
     nib_model_options options = nib_config_model(config, true);
     nib_card_question question = {.gpus = a->gpus > 0 ? a->gpus : 1,
                                   .length = a->length > 0 ? a->length : config->data.max_length,
-                                  .shard_base = config->parallel.shard_base};
+                                  .shard_base = config->parallel.shard_base,
+                                  .shard_optimizer = config->parallel.shard_optimizer};
     nib_card_plan plan;
     NIB_TRY(nib_card_find(a->card, &question.card));
     question.memory = a->memory > 0 ? a->memory * GIB : question.card->memory;

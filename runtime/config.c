@@ -74,6 +74,7 @@ static const key_row rows[] = {
     {"checkpoint.every_steps", INTEGER, AT(checkpoint.every_steps), false, 1, MAX_EXACT, "100", NULL, true},
     {"checkpoint.keep", INTEGER, AT(checkpoint.keep), false, 1, 1e6, "2", NULL, true},
     {"parallel.shard_base", BOOLEAN, AT(parallel.shard_base), false, 0, 0, "false", NULL, true},
+    {"parallel.shard_optimizer", BOOLEAN, AT(parallel.shard_optimizer), false, 0, 0, "false", NULL, true},
 };
 #define ROWS ((int)(sizeof rows / sizeof rows[0]))
 
@@ -382,6 +383,10 @@ static nib_status check_whole(const reader *r)
             "%s: \"lora.trainable_token_indices\" is for a new adapter; which rows \"lora.init_adapter\" has "
             "is in its adapter_config.json",
             r->file);
+    if (c->parallel.shard_optimizer && c->has_lora)
+        return NIB_FAIL(NIB_ERROR_CONFIG,
+                        "%s: \"parallel.shard_optimizer\" is for a full fine-tune: an adapter's state is small",
+                        r->file);
     if (c->parallel.shard_base && c->quantization != NIB_QUANT_NF4)
         return NIB_FAIL(NIB_ERROR_CONFIG,
                         "%s: \"parallel.shard_base\" divides an NF4 base: \"quantization\" is \"none\"", r->file);

@@ -73,7 +73,7 @@ typedef struct {
         int64_t every_steps, keep;
     } checkpoint;
     struct {
-        bool shard_base;
+        bool shard_base, shard_optimizer;
     } parallel;
     nib_pool pool; /* holds every string and list above */
 } nib_config;

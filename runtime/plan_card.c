@@ -149,6 +149,8 @@ static void sum_time(const rehearsal *r, const nib_work *work, nib_card_plan *pl
     double bytes = 4.0 * (double)trained_elements(r->model);
     double gather = gather_seconds(r), compute = plan->step.sum + plan->dequantize;
     plan->exchange = gather > compute ? gather - compute : 0; /* what the next layer's way here takes beyond this one */
+    if (r->question->shard_optimizer)                         /* the weights that each GPU has updated, in bf16 */
+        plan->exchange += bytes / 2 * (gpus - 1) / gpus / (LINK * card->link);
     plan->exchange += gpus > 1 ? 2 * bytes * (gpus - 1) / gpus / (LINK * card->link) : 0;
     plan->tokens_per_second = gpus * T / (plan->step.sum + plan->dequantize + plan->exchange);
 }
@@ -188,6 +190,7 @@ nib_status nib_card_plan_make(const nib_model_options *options, const nib_card_q
     *plan = (nib_card_plan){0};
     const nib_shards ranks = ranks_of_node(question);
     if (question->shard_base && ranks.size > 1) opened.shard_base = &ranks;
+    if (question->shard_optimizer && ranks.size > 1) opened.shard_optimizer = &ranks;
     opened.random = true;
     opened.compute = NIB_DTYPE_BF16;
     NIB_TRY_GOTO(nib_cpu_backend_create(0, &cpu), done);

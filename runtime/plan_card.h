@@ -11,10 +11,10 @@
 
 typedef struct {
     const nib_card *card;
-    int gpus;        /* data parallel */
-    double memory;   /* bytes to plan for: the card's, or less */
-    bool shard_base; /* the NF4 base divided among the GPUs of a node, of which it has eight at most */
-    int64_t length;  /* tokens of a document, all supervised; a micro-batch holds whole ones */
+    int gpus;                         /* data parallel */
+    double memory;                    /* bytes to plan for: the card's, or less */
+    bool shard_base, shard_optimizer; /* divided among the GPUs of a node, of which it has eight at most */
+    int64_t length;                   /* tokens of a document, all supervised; a micro-batch holds whole ones */
 } nib_card_question;
 
 typedef struct {

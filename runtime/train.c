@@ -7,6 +7,7 @@
 #include "signals.h"
 #include "train_evaluate.h"
 #include "train_open.h"
+#include "train_state.h"
 #include "train_step.h"
 
 #include <stdio.h>
@@ -65,8 +66,9 @@ static nib_status record_step(nib_training *t, const nib_step_result *result)
 
 static nib_status write_checkpoint(nib_training *t)
 {
-    if (!nib_train_leads(t)) return NIB_OK;
-    NIB_TRY(nib_checkpointer_submit(t->checkpointer, t->ops, &t->state, t->tensors, t->parameter_count));
+    if (!nib_train_leads(t)) return nib_train_state_send(t);
+    NIB_TRY(nib_checkpointer_submit(t->checkpointer, nib_train_state_carrier(t), &t->state, t->tensors,
+                                    t->parameter_count));
     nib_buffer line = {0};
     nib_buffer_format(&line, "{\"event\":\"checkpoint\",\"step\":%lld", (long long)t->state.step);
     nib_status status = nib_metrics_line(&t->metrics, &line);
@@ -107,9 +109,9 @@ static nib_status write_report(const nib_training *t)
 static nib_status finish(nib_training *t)
 {
     t->state.finished = true;
-    if (!nib_train_leads(t)) return t->eval == NULL ? nib_train_save_follow(t) : NIB_OK;
-    if (t->eval == NULL) NIB_TRY(nib_train_save(t));
+    if (t->eval == NULL) NIB_TRY(nib_train_leads(t) ? nib_train_save(t) : nib_train_save_follow(t));
     NIB_TRY(write_last_checkpoint(t));
+    if (!nib_train_leads(t)) return NIB_OK;
     nib_buffer line = {0};
     nib_buffer_format(&line,
                       "{\"event\":\"end\",\"step\":%lld,\"best_step\":%lld,\"peak_bytes\":%zu,\"arena_bytes\":%zu",

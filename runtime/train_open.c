@@ -6,6 +6,7 @@
 #include "export_files.h"
 #include "plan.h"
 #include "token_choice.h"
+#include "train_state.h"
 #include "train_step.h"
 
 #include <math.h>
@@ -113,14 +114,15 @@ nib_model_options nib_train_model_options(const nib_training *t)
 {
     nib_model_options options = nib_config_model(t->config, true);
     if (t->config->parallel.shard_base) options.shard_base = nib_node_shards_table(t->shards);
+    if (t->config->parallel.shard_optimizer) options.shard_optimizer = nib_node_shards_table(t->shards);
     return options;
 }
 
 static nib_status open_shards(nib_training *t)
 {
-    if (!t->config->parallel.shard_base) return NIB_OK;
+    if (!t->config->parallel.shard_base && !t->config->parallel.shard_optimizer) return NIB_OK;
     NIB_TRY(nib_node_shards_open(t->collectives, t->ops, t->exchange, &t->shards));
-    if (t->shards == NULL) nib_log("parallel.shard_base: one rank on this node, which holds the whole base");
+    if (t->shards == NULL) nib_log("parallel: one rank on this node, which holds all itself");
     return NIB_OK;
 }
 
@@ -141,12 +143,7 @@ static nib_status open_model(nib_training *t)
     if (t->nll == NULL || t->tensors == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "no memory for the training state");
     for (int i = 0; i < t->parameter_count; i++) {
         const nib_parameter *p = &t->parameters[i];
-        t->tensors[i] = (nib_checkpoint_tensor){.name = p->name,
-                                                .rows = p->rows,
-                                                .columns = p->columns,
-                                                .master = p->master,
-                                                .first_moment = p->first_moment,
-                                                .second_moment = p->second_moment};
+        t->tensors[i] = (nib_checkpoint_tensor){.name = p->name, .rows = p->rows, .columns = p->columns};
     }
     return NIB_OK;
 }
@@ -220,8 +217,8 @@ static nib_status compare_backends(const nib_training *t)
                     t->collectives->rank, t->ops->name, first);
 }
 
-/* The latest checkpoint into t->state and the tensors; *found: there is one. */
-static nib_status read_checkpoint(nib_training *t, bool *found)
+/* The latest checkpoint's state into t->state; *found: there is one. */
+static nib_status read_state(nib_training *t, bool *found)
 {
     nib_checkpoint_state saved;
     int64_t step;
@@ -234,40 +231,10 @@ static nib_status read_checkpoint(nib_training *t, bool *found)
     NIB_TRY(same_hash(t, "base model", saved.base_hash, t->state.base_hash));
     NIB_TRY(same_hash(t, "tokenizer", saved.tokenizer_hash, t->state.tokenizer_hash));
     NIB_TRY(same_hash(t, "training data", saved.data_hash, t->state.data_hash));
-    NIB_TRY(nib_checkpoint_read(t->folder.checkpoints, step, t->ops, t->tensors, t->parameter_count));
     memcpy(saved.config_hash, t->state.config_hash, sizeof saved.config_hash);
     t->state = saved;
     nib_log("continuing after step %lld of %lld", (long long)step, (long long)t->schedule.steps);
     return NIB_OK;
-}
-
-/* values [n] of rank 0, the backend's memory, to all. */
-static nib_status spread(nib_training *t, float *values, int64_t n, float *host)
-{
-    size_t bytes = (size_t)n * sizeof *values;
-    if (nib_train_leads(t)) NIB_TRY(t->ops->download(t->ops, host, values, bytes));
-    NIB_TRY(t->collectives->broadcast(t->collectives, host, bytes, 0));
-    return nib_train_leads(t) ? NIB_OK : t->ops->upload(t->ops, values, host, bytes);
-}
-
-static nib_status spread_checkpoint(nib_training *t)
-{
-    int64_t most = 0;
-    for (int i = 0; i < t->parameter_count; i++)
-        if (t->tensors[i].rows * t->tensors[i].columns > most) most = t->tensors[i].rows * t->tensors[i].columns;
-    float *host = nib_calloc((size_t)most, sizeof *host);
-    nib_status status = NIB_OK;
-    if (host == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "no memory to hand a checkpoint to all ranks");
-    for (int i = 0; i < t->parameter_count && status == NIB_OK; i++) {
-        const nib_checkpoint_tensor *tensor = &t->tensors[i];
-        int64_t n = tensor->rows * tensor->columns;
-        NIB_TRY_GOTO(spread(t, tensor->master, n, host), done);
-        NIB_TRY_GOTO(spread(t, tensor->first_moment, n, host), done);
-        status = spread(t, tensor->second_moment, n, host);
-    }
-done:
-    nib_free(host);
-    return status;
 }
 
 /* Only rank 0 needs to see the run folder. */
@@ -275,11 +242,13 @@ static nib_status load_checkpoint(nib_training *t)
 {
     nib_collectives *c = t->collectives;
     bool found = false;
-    if (nib_train_leads(t)) NIB_TRY(read_checkpoint(t, &found));
+    if (nib_train_leads(t)) NIB_TRY(read_state(t, &found));
     NIB_TRY(c->broadcast(c, &found, sizeof found, 0));
     if (!found) return NIB_OK;
     NIB_TRY(c->broadcast(c, &t->state, sizeof t->state, 0));
-    if (c->size > 1) NIB_TRY(spread_checkpoint(t));
+    NIB_TRY(nib_train_leads(t) ? nib_checkpoint_read(t->folder.checkpoints, t->state.step, nib_train_state_carrier(t),
+                                                     t->tensors, t->parameter_count)
+                               : nib_train_state_receive(t));
     return nib_model_refresh(t->model);
 }
 

@@ -3,6 +3,7 @@
 #include "base/file.h"
 #include "base/json.h"
 #include "base/log.h"
+#include "base/memory.h"
 #include "base/sha256.h"
 #include "formats/safetensors_writer.h"
 
@@ -313,8 +314,20 @@ nib_status nib_checkpoint_latest(const char *folder, int64_t *step, nib_checkpoi
     return status;
 }
 
-nib_status nib_checkpoint_read(const char *folder, int64_t step, nib_ops *ops, const nib_checkpoint_tensor *tensors,
-                               int count)
+/* A file's bytes need not be aligned. */
+static nib_status store(nib_checkpoint_carrier carrier, int i, nib_checkpoint_kind kind, const nib_tensor_view *view)
+{
+    float *host = nib_calloc((size_t)view->count, sizeof *host);
+    if (host == NULL)
+        return NIB_FAIL(NIB_ERROR_MEMORY, "%s: no memory to read tensor \"%s\"", view->file->path, view->name);
+    memcpy(host, view->data, (size_t)view->bytes);
+    nib_status status = carrier.store(carrier.context, i, kind, host);
+    nib_free(host);
+    return status;
+}
+
+nib_status nib_checkpoint_read(const char *folder, int64_t step, nib_checkpoint_carrier carrier,
+                               const nib_checkpoint_tensor *tensors, int count)
 {
     char path[PATH_BYTES], name[512];
     nib_tensor_set *set;
@@ -335,7 +348,7 @@ nib_status nib_checkpoint_read(const char *folder, int64_t step, nib_ops *ops, c
             goto done;
         }
         NIB_TRY_GOTO(nib_tensor_expect_shape(view, 2, tensor->rows, tensor->columns), done);
-        NIB_TRY_GOTO(ops->upload(ops, values_of(tensor, i % 3), view->data, view->bytes), done);
+        NIB_TRY_GOTO(store(carrier, i / 3, (nib_checkpoint_kind)(i % 3), view), done);
     }
 done:
     nib_tensor_set_close(set);

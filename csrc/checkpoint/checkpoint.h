@@ -7,7 +7,7 @@
 #ifndef NIB_CHECKPOINT_H
 #define NIB_CHECKPOINT_H
 
-#include "model/ops.h"
+#include "base/status.h"
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -31,6 +31,20 @@ typedef struct {
     float *master, *first_moment, *second_moment; /* [rows * columns] */
 } nib_checkpoint_tensor;
 
+typedef enum {
+    NIB_CHECKPOINT_MASTER,
+    NIB_CHECKPOINT_FIRST,
+    NIB_CHECKPOINT_SECOND,
+    NIB_CHECKPOINT_KINDS
+} nib_checkpoint_kind;
+
+/* Carries the [rows * columns] values of one kind of tensor i between the host and wherever they are kept. */
+typedef struct {
+    void *context;
+    nib_status (*fetch)(void *context, int i, nib_checkpoint_kind kind, float *host);
+    nib_status (*store)(void *context, int i, nib_checkpoint_kind kind, const float *host);
+} nib_checkpoint_carrier;
+
 /* Writes FOLDER/step-N for N = state->step, durably, from tensors in host memory. On failure nothing that was there is
  * touched. */
 nib_status nib_checkpoint_write(const char *folder, const nib_checkpoint_state *state,
@@ -40,17 +54,18 @@ nib_status nib_checkpoint_prune(const char *folder, int64_t keep);
 
 /* The highest step whose manifest verifies; *step -1: there is none. Damaged ones are named by a warning. */
 nib_status nib_checkpoint_latest(const char *folder, int64_t *step, nib_checkpoint_state *state);
-/* Fills the tensors, which are the backend's memory. Their names and shapes must be those of the checkpoint
- * (NIB_ERROR_DATA). */
-nib_status nib_checkpoint_read(const char *folder, int64_t step, nib_ops *ops, const nib_checkpoint_tensor *tensors,
-                               int count);
+/* Stores the values of all tensors, in their order, kind after kind. Names and shapes, all that is read of `tensors`,
+ * must be those of the checkpoint (NIB_ERROR_DATA). */
+nib_status nib_checkpoint_read(const char *folder, int64_t step, nib_checkpoint_carrier carrier,
+                               const nib_checkpoint_tensor *tensors, int count);
 
 /* Writes in a thread: submit copies everything and returns; an error surfaces at the next submit or wait. */
 typedef struct nib_checkpointer nib_checkpointer;
 nib_status nib_checkpointer_create(const char *folder, int64_t keep, nib_checkpointer **checkpointer);
-/* Waits for the write before, if it is still under way, then for the backend. tensors: the backend's memory. */
-nib_status nib_checkpointer_submit(nib_checkpointer *checkpointer, nib_ops *ops, const nib_checkpoint_state *state,
-                                   const nib_checkpoint_tensor *tensors, int count);
+/* Waits for the write before, if it is still under way, then fetches all values, in the same order. Of `tensors` names
+ * and shapes are read. */
+nib_status nib_checkpointer_submit(nib_checkpointer *checkpointer, nib_checkpoint_carrier carrier,
+                                   const nib_checkpoint_state *state, const nib_checkpoint_tensor *tensors, int count);
 nib_status nib_checkpointer_wait(nib_checkpointer *checkpointer);
 void nib_checkpointer_free(nib_checkpointer *checkpointer); /* waits */
 

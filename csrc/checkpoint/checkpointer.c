@@ -57,17 +57,8 @@ nib_status nib_checkpointer_wait(nib_checkpointer *c)
     return c->status == NIB_OK ? NIB_OK : NIB_FAIL(c->status, "%s", c->message);
 }
 
-/* *values, which point to the backend's memory, to the host at *at. */
-static nib_status copy_values(nib_ops *ops, float **at, float **values, int64_t n)
-{
-    NIB_TRY(ops->download(ops, *at, *values, (size_t)n * sizeof **at));
-    *values = *at;
-    *at += n;
-    return NIB_OK;
-}
-
-nib_status nib_checkpointer_submit(nib_checkpointer *c, nib_ops *ops, const nib_checkpoint_state *state,
-                                   const nib_checkpoint_tensor *tensors, int count)
+nib_status nib_checkpointer_submit(nib_checkpointer *c, nib_checkpoint_carrier carrier,
+                                   const nib_checkpoint_state *state, const nib_checkpoint_tensor *tensors, int count)
 {
     NIB_TRY(nib_checkpointer_wait(c));
     size_t total = 0;
@@ -87,9 +78,12 @@ nib_status nib_checkpointer_submit(nib_checkpointer *c, nib_ops *ops, const nib_
     for (int i = 0; i < count; i++) {
         int64_t n = tensors[i].rows * tensors[i].columns;
         c->tensors[i] = tensors[i];
-        NIB_TRY(copy_values(ops, &at, &c->tensors[i].master, n));
-        NIB_TRY(copy_values(ops, &at, &c->tensors[i].first_moment, n));
-        NIB_TRY(copy_values(ops, &at, &c->tensors[i].second_moment, n));
+        float **place[NIB_CHECKPOINT_KINDS] = {&c->tensors[i].master, &c->tensors[i].first_moment,
+                                               &c->tensors[i].second_moment};
+        for (int kind = 0; kind < NIB_CHECKPOINT_KINDS; kind++, at += n) {
+            *place[kind] = at;
+            NIB_TRY(carrier.fetch(carrier.context, i, (nib_checkpoint_kind)kind, at));
+        }
     }
     c->count = count;
     c->state = *state;

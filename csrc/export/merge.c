@@ -160,15 +160,18 @@ static const nib_parameter *find_trained(const merge *m, const char *name)
     return NULL;
 }
 
-/* The `count` elements of a trained weight from `first` on. */
+/* The `count` elements of a trained weight from `first` on, from the copy that the forward pass reads. */
 static nib_status read_trained(const merge *m, const char *name, int64_t first, int64_t count, nib_bf16 *values)
 {
     const nib_parameter *parameter = find_trained(m, name);
     if (parameter == NULL) return NIB_FAIL(NIB_ERROR_INTERNAL, "%s: is no trained weight of the model in memory", name);
+    if (parameter->copy.dtype == NIB_DTYPE_BF16)
+        return m->ops->download(m->ops, values, (const nib_bf16 *)parameter->copy.data + first,
+                                (size_t)count * sizeof *values);
     size_t bytes = (size_t)count * sizeof(float);
     float *host = nib_calloc(1, bytes);
     if (host == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "%s: no memory for a piece of it", name);
-    nib_status status = m->ops->download(m->ops, host, parameter->master + first, bytes);
+    nib_status status = m->ops->download(m->ops, host, (const float *)parameter->copy.data + first, bytes);
     for (int64_t i = 0; i < count && status == NIB_OK; i++) values[i] = nib_bf16_from_float(host[i]);
     nib_free(host);
     return status;

@@ -36,6 +36,12 @@ static nib_status take_matrix(nib_arena *arena, int64_t rows, int64_t columns, n
     return nib_arena_take(arena, rows * columns, (size_t)nib_dtype_block_bytes(dtype), &matrix->data);
 }
 
+/* The first row of a parameter that rank r of those that divide the optimizer's state keeps. */
+static int64_t row_of_rank(int64_t rows, const nib_shards *among, int r)
+{
+    return among != NULL ? rows * r / among->size : rows * r;
+}
+
 /* The next trained tensor. Its master, gradient and moments are the next elements of the model's four arrays. */
 static nib_status add_parameter(nib_model *model, const char *name, int64_t rows, int64_t columns, bool matrix,
                                 nib_parameter **out)
@@ -44,18 +50,24 @@ static nib_status add_parameter(nib_model *model, const char *name, int64_t rows
                   sizeof *model->parameters))
         return NIB_FAIL(NIB_ERROR_MEMORY, "no memory for the table of trained tensors");
     nib_parameter *parameter = &model->parameters[model->parameter_count++];
-    int64_t first = model->parameter_elements;
+    const nib_shards *among = model->options.shard_optimizer;
+    const int rank = among != NULL ? among->rank : 0;
+    const int64_t first = model->parameter_elements, held = model->held_elements;
+    const int64_t first_row = row_of_rank(rows, among, rank), end_row = row_of_rank(rows, among, rank + 1);
     *parameter = (nib_parameter){.name = nib_pool_copy(&model->pool, name, strlen(name)),
                                  .rows = rows,
                                  .columns = columns,
-                                 .master = model->masters == NULL ? NULL : model->masters + first,
+                                 .first_row = first_row,
+                                 .held_rows = end_row - first_row,
+                                 .master = model->masters == NULL ? NULL : model->masters + held,
                                  .gradient = model->gradients == NULL ? NULL : model->gradients + first,
-                                 .first_moment = model->first_moments == NULL ? NULL : model->first_moments + first,
-                                 .second_moment = model->second_moments == NULL ? NULL : model->second_moments + first};
+                                 .first_moment = model->first_moments == NULL ? NULL : model->first_moments + held,
+                                 .second_moment = model->second_moments == NULL ? NULL : model->second_moments + held};
     if (parameter->name == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "no memory for the table of trained tensors");
     model->parameter_elements += rows * columns;
+    model->held_elements += parameter->held_rows * columns;
     nib_dtype dtype = matrix ? model->options.compute : NIB_DTYPE_F32;
-    if (dtype == NIB_DTYPE_F32)
+    if (dtype == NIB_DTYPE_F32 && among == NULL)
         parameter->copy = (nib_matrix){parameter->master, rows, columns, columns, dtype};
     else
         NIB_TRY(take_matrix(&model->arena[NIB_ARENA_ADAPTER], rows, columns, dtype, &parameter->copy));
@@ -90,7 +102,7 @@ static nib_status place_vector(nib_model *model, const char *name, int64_t n, fl
     if (!model->options.full) return nib_arena_take(&model->arena[NIB_ARENA_BASE], n, sizeof(float), vector);
     nib_parameter *parameter;
     NIB_TRY(add_parameter(model, name, 1, n, false, &parameter));
-    *vector = parameter->master;
+    *vector = parameter->copy.data;
     *gradient = parameter->gradient;
     return NIB_OK;
 }
@@ -198,6 +210,7 @@ static nib_status place_weights(nib_model *model)
     nib_arena *base = &model->arena[NIB_ARENA_BASE];
     model->parameter_count = 0;
     model->parameter_elements = 0;
+    model->held_elements = 0;
     NIB_TRY(nib_arena_take(base, c->head_dim / 2, sizeof(float), &model->frequency));
     if (model->options.quantization == NIB_QUANT_NF4)
         NIB_TRY(nib_arena_take(base, 256, sizeof(float), &model->nested_map));
@@ -216,13 +229,14 @@ static nib_status place_weights(nib_model *model)
     return place_token_rows(model);
 }
 
-static nib_status take_parameters(nib_model *model, int64_t elements)
+static nib_status take_parameters(nib_model *model)
 {
-    NIB_TRY(nib_arena_take(&model->arena[NIB_ARENA_ADAPTER], elements, sizeof(float), &model->masters));
+    const int64_t elements = model->parameter_elements, held = model->held_elements;
+    NIB_TRY(nib_arena_take(&model->arena[NIB_ARENA_ADAPTER], held, sizeof(float), &model->masters));
     if (!model->options.train) return NIB_OK;
     NIB_TRY(nib_arena_take(&model->arena[NIB_ARENA_GRADIENTS], elements, sizeof(float), &model->gradients));
-    NIB_TRY(nib_arena_take(&model->arena[NIB_ARENA_OPTIMIZER], elements, sizeof(float), &model->first_moments));
-    NIB_TRY(nib_arena_take(&model->arena[NIB_ARENA_OPTIMIZER], elements, sizeof(float), &model->second_moments));
+    NIB_TRY(nib_arena_take(&model->arena[NIB_ARENA_OPTIMIZER], held, sizeof(float), &model->first_moments));
+    NIB_TRY(nib_arena_take(&model->arena[NIB_ARENA_OPTIMIZER], held, sizeof(float), &model->second_moments));
     return nib_arena_take(&model->arena[NIB_ARENA_OPTIMIZER], 1, sizeof(nib_clip), &model->clip);
 }
 
@@ -242,10 +256,10 @@ nib_status nib_model_layout(nib_model *model)
         return NIB_FAIL(NIB_ERROR_MEMORY, "no memory for %lld layers", (long long)model->config.layers);
     NIB_TRY(place_weights(model)); /* counts */
     NIB_TRY(nib_base_place(model));
-    NIB_TRY(take_parameters(model, model->parameter_elements));
+    NIB_TRY(take_parameters(model));
     for (int i = 0; i < NIB_ARENA_ACTIVATIONS; i++) NIB_TRY(allocate(model, i));
     NIB_TRY(nib_base_place(model));
-    NIB_TRY(take_parameters(model, model->parameter_elements));
+    NIB_TRY(take_parameters(model));
     return place_weights(model);
 }
 

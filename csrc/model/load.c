@@ -9,8 +9,8 @@
 
 #define PIECE_ELEMENTS ((int64_t)4 * 1024 * 1024) /* values converted at a time */
 
-/* What holds more than bf16 can, into a place in fp32. */
-static nib_status load_wide(nib_model *model, const char *name, nib_matrix to)
+/* What holds more than bf16 can, from row `first` on, into a place in fp32. */
+static nib_status load_wide(nib_model *model, const char *name, int64_t first, nib_matrix to)
 {
     nib_ops *ops = model->ops;
     int64_t step = PIECE_ELEMENTS / to.columns > 0 ? PIECE_ELEMENTS / to.columns : 1;
@@ -20,7 +20,7 @@ static nib_status load_wide(nib_model *model, const char *name, nib_matrix to)
     if (host == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "no memory to read tensor \"%s\"", name);
     for (int64_t row = 0; row < to.rows; row += step) {
         int64_t rows = to.rows - row < step ? to.rows - row : step;
-        NIB_TRY_GOTO(nib_weight_source_read_wide(&model->source, name, row, rows, to.columns, host), done);
+        NIB_TRY_GOTO(nib_weight_source_read_wide(&model->source, name, first + row, rows, to.columns, host), done);
         NIB_TRY_GOTO(
             ops->upload(ops, nib_matrix_rows(to, row, rows).data, host, (size_t)(rows * to.columns) * sizeof *host),
             done);
@@ -31,10 +31,12 @@ done:
     return status;
 }
 
-/* A dense matrix, piece by piece: read in bf16, uploaded, converted where the place is fp32. */
-static nib_status load_matrix(nib_model *model, const char *name, nib_matrix to)
+/* A dense matrix from row `first` on, piece by piece: read in bf16, uploaded, converted where the place is fp32. */
+static nib_status load_rows(nib_model *model, const char *name, int64_t first, nib_matrix to)
 {
-    if (to.dtype == NIB_DTYPE_F32 && nib_weight_source_is_wide(&model->source, name)) return load_wide(model, name, to);
+    if (to.rows == 0) return NIB_OK;
+    if (to.dtype == NIB_DTYPE_F32 && nib_weight_source_is_wide(&model->source, name))
+        return load_wide(model, name, first, to);
     nib_ops *ops = model->ops;
     int64_t step = PIECE_ELEMENTS / to.columns > 0 ? PIECE_ELEMENTS / to.columns : 1;
     if (step > to.rows) step = to.rows;
@@ -46,7 +48,7 @@ static nib_status load_matrix(nib_model *model, const char *name, nib_matrix to)
     NIB_TRY_GOTO(ops->allocate(ops, "weight in work", bytes, &device), done);
     for (int64_t row = 0; row < to.rows; row += step) {
         int64_t rows = to.rows - row < step ? to.rows - row : step;
-        NIB_TRY_GOTO(nib_weight_source_read(&model->source, name, row, rows, to.columns, host), done);
+        NIB_TRY_GOTO(nib_weight_source_read(&model->source, name, first + row, rows, to.columns, host), done);
         NIB_TRY_GOTO(ops->upload(ops, device, host, (size_t)(rows * to.columns) * sizeof(nib_bf16)), done);
         nib_matrix piece = {device, rows, to.columns, to.columns, NIB_DTYPE_BF16};
         NIB_TRY_GOTO(ops->convert(ops, piece, nib_matrix_rows(to, row, rows)), done);
@@ -56,6 +58,11 @@ done:
     ops->release(ops, device, bytes);
     nib_free(host);
     return status;
+}
+
+static nib_status load_matrix(nib_model *model, const char *name, nib_matrix to)
+{
+    return load_rows(model, name, 0, to);
 }
 
 static nib_status load_vector(nib_model *model, const char *name, float *to, int64_t n)
@@ -138,7 +145,8 @@ static nib_status load_parameters(nib_model *model)
 {
     for (size_t i = 0; i < model->parameter_count; i++) {
         const nib_parameter *p = &model->parameters[i];
-        NIB_TRY(load_matrix(model, p->name, (nib_matrix){p->master, p->rows, p->columns, p->columns, NIB_DTYPE_F32}));
+        NIB_TRY(load_rows(model, p->name, p->first_row,
+                          (nib_matrix){p->master, p->held_rows, p->columns, p->columns, NIB_DTYPE_F32}));
     }
     return NIB_OK;
 }
@@ -181,7 +189,8 @@ nib_status nib_model_load(nib_model *model)
 {
     const nib_model_config *c = &model->config;
     nib_ops *ops = model->ops;
-    if (model->options.train) NIB_TRY(nib_weight_hash(&model->source, model->shards.among, model->base_hash));
+    const nib_shards *among = model->options.full ? model->options.shard_optimizer : model->options.shard_base;
+    if (model->options.train) NIB_TRY(nib_weight_hash(&model->source, among, model->base_hash));
     NIB_TRY(load_frequencies(model));
     if (model->nested_map != NULL)
         NIB_TRY(ops->upload(ops, model->nested_map, nib_nf4_dynamic_map, sizeof nib_nf4_dynamic_map));

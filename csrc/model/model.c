@@ -20,6 +20,8 @@ static nib_status check_options(const nib_model *model)
     if (o->quantization == NIB_QUANT_NONE && model->source.quantized)
         return NIB_FAIL(NIB_ERROR_CONFIG, "%s: the checkpoint is NF4; \"quantization\" \"none\" needs 16-bit weights",
                         o->path);
+    if (o->shard_optimizer != NULL && !o->full)
+        return NIB_FAIL(NIB_ERROR_CONFIG, "ranks divide the optimizer's state of a full fine-tune only");
     if (o->shard_base != NULL && o->quantization != NIB_QUANT_NF4)
         return NIB_FAIL(NIB_ERROR_CONFIG, "a base that ranks divide has to be NF4: \"quantization\" is \"none\"");
     return NIB_OK;
@@ -126,12 +128,30 @@ int nib_model_parameters(const nib_model *model, nib_parameter **parameters)
 
 nib_clip *nib_model_clip(nib_model *model) { return model->clip; }
 
+/* The rows of every rank's masters, of whose copies this rank has made its own. */
+static nib_status gather_copy(nib_model *model, const nib_parameter *p)
+{
+    const nib_shards *among = model->options.shard_optimizer;
+    size_t *offset = nib_calloc((size_t)among->size + 1, sizeof *offset);
+    if (offset == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "no memory for the parts of %d ranks", among->size);
+    const size_t row = (size_t)(p->columns * nib_dtype_block_bytes(p->copy.dtype));
+    for (int r = 0; r <= among->size; r++) offset[r] = (size_t)(p->rows * r / among->size) * row;
+    nib_status status =
+        among->begin(among->context, p->name, (char *)p->copy.data + offset[among->rank], p->copy.data, offset);
+    if (status == NIB_OK) status = among->end(among->context);
+    nib_free(offset);
+    return status;
+}
+
 nib_status nib_model_refresh(nib_model *model)
 {
+    const bool divided = model->options.shard_optimizer != NULL && !model->ops->rehearsal;
     for (size_t i = 0; i < model->parameter_count; i++) {
         const nib_parameter *p = &model->parameters[i];
-        nib_matrix master = {p->master, p->rows, p->columns, p->columns, NIB_DTYPE_F32};
-        if (p->copy.data != p->master) NIB_TRY(model->ops->convert(model->ops, master, p->copy));
+        nib_matrix master = {p->master, p->held_rows, p->columns, p->columns, NIB_DTYPE_F32};
+        if (p->copy.data != p->master && p->held_rows > 0)
+            NIB_TRY(model->ops->convert(model->ops, master, nib_matrix_rows(p->copy, p->first_row, p->held_rows)));
+        if (divided) NIB_TRY(gather_copy(model, p));
     }
     return nib_token_rows_refresh(model);
 }

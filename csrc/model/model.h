@@ -34,14 +34,15 @@ typedef struct {
     const char *path; /* M of cli.md: folder or .gguf */
     bool random;      /* path needs nothing but a config.json: weights are made up (model/random_weights.h) */
     nib_quantization quantization;
-    nib_dtype compute;            /* NIB_DTYPE_F32 or NIB_DTYPE_BF16 */
-    nib_lora_options lora;        /* for training */
-    const char *adapter;          /* for inference: folder of a PEFT adapter, or NULL */
-    bool full;                    /* full fine-tuning: every weight trained (quantization none, no LoRA) */
-    bool train;                   /* gradients and optimizer moments are allocated */
-    uint64_t seed;                /* of A's initial values */
-    const char *cache_folder;     /* NULL: the default place for NF4 caches */
-    const nib_shards *shard_base; /* ranks that divide the NF4 base (base_shards.h); NULL: all of it here */
+    nib_dtype compute;                 /* NIB_DTYPE_F32 or NIB_DTYPE_BF16 */
+    nib_lora_options lora;             /* for training */
+    const char *adapter;               /* for inference: folder of a PEFT adapter, or NULL */
+    bool full;                         /* full fine-tuning: every weight trained (quantization none, no LoRA) */
+    bool train;                        /* gradients and optimizer moments are allocated */
+    uint64_t seed;                     /* of A's initial values */
+    const char *cache_folder;          /* NULL: the default place for NF4 caches */
+    const nib_shards *shard_base;      /* ranks that divide the NF4 base (base_shards.h); NULL: all of it here */
+    const nib_shards *shard_optimizer; /* ranks that divide masters and moments, of a full fine-tune; NULL: likewise */
 } nib_model_options;
 
 /* One trained tensor. All pointers are the backend's memory. */
@@ -49,8 +50,11 @@ typedef struct {
     const char *name; /* as PEFT names it: base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight; or, in full
                          fine-tuning, as Hugging Face does: model.layers.0.self_attn.q_proj.weight */
     int64_t rows, columns;
-    float *master, *gradient, *first_moment, *second_moment; /* fp32 [rows * columns] */
-    nib_matrix copy; /* in the activation type, refreshed by nib_model_refresh; equals master's memory in fp32 */
+    int64_t first_row, held_rows; /* kept here of master and moments: all, or this rank's share (shard_optimizer) */
+    float *gradient;              /* fp32 [rows * columns] */
+    float *master, *first_moment, *second_moment; /* fp32 [held_rows * columns] */
+    nib_matrix
+        copy; /* whole, in the activation type, refreshed by nib_model_refresh; in fp32, undivided, master's memory */
 } nib_parameter;
 
 typedef struct nib_model nib_model;
@@ -59,11 +63,12 @@ nib_status nib_model_open(nib_ops *ops, const nib_model_options *options, nib_mo
 void nib_model_close(nib_model *model);
 
 const nib_model_config *nib_model_get_config(const nib_model *model);
-/* All parameters' gradients are one array, in this order (so are moments): *parameters is the model's own. */
+/* All parameters' gradients are one array, in this order: *parameters is the model's own. */
 int nib_model_parameters(const nib_model *model, nib_parameter **parameters);
 /* Where the global norm of the parameters' gradients is kept: the backend's memory. */
 nib_clip *nib_model_clip(nib_model *model);
-/* Copies masters into the activation type; after every optimizer step and after loading. */
+/* Copies masters into the activation type, those of all ranks where they divide them; after every optimizer step and
+ * after loading. */
 nib_status nib_model_refresh(nib_model *model);
 /* SHA-256 of every byte of the base (weight_hash.h), as hex; "" if the model is not trained. */
 const char *nib_model_base_hash(const nib_model *model);

@@ -105,8 +105,9 @@ struct nib_model {
 
     nib_parameter *parameters;
     size_t parameter_count, parameter_capacity;
-    int64_t parameter_elements;
-    float *masters, *gradients, *first_moments, *second_moments; /* [parameter_elements] */
+    int64_t parameter_elements, held_elements;       /* of all; of the rows whose optimizer state is here */
+    float *gradients;                                /* [parameter_elements] */
+    float *masters, *first_moments, *second_moments; /* [held_elements] */
     nib_clip *clip;
 
     nib_activations activations;

@@ -37,8 +37,11 @@ nib_status nib_optimizer_step(nib_ops *ops, nib_model *model, const nib_optimize
     int count = nib_model_parameters(model, &parameter);
     NIB_TRY(global_norm(ops, parameter, count, options->max_norm, clip));
     NIB_TRY(ops->fetch(ops, norm, &clip->norm, sizeof *norm));
-    for (int i = 0; i < count; i++)
-        NIB_TRY(ops->adamw(ops, options->adamw, clip, parameter[i].rows * parameter[i].columns, parameter[i].master,
-                           parameter[i].gradient, parameter[i].first_moment, parameter[i].second_moment));
+    for (int i = 0; i < count; i++) {
+        const nib_parameter *p = &parameter[i];
+        if (p->held_rows > 0)
+            NIB_TRY(ops->adamw(ops, options->adamw, clip, p->held_rows * p->columns, p->master,
+                               p->gradient + p->first_row * p->columns, p->first_moment, p->second_moment));
+    }
     return nib_model_refresh(model);
 }

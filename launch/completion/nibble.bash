@@ -29,7 +29,7 @@ _nibble_keys="model tokenizer output device quantization lora.r lora.lora_alpha 
     train.micro_batch_tokens train.slots train.learning_rate train.scheduler train.warmup_steps train.warmup_ratio
     train.weight_decay train.adam_beta1 train.adam_beta2 train.adam_epsilon train.max_grad_norm train.compute train.seed
     evaluate.every_steps evaluate.early_stopping_patience evaluate.generate checkpoint.every_steps checkpoint.keep
-    parallel.shard_base"
+    parallel.shard_base parallel.shard_optimizer"
 
 _nibble_values() { # KEY: the values that a configuration key can have, where they are few
     case $1 in

@@ -1,5 +1,6 @@
 /* Schedules, the tree of gradient slots, checkpoints: each against values that this code did not make. */
 #include "check.h"
+#include "checkpoint_memory.h"
 
 #include "base/file.h"
 #include "checkpoint/checkpoint.h"
@@ -99,14 +100,12 @@ typedef struct {
     float master[6], first[6], second[6];
     nib_checkpoint_tensor tensor;
     nib_checkpoint_state state;
-    nib_ops *ops;
 } fixture;
 
 static void begin(fixture *f)
 {
     *f = (fixture){.folder = "/tmp/nibble-checkpoint-XXXXXX"};
     assert_non_null(mkdtemp(f->folder));
-    assert_int_equal(nib_cpu_backend_create(0, &f->ops), NIB_OK);
     f->tensor = (nib_checkpoint_tensor){"w", 2, 3, f->master, f->first, f->second};
     f->state = (nib_checkpoint_state){.step = 7, .cursor = 1LL << 40, .seed = 9007199254740991, .best_step = -1};
     f->state.best_loss = 0.1;
@@ -114,11 +113,7 @@ static void begin(fixture *f)
     for (int i = 0; i < 6; i++) f->master[i] = (float)i + 0.1f, f->first[i] = -0.0f, f->second[i] = 1e-42f;
 }
 
-static void end(fixture *f)
-{
-    assert_int_equal(nib_file_remove_tree(f->folder), NIB_OK);
-    nib_cpu_backend_free(f->ops);
-}
+static void end(fixture *f) { assert_int_equal(nib_file_remove_tree(f->folder), NIB_OK); }
 
 static void what_is_written_is_read_and_old_ones_are_pruned(void **unused)
 {
@@ -132,7 +127,7 @@ static void what_is_written_is_read_and_old_ones_are_pruned(void **unused)
     memcpy(want, f.master, sizeof want);
     assert_int_equal(nib_checkpointer_create(f.folder, 2, &writer), NIB_OK);
     for (f.state.step = 7; f.state.step <= 10; f.state.step++) {
-        assert_int_equal(nib_checkpointer_submit(writer, f.ops, &f.state, &f.tensor, 1), NIB_OK);
+        assert_int_equal(nib_checkpointer_submit(writer, carrier_of(&f.tensor), &f.state, &f.tensor, 1), NIB_OK);
         f.master[0] = 99; /* the copy was made at the boundary: later changes are not in it */
         if (f.state.step == 10) break;
         assert_int_equal(nib_checkpointer_wait(writer), NIB_OK);
@@ -146,14 +141,14 @@ static void what_is_written_is_read_and_old_ones_are_pruned(void **unused)
     assert_true(read.cursor == 1LL << 40 && read.seed == 9007199254740991 && read.best_step == -1);
     assert_true(read.best_loss == 0.1 && !read.finished);
     assert_string_equal(read.data_hash, "abc");
-    assert_int_equal(nib_checkpoint_read(f.folder, step, f.ops, &f.tensor, 1), NIB_OK);
+    assert_int_equal(nib_checkpoint_read(f.folder, step, carrier_of(&f.tensor), &f.tensor, 1), NIB_OK);
     assert_memory_equal(f.master, want, sizeof want);
     assert_true(signbit(f.first[0]) && f.second[0] == 1e-42f);
     char old[128];
     snprintf(old, sizeof old, "%s/step-8", f.folder);
     assert_false(nib_file_exists(old));
     f.tensor.rows = 3, f.tensor.columns = 2;
-    assert_int_equal(nib_checkpoint_read(f.folder, step, f.ops, &f.tensor, 1), NIB_ERROR_DATA);
+    assert_int_equal(nib_checkpoint_read(f.folder, step, carrier_of(&f.tensor), &f.tensor, 1), NIB_ERROR_DATA);
     end(&f);
 }
 
@@ -206,8 +201,8 @@ static void failure_of_the_writing_thread_surfaces(void **unused)
     FILE *file = fopen(inner, "wb"); /* a file where the folder was */
     assert_non_null(file);
     fclose(file);
-    assert_int_equal(nib_checkpointer_submit(writer, f.ops, &f.state, &f.tensor, 1), NIB_OK);
-    assert_int_equal(nib_checkpointer_submit(writer, f.ops, &f.state, &f.tensor, 1), NIB_ERROR_IO);
+    assert_int_equal(nib_checkpointer_submit(writer, carrier_of(&f.tensor), &f.state, &f.tensor, 1), NIB_OK);
+    assert_int_equal(nib_checkpointer_submit(writer, carrier_of(&f.tensor), &f.state, &f.tensor, 1), NIB_ERROR_IO);
     assert_non_null(strstr(nib_error_message(), "older ones are intact"));
     nib_checkpointer_free(writer);
     end(&f);
