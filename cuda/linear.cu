@@ -2,10 +2,12 @@
  *
  * Many rows: the weights of all parts are dequantised below each other into scratch, which both the forward product
  * (read transposed) and dX (read as it is) take, with the adapters beside them: linear and adapters are one product
- * (cuda/linear_joined.h). 2 bytes a weight are written and read again, which is 1 % of a training step. Few rows, as in
- * generation: the codes are decoded in registers (cuda/nf4_small_matmul.h). In 8-bit floating point the base is a
- * product of its own (cuda/linear_fp8.h), to which the adapters', in bf16, add what they have. Under dropout u and the
- * adapters' part of dx have masks of their own (cuda/lora_masked.cu). Gradients of A and B: cuda/lora_gradients.cu.
+ * (cuda/linear_joined.h). 2 bytes a weight are written and read again, which is 1 % of a training step. On Hopper y may
+ * instead be made of weights that are decoded in registers (cuda/nf4_matmul_hopper.h), where that has been measured to
+ * be faster. Few rows, as in generation: the codes are decoded in registers (cuda/nf4_small_matmul.h). In 8-bit
+ * floating point the base is a product of its own (cuda/linear_fp8.h), to which the adapters', in bf16, add what they
+ * have. Under dropout u and the adapters' part of dx have masks of their own (cuda/lora_masked.cu). Gradients of A and
+ * B: cuda/lora_gradients.cu.
  *
  * Dettmers et al., "QLoRA", 2023. */
 #include "cuda/backend.h"
@@ -17,8 +19,11 @@
 #include "cuda/linear_joined.h"
 #include "cuda/lora.h"
 #include "cuda/matmul.h"
+#include "cuda/nf4_matmul_hopper.h"
 #include "cuda/nf4_small_matmul.h"
 #include "cuda/status.cuh"
+
+#include <string.h>
 
 static const int THREADS = 256;
 
@@ -73,11 +78,90 @@ static nib_status forward_fp8(nib_ops *ops, const nib_linear *linear, nib_matrix
     return nib_cuda_matmul(ops, beside, false, j.beside, true, true, y);
 }
 
+/* A forward product of many rows, and by which of the two ways. */
+typedef struct {
+    nib_ops *ops;
+    const nib_linear *linear;
+    nib_matrix x, u, y;
+    nib_dropout dropout;
+    bool decoded; /* in registers, by cuda/nf4_matmul_hopper.h; else dequantised into scratch */
+} forward_call;
+
+static nib_status forward_many(const forward_call *call)
+{
+    nib_ops *ops = call->ops;
+    nib_cuda_joined j;
+    nib_matrix operand;
+    NIB_TRY(call->decoded ? nib_cuda_joined_adapters(ops, call->linear, &j)
+                          : nib_cuda_joined_weight(ops, call->linear, &j));
+    NIB_TRY(nib_cuda_joined_operand(ops, call->x, j.K, j.room, &operand));
+    NIB_TRY(down(ops, call->linear, &j, nib_matrix_columns(operand, 0, j.K), call->dropout,
+                 nib_matrix_columns(operand, j.K, j.ranks)));
+    NIB_TRY(nib_cuda_joined_finish(ops, call->linear, nib_matrix_columns(operand, j.K, j.room), call->u));
+    return call->decoded ? nib_cuda_nf4_matmul_hopper(ops, call->linear, operand, j.beside, call->y)
+                         : nib_cuda_matmul(ops, operand, false, j.rows, true, false, call->y);
+}
+
+static nib_status forward_once(void *user)
+{
+    const forward_call *call = (const forward_call *)user;
+    const size_t mark = call->ops->scratch->used;
+    const nib_status status = forward_many(call);
+    nib_arena_reset(call->ops->scratch, mark);
+    return status;
+}
+
+/* nib_matmul_measure: dequantised, decoded. */
+static nib_status time_ways(void *user, int ways, float *microseconds)
+{
+    forward_call call = *(const forward_call *)user;
+    for (int way = 0; way < ways; way++) {
+        call.decoded = way == 1;
+        NIB_TRY(nib_cuda_matmul_time(nib_cuda_matmul_cache_of(call.ops), forward_once, &call, &microseconds[way]));
+    }
+    return NIB_OK;
+}
+
+/* Sets call->decoded: the faster way for such products, measured when they are first met. Without cublasLt's products
+ * there is no question. */
+static nib_status choose_way(forward_call *call)
+{
+    static const char *const name[] = {"weights dequantised", "weights decoded in registers"};
+    const uint64_t hash[] = {nib_matmul_hash(name[0], strlen(name[0])), nib_matmul_hash(name[1], strlen(name[1]))};
+    nib_ops *ops = call->ops;
+    const nib_linear *linear = call->linear;
+    nib_matmul_class shape = {nib_matmul_class_size(call->x.rows),
+                              nib_matmul_class_size(call->y.columns),
+                              nib_matmul_class_size(linear->K),
+                              0,
+                              1,
+                              0,
+                              16,
+                              16,
+                              16,
+                              1,
+                              0};
+    int chosen;
+    call->decoded = false;
+    if (ops->rehearsal || nib_cuda_is_plain(ops, NIB_CUDA_NF4_MATMUL_HOPPER) ||
+        !nib_cuda_nf4_matmul_hopper_takes(ops, linear, call->x, call->y))
+        return NIB_OK;
+    call->decoded = nib_cuda_is_plain(ops, NIB_CUDA_MATMUL);
+    if (call->decoded) return NIB_OK;
+    nib_matmul_choices *choices = nib_cuda_matmul_choices(nib_cuda_matmul_cache_of(ops));
+    shape.room = (int32_t)nib_linear_room(linear);
+    for (int way = 0; way < 2 && !nib_matmul_is_known(choices, &shape); way++) { /* so that their own are chosen */
+        call->decoded = way == 1;
+        NIB_TRY(forward_once(call));
+    }
+    NIB_TRY(nib_matmul_choose(choices, &shape, 2, hash, name, time_ways, call, &chosen));
+    call->decoded = chosen == 1;
+    return NIB_OK;
+}
+
 static nib_status forward(nib_ops *ops, const nib_linear *linear, nib_matrix x, nib_dropout dropout, nib_matrix u,
                           nib_matrix y)
 {
-    nib_cuda_joined j;
-    nib_matrix operand;
     if (nib_cuda_nf4_small_matmul_takes(linear, x.rows)) {
         x = nib_matrix_columns(x, 0, linear->K);
         NIB_TRY(nib_cuda_lora_down_plain(ops, linear, x, dropout, u));
@@ -85,12 +169,9 @@ static nib_status forward(nib_ops *ops, const nib_linear *linear, nib_matrix x, 
     }
     if (nib_cuda_is_plain(ops, NIB_CUDA_LINEAR)) return nib_cuda_linear_forward_plain(ops, linear, x, dropout, u, y);
     if (linear->fp8) return forward_fp8(ops, linear, x, dropout, u, y);
-    NIB_TRY(nib_cuda_joined_weight(ops, linear, &j));
-    NIB_TRY(nib_cuda_joined_operand(ops, x, j.K, j.room, &operand));
-    NIB_TRY(
-        down(ops, linear, &j, nib_matrix_columns(operand, 0, j.K), dropout, nib_matrix_columns(operand, j.K, j.ranks)));
-    NIB_TRY(nib_cuda_joined_finish(ops, linear, nib_matrix_columns(operand, j.K, j.room), u));
-    return nib_cuda_matmul(ops, operand, false, j.rows, true, false, y);
+    forward_call call = {ops, linear, x, u, y, dropout, false};
+    NIB_TRY(choose_way(&call));
+    return forward_many(&call);
 }
 
 nib_status nib_cuda_linear_forward(nib_ops *ops, const nib_linear *linear, nib_matrix x, nib_dropout dropout,

@@ -94,7 +94,7 @@ static nib_status make_choices(nib_cuda_matmul_cache *cache)
     NIB_CHECK_CUDA(cudaGetDevice(&device));
     NIB_CHECK_CUDA(cudaGetDeviceProperties(&properties, device));
     cudaDriverGetVersion(&driver);
-    snprintf(identity, sizeof identity, "%s, %d processors, driver %d, cublasLt %zu", properties.name,
+    snprintf(identity, sizeof identity, "%s, %d processors, driver %d, cublasLt %zu, NF4 by two ways", properties.name,
              properties.multiProcessorCount, driver, cublasLtGetVersion());
     cache->choices = nib_matmul_choices_create(identity);
     return cache->choices != NULL ? NIB_OK : NIB_FAIL(NIB_ERROR_MEMORY, "no memory for a table of products");
@@ -226,16 +226,13 @@ typedef struct {
     product_data data;
 } measurement;
 
-/* One algorithm's time of a product, warmed up. */
-static nib_status time_one(const measurement *m, const cublasLtMatmulAlgo_t *algorithm, float *microseconds)
+nib_status nib_cuda_matmul_time(nib_cuda_matmul_cache *cache, nib_status (*run)(void *user), void *user,
+                                float *microseconds)
 {
-    nib_cuda_matmul_cache *cache = m->cache;
     float milliseconds;
-    *microseconds = HUGE_VALF;
-    if (run(cache, m->p, algorithm, m->data) != CUBLAS_STATUS_SUCCESS) return NIB_OK; /* others are left */
+    NIB_TRY(run(user));
     NIB_CHECK_CUDA(cudaEventRecord(cache->begin, cache->stream));
-    for (int i = 0; i < TIMED; i++)
-        if (run(cache, m->p, algorithm, m->data) != CUBLAS_STATUS_SUCCESS) return NIB_OK;
+    for (int i = 0; i < TIMED; i++) NIB_TRY(run(user));
     NIB_CHECK_CUDA(cudaEventRecord(cache->end, cache->stream));
     NIB_CHECK_CUDA(cudaEventSynchronize(cache->end));
     NIB_CHECK_CUDA(cudaEventElapsedTime(&milliseconds, cache->begin, cache->end));
@@ -243,10 +240,28 @@ static nib_status time_one(const measurement *m, const cublasLtMatmulAlgo_t *alg
     return NIB_OK;
 }
 
+/* One algorithm that is timed. */
+typedef struct {
+    const measurement *m;
+    const cublasLtMatmulAlgo_t *algorithm;
+    bool runs;
+} attempt;
+
+static nib_status run_attempt(void *user)
+{
+    attempt *a = (attempt *)user;
+    a->runs = a->runs && run(a->m->cache, a->m->p, a->algorithm, a->m->data) == CUBLAS_STATUS_SUCCESS;
+    return NIB_OK;
+}
+
 static nib_status time_all(void *user, int offered, float *microseconds)
 {
     const measurement *m = (const measurement *)user;
-    for (int i = 0; i < offered; i++) NIB_TRY(time_one(m, &m->offer[i].algo, &microseconds[i]));
+    for (int i = 0; i < offered; i++) {
+        attempt a = {m, &m->offer[i].algo, true};
+        NIB_TRY(nib_cuda_matmul_time(m->cache, run_attempt, &a, &microseconds[i]));
+        if (!a.runs) microseconds[i] = HUGE_VALF; /* others are left */
+    }
     return NIB_OK;
 }
 
@@ -266,10 +281,12 @@ static nib_status choose(nib_cuda_matmul_cache *cache, product *p, const shape_k
                                     key->e4m3 ? 2 : key->wide,
                                     key->a_alignment,
                                     key->b_alignment,
-                                    key->c_alignment};
+                                    key->c_alignment,
+                                    0,
+                                    0};
     measurement measured = {cache, p, offer, data};
     if (!key->accumulate && found > 1)
-        NIB_TRY(nib_matmul_choose(cache->choices, &shape, found, hash, time_all, &measured, &chosen));
+        NIB_TRY(nib_matmul_choose(cache->choices, &shape, found, hash, NULL, time_all, &measured, &chosen));
     p->algorithm = offer[chosen].algo;
     return NIB_OK;
 }
@@ -320,6 +337,8 @@ static nib_status check(nib_matrix a, bool transpose_a, nib_matrix b, bool trans
                         nib_dtype_name(a.dtype), nib_dtype_name(b.dtype), nib_dtype_name(c.dtype));
     return NIB_OK;
 }
+
+nib_matmul_choices *nib_cuda_matmul_choices(nib_cuda_matmul_cache *cache) { return cache->choices; }
 
 nib_status nib_cuda_matmul(nib_ops *ops, nib_matrix a, bool transpose_a, nib_matrix b, bool transpose_b,
                            bool accumulate, nib_matrix c)

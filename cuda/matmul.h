@@ -2,7 +2,7 @@
 #ifndef NIB_CUDA_MATMUL_H
 #define NIB_CUDA_MATMUL_H
 
-#include "cuda/c_headers.h"
+#include "cuda/matmul_choice.h"
 
 #include <cuda_runtime.h>
 
@@ -10,6 +10,10 @@ typedef struct nib_cuda_matmul_cache nib_cuda_matmul_cache; /* handle, workspace
 
 nib_status nib_cuda_matmul_cache_create(cudaStream_t stream, nib_cuda_matmul_cache **cache);
 void nib_cuda_matmul_cache_free(nib_cuda_matmul_cache *cache);
+nib_matmul_choices *nib_cuda_matmul_choices(nib_cuda_matmul_cache *cache);
+/* How long on the device what `run` starts takes, warmed up; it is started a few times, and the host waits. */
+nib_status nib_cuda_matmul_time(nib_cuda_matmul_cache *cache, nib_status (*run)(void *user), void *user,
+                                float *microseconds);
 
 /* c [M, N] = op(a) op(b) (+ c, if accumulate); op(a) [M, K], op(b) [K, N], where op transposes if asked to. a and b are
  * bf16, c bf16 or fp32; sums are fp32. The algorithm of a shape is chosen when it is first met and then kept; only

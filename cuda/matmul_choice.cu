@@ -68,12 +68,14 @@ void nib_matmul_choices_free(nib_matmul_choices *c)
     nib_free(c);
 }
 
-static entry *find(nib_matmul_choices *c, const nib_matmul_class *shape)
+static entry *find(const nib_matmul_choices *c, const nib_matmul_class *shape)
 {
     for (size_t i = 0; i < c->count; i++)
         if (memcmp(&c->entries[i].shape, shape, sizeof *shape) == 0) return &c->entries[i];
     return NULL;
 }
+
+bool nib_matmul_is_known(const nib_matmul_choices *c, const nib_matmul_class *shape) { return find(c, shape) != NULL; }
 
 static nib_status put(nib_matmul_choices *c, const entry *one)
 {
@@ -87,18 +89,19 @@ static nib_status put(nib_matmul_choices *c, const entry *one)
 
 #define LINE_FORMAT                                                                                                    \
     "%" PRId64 " %" PRId64 " %" PRId64 " %" PRId32 " %" PRId32 " %" PRId32 " %" PRId32 " %" PRId32 " %" PRId32         \
-    " %016" PRIx64 " %.9g"
+    " %" PRId32 " %" PRId32 " %016" PRIx64 " %.9g"
 #define LINE_PATTERN                                                                                                   \
     "%" SCNd64 " %" SCNd64 " %" SCNd64 " %" SCNd32 " %" SCNd32 " %" SCNd32 " %" SCNd32 " %" SCNd32 " %" SCNd32         \
-    " %" SCNx64 " %f%n"
+    " %" SCNd32 " %" SCNd32 " %" SCNx64 " %f%n"
 
 static bool parse(const char *line, entry *one)
 {
     nib_matmul_class *s = &one->shape;
     int end = 0;
-    int fields = sscanf(line, LINE_PATTERN, &s->M, &s->N, &s->K, &s->transpose_a, &s->transpose_b, &s->wide,
-                        &s->a_alignment, &s->b_alignment, &s->c_alignment, &one->hash, &one->microseconds, &end);
-    return fields == 11 && line[end] == '\0' && s->M > 0 && s->N > 0 && s->K > 0;
+    int fields =
+        sscanf(line, LINE_PATTERN, &s->M, &s->N, &s->K, &s->transpose_a, &s->transpose_b, &s->wide, &s->a_alignment,
+               &s->b_alignment, &s->c_alignment, &s->nf4, &s->room, &one->hash, &one->microseconds, &end);
+    return fields == 13 && line[end] == '\0' && s->M > 0 && s->N > 0 && s->K > 0;
 }
 
 /* Adds what the file holds. A file that cannot be read, or is another's, is one that is not there. */
@@ -139,7 +142,8 @@ static nib_status write_file(const nib_matmul_choices *c)
         const entry *one = &c->entries[i];
         const nib_matmul_class *s = &one->shape;
         nib_buffer_format(&text, LINE_FORMAT "\n", s->M, s->N, s->K, s->transpose_a, s->transpose_b, s->wide,
-                          s->a_alignment, s->b_alignment, s->c_alignment, one->hash, (double)one->microseconds);
+                          s->a_alignment, s->b_alignment, s->c_alignment, s->nf4, s->room, one->hash,
+                          (double)one->microseconds);
     }
     nib_status status = text.failed ? NIB_FAIL(NIB_ERROR_MEMORY, "no memory to write %s", c->path)
                                     : nib_file_replace(c->path, text.data, text.length);
@@ -183,8 +187,9 @@ static int named(nib_matmul_choices *c, const nib_matmul_class *shape, int offer
 }
 
 static nib_status measure_now(nib_matmul_choices *c, const nib_matmul_class *s, int offered, const uint64_t *hash,
-                              nib_matmul_measure measure, void *user, int *chosen)
+                              const char *const *name, nib_matmul_measure measure, void *user, int *chosen)
 {
+    char number[32];
     float microseconds[NIB_MATMUL_MOST_OFFERED];
     int best = 0;
     const bool known = find(c, s) != NULL;
@@ -193,9 +198,10 @@ static nib_status measure_now(nib_matmul_choices *c, const nib_matmul_class *s, 
         if (microseconds[i] < MARGIN * microseconds[best]) best = i;
     const entry one = {*s, hash[best], microseconds[best]};
     NIB_TRY(put(c, &one));
-    nib_log("matmul up to [%" PRId64 ", %" PRId64 "] x [%" PRId64 ", %" PRId64 "]: algorithm %d of %d, %.1f us (the "
-            "first offered: %.1f us)",
-            s->M, s->K, s->K, s->N, best + 1, offered, (double)microseconds[best], (double)microseconds[0]);
+    snprintf(number, sizeof number, "algorithm %d of %d", best + 1, offered);
+    nib_log("matmul up to [%" PRId64 ", %" PRId64 "] x [%" PRId64 ", %" PRId64 "]: %s, %.1f us (%s: %.1f us)", s->M,
+            s->K, s->K, s->N, name != NULL ? name[best] : number, (double)microseconds[best],
+            name != NULL ? name[best == 0] : "the first offered", (double)microseconds[name != NULL ? best == 0 : 0]);
     if (known)
         nib_warn("the algorithm that computed this product in earlier runs is offered no longer; a run that is resumed "
                  "may differ in its last bits");
@@ -204,7 +210,7 @@ static nib_status measure_now(nib_matmul_choices *c, const nib_matmul_class *s, 
 }
 
 nib_status nib_matmul_choose(nib_matmul_choices *c, const nib_matmul_class *shape, int offered, const uint64_t *hash,
-                             nib_matmul_measure measure, void *user, int *chosen)
+                             const char *const *name, nib_matmul_measure measure, void *user, int *chosen)
 {
     *chosen = named(c, shape, offered, hash);
     if (*chosen >= 0) return NIB_OK;
@@ -212,7 +218,7 @@ nib_status nib_matmul_choose(nib_matmul_choices *c, const nib_matmul_class *shap
     nib_status status = read_file(c); /* what earlier runs have found, or another process since */
     if (status == NIB_OK) *chosen = named(c, shape, offered, hash);
     if (status == NIB_OK && *chosen < 0) {
-        status = measure_now(c, shape, offered, hash, measure, user, chosen);
+        status = measure_now(c, shape, offered, hash, name, measure, user, chosen);
         if (status == NIB_OK) keep(c, fd);
     }
     if (fd >= 0) close(fd);

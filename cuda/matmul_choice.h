@@ -1,4 +1,5 @@
-/* Which of cublasLt's algorithms computes the products of a class of shapes: the fastest of those offered, measured
+/* Which algorithm computes the products of a class of shapes, one of cublasLt's, or for weights in NF4 the way there
+ * (cuda/linear.cu): the fastest of those offered, measured
  * when the class is first met, and kept on disk by card, driver and version of cublasLt, so that the bits of a result
  * stay the same from run to run on a machine.
  *
@@ -20,6 +21,7 @@ typedef struct {
     int32_t transpose_a, transpose_b;
     int32_t wide; /* 0: bf16 to bf16, 1: bf16 to fp32, 2: e4m3 to bf16 */
     int32_t a_alignment, b_alignment, c_alignment;
+    int32_t nf4, room; /* b in NF4, so many columns beside it */
 } nib_matmul_class;
 
 /* size as it stands in a class. */
@@ -34,10 +36,15 @@ void nib_matmul_choices_free(nib_matmul_choices *choices);
 /* Measures all `offered` algorithms. microseconds [offered]; one that fails is HUGE_VALF. */
 typedef nib_status (*nib_matmul_measure)(void *user, int offered, float *microseconds);
 
+/* Does this process know the class, so that nothing will be measured for it? */
+bool nib_matmul_is_known(const nib_matmul_choices *choices, const nib_matmul_class *shape);
+
 /* *chosen: which of the offered algorithms, named by their hashes, is this class's: that of the table, or measured now,
- * said in a line of the log, and added. */
+ * said in a line of the log, and added. name [offered]: what that line calls them; NULL: by number. While it measures
+ * no other choice can be made. */
 nib_status nib_matmul_choose(nib_matmul_choices *choices, const nib_matmul_class *shape, int offered,
-                             const uint64_t *hash, nib_matmul_measure measure, void *user, int *chosen);
+                             const uint64_t *hash, const char *const *name, nib_matmul_measure measure, void *user,
+                             int *chosen);
 
 /* FNV-1a (Fowler, Noll, Vo). */
 uint64_t nib_matmul_hash(const void *bytes, size_t count);

@@ -2,6 +2,7 @@
 #include "bench_ops.h"
 
 #include <stdio.h>
+#include <string.h>
 
 typedef struct {
     nib_linear linear;
@@ -109,6 +110,47 @@ static nib_status run_trained(nib_ops_bench *bench, const char *op, nib_ops_benc
 static nib_status run_forward(nib_ops_bench *bench) { return run_trained(bench, "linear_forward", call_forward); }
 static nib_status run_backward(nib_ops_bench *bench) { return run_trained(bench, "linear_backward", call_backward); }
 
+/* forward with the named choice switched off, which leaves one way for the weights of many rows. */
+static nib_status call_without(nib_ops_bench *bench, void *user, const char *choice)
+{
+    nib_ops *ops = bench->ops;
+    const uint32_t before = ops->plain;
+    for (int i = 0; i < ops->choices; i++)
+        if (strcmp(ops->choice[i], choice) == 0) ops->use_plain(ops, before | 1u << i);
+    const nib_status status = call_forward(bench, user);
+    ops->use_plain(ops, before);
+    return status;
+}
+static nib_status call_dequantized(nib_ops_bench *bench, void *user)
+{
+    return call_without(bench, user, "nf4_matmul_hopper");
+}
+static nib_status call_decoded(nib_ops_bench *bench, void *user) { return call_without(bench, user, "matmul"); }
+
+/* The two ways of a product with NF4 weights, without adapter: dequantised for cublasLt, and on Hopper decoded in
+ * registers. */
+static nib_status run_way(nib_ops_bench *bench, const char *op, nib_ops_bench_call call)
+{
+    const int64_t T = bench->shape.T;
+    for (int which = 0; which < LINEARS && strstr(bench->ops->device, "sm_90") != NULL; which++) {
+        const size_t mark = bench->memory.used;
+        char text[80];
+        layer l;
+        NIB_TRY(make_layer(bench, which, T, 0, NIB_DTYPE_BF16, &l));
+        const int64_t outputs = nib_linear_outputs(&l.linear);
+        snprintf(text, sizeof text, "%s, T %d, %d -> %d", l.linear.name, (int)T, (int)l.linear.K, (int)outputs);
+        NIB_TRY(nib_ops_bench_product(bench, op, text, call, &l, T, outputs, l.linear.K, NIB_DTYPE_BF16));
+        nib_arena_reset(&bench->memory, mark);
+    }
+    return NIB_OK;
+}
+
+static nib_status run_dequantized(nib_ops_bench *bench)
+{
+    return run_way(bench, "linear_dequantized", call_dequantized);
+}
+static nib_status run_decoded(nib_ops_bench *bench) { return run_way(bench, "linear_decoded", call_decoded); }
+
 /* A few rows, as in generation: bounded by reading half a byte a weight. */
 static nib_status run_few_rows(nib_ops_bench *bench)
 {
@@ -177,6 +219,8 @@ static nib_status run_quantize(nib_ops_bench *bench)
 }
 
 const nib_ops_bench_row nib_bench_ops_linear[] = {
-    {"linear_forward", run_forward},    {"linear_backward", run_backward}, {"linear_few_rows", run_few_rows},
-    {"nf4_dequantize", run_dequantize}, {"nf4_quantize", run_quantize},    {0},
+    {"linear_forward", run_forward},         {"linear_backward", run_backward},
+    {"linear_dequantized", run_dequantized}, {"linear_decoded", run_decoded},
+    {"linear_few_rows", run_few_rows},       {"nf4_dequantize", run_dequantize},
+    {"nf4_quantize", run_quantize},          {0},
 };

@@ -25,8 +25,9 @@ typedef struct {
     const char *op;
     const char *shape; /* printf's format for the sizes, in order: "T %lld, C %lld" */
     nib_status (*run)(nib_check_run *run, const int64_t *size);
-    bool two;  /* the op has fast and plain kernels */
-    bool full; /* only in the full form */
+    bool two;            /* the op has fast and plain kernels */
+    bool full;           /* only in the full form */
+    const char *without; /* the choice that stands in the way of the fast kernel that is meant: plain here, or NULL */
     int64_t size[NIB_CHECK_SIZES];
 } nib_check_case;
 

@@ -288,19 +288,22 @@ static nib_status logits(nib_check_run *run, const int64_t *size)
 #define LOSS      "T %lld, C %lld, V %lld, soft-cap %lld"
 #define ROWS      "T %lld, C %lld, V %lld, %lld rows"
 
-/* Linears by number of rows: a product with a vector, with few, with many. Attention: each head dim is a kernel of its
- * own, and so is one with a soft-cap. */
+/* Linears by number of rows: a product with a vector, with few, with many; without cublasLt Hopper decodes the weights
+ * of many in registers, which comes first, so that cublasLt's plain sibling has no kernel beside it that may be wrong.
+ * Attention: each head dim is a kernel of its own, and so is one with a soft-cap. */
 /* clang-format off */
 const nib_check_case nib_check_products[] = {
     {"nf4_dequantize", "[%lld, %lld]", nf4_dequantize, .two = true, .size = {33, 192}},
     {"nf4_dequantize", "[%lld, %lld]", nf4_dequantize, .size = {7, 33}},
     {"nf4_dequantize", "[%lld, %lld]", nf4_dequantize, .two = true, .full = true, .size = {2048, 4096}},
+    {"linear_forward", LINEAR, linear_forward, .two = true, .without = "matmul", .size = {66, 128, 48, 4, 24, 0, 25}},
     {"linear_forward", LINEAR, linear_forward, .two = true, .size = {1, 192, 48, 4, 16, 0, 0}},
     {"linear_forward", LINEAR, linear_forward, .two = true, .size = {12, 192, 48, 4, 16, 8, 0}},
     {"linear_forward", LINEAR, linear_forward, .two = true, .size = {65, 128, 48, 4, 24, 0, 25}},
     {"linear_forward", LINEAR, linear_forward, .two = true, .full = true, .size = {1, 4096, 1024, 16, 512, 16, 0}},
     {"linear_forward", LINEAR, linear_forward, .two = true, .full = true, .size = {60, 4096, 1024, 16, 512, 16, 0}},
     {"linear_forward", LINEAR, linear_forward, .two = true, .full = true, .size = {259, 2048, 1024, 64, 512, 16, 0}},
+    {"linear_forward", LINEAR, linear_forward, .two = true, .full = true, .without = "matmul", .size = {259, 2048, 1024, 64, 512, 16, 0}},
     {"linear_backward", LINEAR, linear_backward, .two = true, .size = {65, 128, 48, 4, 24, 0, 25}},
     {"linear_backward", LINEAR, linear_backward, .two = true, .full = true, .size = {259, 2048, 1024, 64, 512, 16, 10}},
     {"linear, trained", "T %lld, K %lld, %lld outputs", linear_dense, .two = true, .size = {33, 72, 40}},

@@ -16,6 +16,7 @@ extern "C" {
 #include "linear_case.h"
 
 #include "cuda/backend.h"
+#include "cuda/choice.h"
 #include "cuda/linear.h"
 
 static const double TOLERANCE = 1.0 / 32;
@@ -137,6 +138,17 @@ static void room_beside_x_and_dy_is_used(void **)
     check_case(on, IN_PLACE, {192, {{40, 20, false}, {136, 64, true}}}, 129, {0.25f, 7});
 }
 
+/* Without cublasLt, Hopper multiplies with weights that it decodes in registers. */
+static void weights_decoded_in_registers_agree_too(void **)
+{
+    const both_backends on;
+    on.ops->use_plain(on.ops, 1u << NIB_CUDA_MATMUL);
+    for (int64_t T : {65, 129}) check_case(on, JOINED, THREE, T, {});
+    check_case(on, JOINED, {192, {{40, 20, false}, {136, 64, true}}}, 67, {0.25f, 7});
+    check_case(on, JOINED, {64, {{48, 0, false}, {16, 0, true}}}, 66, {});
+    check_case(on, IN_PLACE, THREE, 65, {});
+}
+
 static void the_plain_form_agrees_too(void **)
 {
     const both_backends on;
@@ -172,6 +184,7 @@ int main()
         cmocka_unit_test_setup(dropout_has_the_cpu_backends_masks, reset_emulator),
         cmocka_unit_test_setup(any_rank_and_width_is_taken, reset_emulator),
         cmocka_unit_test_setup(room_beside_x_and_dy_is_used, reset_emulator),
+        cmocka_unit_test_setup(weights_decoded_in_registers_agree_too, reset_emulator),
         cmocka_unit_test_setup(the_plain_form_agrees_too, reset_emulator),
         cmocka_unit_test_setup(sums_over_many_tokens_are_split, reset_emulator),
         cmocka_unit_test_setup(a_shape_that_does_not_fit_is_named, reset_emulator),

@@ -8,9 +8,10 @@ extern "C" {
 #include "base/random.h"
 }
 
-#include "strided_matrix.h"
+#include "linear_case.h"
 
 #include "cuda/backend.h"
+#include "cuda/choice.h"
 #include "cuda/matmul_choice.h"
 
 #include <dirent.h>
@@ -118,7 +119,7 @@ static void a_damaged_file_costs_its_choices_only(void **)
     nib_emulator::set_products(3, {1000, 9000, 9000});
     for (const std::string &bad :
          {std::string(), std::string("\n\n"), good.substr(0, good.size() - 30), other, nul, longer,
-          good.substr(0, good.find('\n') + 1) + "5 7 300 0 1 1 16 4 4 ffffffffffffffff nan x\n",
+          good.substr(0, good.find('\n') + 1) + "5 7 300 0 1 1 16 4 4 0 0 ffffffffffffffff nan x\n",
           good.substr(0, good.find('\n') + 1) + "99999999999999999999999 7 300\n"}) {
         write_choices(bad);
         assert_true(product() == first);
@@ -140,6 +141,51 @@ static void a_folder_that_cannot_be_written_stops_nothing(void **)
     assert_int_equal(unlink(in_the_way.c_str()), 0);
 }
 
+/* Are the weights of a linear of 65 rows decoded in registers, and so multiplied by a kernel of ours? */
+static bool decodes(uint32_t plain)
+{
+    nib_ops *ops;
+    check_ok(nib_cuda_backend_create(0, &ops));
+    uint64_t products;
+    {
+        linear_case linear(128, {{48, 0, true}, {24, 0, false}}, 1);
+        strided_matrix x(random_bf16(1, 65 * 128), 65, 128, 8), y(65, 72, 8);
+        ops->use_plain(ops, plain);
+        const auto forward = [&] {
+            check_ok(ops->linear_forward(ops, &linear.device, x.matrix(), {}, {}, y.matrix()));
+            check_ok(ops->synchronize(ops));
+        };
+        forward(); /* measured, where both are offered */
+        nib_emulator::reset_counters();
+        forward();
+        products = nib_emulator::counters().matrix_products;
+    }
+    ops->close(ops);
+    return products > 0;
+}
+
+/* By the emulator's clock a kernel of ours is slower than cublasLt's stand-in, whose times are set. */
+static void weights_are_decoded_where_that_is_faster(void **)
+{
+    const std::string cache = std::string(folder) + "/nibble";
+    const std::vector<uint64_t> fast(3, 1000), slow(3, uint64_t{1} << 30);
+    check_ok(nib_file_remove_tree(cache.c_str()));
+    nib_emulator::set_products(3, fast);
+    assert_false(decodes(0));
+    nib_emulator::set_products(3, slow); /* what was found is kept */
+    assert_false(decodes(0));
+    assert_true(decodes(1u << NIB_CUDA_MATMUL)); /* without cublasLt there is no question */
+    check_ok(nib_file_remove_tree(cache.c_str()));
+    assert_true(decodes(0));
+    nib_emulator::set_products(3, fast);
+    assert_true(decodes(0));
+    assert_false(decodes(1u << NIB_CUDA_NF4_MATMUL_HOPPER)); /* switched off */
+    check_ok(nib_file_remove_tree(cache.c_str()));
+    nib_emulator::set_products(3, slow);
+    nib_emulator::set_device(8, 9, 4, size_t{2} << 30); /* has no such kernel */
+    assert_false(decodes(0));
+}
+
 static void neighbours_are_one_class(void **)
 {
     const int64_t sizes[][2] = {{1, 1},     {15, 15},   {16, 16},     {17, 18},
@@ -155,6 +201,7 @@ int main()
         cmocka_unit_test_setup(an_algorithm_that_is_gone_is_replaced, reset_emulator),
         cmocka_unit_test_setup(a_damaged_file_costs_its_choices_only, reset_emulator),
         cmocka_unit_test_setup(a_folder_that_cannot_be_written_stops_nothing, reset_emulator),
+        cmocka_unit_test_setup(weights_are_decoded_where_that_is_faster, reset_emulator),
         cmocka_unit_test(neighbours_are_one_class),
     };
     if (mkdtemp(folder) == nullptr || setenv("XDG_CACHE_HOME", folder, 1) != 0) return 1;
