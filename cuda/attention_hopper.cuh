@@ -102,9 +102,11 @@ __device__ __forceinline__ void wait_freed(uint64_t *freed, int use)
 {
     mbarrier_wait(freed + use % 2, use / 2 % 2 ^ 1); /* the first two uses find it free */
 }
-/* By all lanes of a consumer warp, whose products with the stage have been waited for. */
+/* By all lanes of a consumer warp, whose products with the stage have been waited for. One lane speaks for all, whose
+ * own reads of the stage must lie before that. */
 __device__ __forceinline__ void free_stage(uint64_t *freed, int use)
 {
+    __syncwarp();
     if (threadIdx.x % 32 == 0) mbarrier_arrive(freed + use % 2);
 }
 

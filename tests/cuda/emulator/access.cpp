@@ -6,11 +6,17 @@
 namespace nib_emulator
 {
 
+const Buffer *Block::buffer_of(const void *address, size_t bytes)
+{
+    for (const Buffer &buffer : found_)
+        if (buffer.holds(address, bytes)) return &buffer;
+    Buffer &next = found_[++next_found_ % 8];
+    return find_buffer(address, &next) && next.holds(address, bytes) ? &next : nullptr;
+}
+
 void check_global(const char *name, Site site, const void *address, size_t bytes)
 {
-    Buffer &last = Block::current->last_buffer();
-    if (last.holds(address, bytes)) return;
-    if (!find_buffer(address, &last) || !last.holds(address, bytes))
+    if (Block::current->buffer_of(address, bytes) == nullptr)
         Block::current->fail(site, "%s of %zu bytes at %s", name, bytes, describe_address(address).c_str());
 }
 
@@ -51,6 +57,7 @@ void copy_async(Site site, void *shared, const void *global, bool valid)
             std::memcpy(copy.bytes, global, 16);
     }
     poison(shared, 16);
+    block.share(static_cast<size_t>(static_cast<uint8_t *>(shared) - block.shared()), 16, Access::write);
     block.lane().open.push_back(copy);
     block.counters().async_copies++;
 }
@@ -64,10 +71,13 @@ void commit_copies()
 
 void wait_copies(unsigned pending)
 {
-    auto &groups = Block::current->lane().committed;
+    Block &block = *Block::current;
+    auto &groups = block.lane().committed;
     while (groups.size() > pending) {
-        for (const AsyncCopy &copy : groups.front())
+        for (const AsyncCopy &copy : groups.front()) {
+            block.share(static_cast<size_t>(static_cast<uint8_t *>(copy.shared) - block.shared()), 16, Access::write);
             std::memcpy(copy.shared, copy.global != nullptr ? copy.global : copy.bytes, 16);
+        }
         groups.erase(groups.begin());
     }
 }

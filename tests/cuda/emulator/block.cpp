@@ -71,7 +71,7 @@ void Block::prepare(const Launch &launch, uint3 index)
     alive_ = threads_;
     failed_ = false;
     failure_.clear();
-    last_buffer_ = Buffer{};
+    for (Buffer &buffer : found_) buffer = Buffer{};
     uint64_t number = index.x + launch.grid.x * (index.y + uint64_t{launch.grid.y} * index.z);
     random_.state = (launch.seed ^ (number + 1) * 0x9E3779B97F4A7C15ull) | 1;
     for (int i = 0; i < 4; i++) random_.next();
@@ -82,6 +82,7 @@ void Block::prepare(const Launch &launch, uint3 index)
     warps_.assign((threads_ + warp_size - 1) / warp_size, Warp{});
     groups_.assign(threads_ / group_size, GroupMeeting{});
     hopper_.prepare(threads_, launch.shared_bytes);
+    races_.prepare(threads_, launch.shared_bytes);
     for (Barrier &barrier : barriers_) barrier = Barrier{};
     poison(shared_, launch.shared_bytes);
     fill_sentinels(shared_ + launch.shared_bytes, round_up(launch.shared_bytes, page) - launch.shared_bytes);
@@ -90,6 +91,7 @@ void Block::prepare(const Launch &launch, uint3 index)
         Lane &lane = lanes_[i];
         lane.thread = {i % launch.block.x, i / launch.block.x % launch.block.y, i / launch.block.x / launch.block.y};
         lane.state = Lane::ready;
+        lane.passed = {};
         lane.open.clear();
         lane.committed.clear();
         prepare_context(lane.context, stacks_ + i * (stack_bytes + page) + page, stack_bytes, run_lane);
@@ -195,6 +197,7 @@ void Block::meet(const char *name, Site site, uint32_t mask, bool aligned, void 
 {
     Warp &warp = warps_[warp_index()];
     uint32_t bit = 1u << lane_index();
+    lane().passed = site;
     mask &= warp.exists;
     if ((mask & bit) == 0) fail(site, "%s: lane %u is not in its own mask 0x%08x", name, lane_index(), mask);
     if (aligned && (mask != warp.exists || warp.exists != ~0u || warp.finished != 0))
@@ -238,6 +241,7 @@ void Block::meet_group(const char *name, Site site, void *argument, GroupComplet
     unsigned number = running_ / group_size;
     if (number >= groups_.size()) fail(site, "%s outside of a whole warp group", name);
     GroupMeeting &meeting = groups_[number];
+    lane().passed = site;
     if (meeting.arrived > 0 && (meeting.site.line != site.line || meeting.site.file != site.file))
         fail(site, "divergence: is at this %s while others of its warp group are at %s (%s:%d)", name, meeting.name,
              meeting.site.file, meeting.site.line);
@@ -268,6 +272,7 @@ Block::Votes Block::barrier(const char *name, Site site, unsigned id, unsigned e
 {
     if (id >= max_named_barriers) fail(site, "%s: barrier %u of 0 to %d", name, id, max_named_barriers - 1);
     Barrier &barrier = barriers_[id];
+    lane().passed = site;
     bool whole_block = id == 0 && expected == 0;
     if (!whole_block && (expected == 0 || expected % warp_size != 0))
         fail(site, "%s: barrier %u for %u threads, expected a multiple of 32", name, id, expected);
@@ -287,7 +292,10 @@ Block::Votes Block::barrier(const char *name, Site site, unsigned id, unsigned e
     barrier.reduction[1] |= predicate != 0;
     barrier.reduction[2] += predicate != 0;
     barrier.arrived++;
-    if (wait) barrier.waiting.push_back(running_);
+    if (wait)
+        barrier.waiting.push_back(running_);
+    else
+        races_.release(running_, barrier.arrived_knew);
     bool complete = barrier.arrived == (whole_block ? alive_ : expected);
     if (complete) release_barrier(barrier);
     if (wait && !complete) suspend(name, site);
@@ -296,6 +304,11 @@ Block::Votes Block::barrier(const char *name, Site site, unsigned id, unsigned e
 
 void Block::release_barrier(Barrier &barrier)
 {
+    if (&barrier == &barriers_[0])
+        races_.begin_age();
+    else
+        races_.join(barrier.waiting, barrier.arrived_knew);
+    barrier.arrived_knew = nullptr;
     for (unsigned thread : barrier.waiting) {
         std::copy_n(barrier.reduction, 3, lanes_[thread].votes);
         wake(thread);
@@ -337,6 +350,12 @@ void Block::fail(Site site, const char *text, ...)
     std::string what = format_list(text, arguments);
     va_end(arguments);
     abandon(format("%s:%d: ", site.file, site.line) + what);
+}
+
+void Block::note(Site site, const std::string &what)
+{
+    failed_ = true;
+    failure_ = launch_->name + ", block " + thread_name(index_) + format(": %s:%d: ", site.file, site.line) + what;
 }
 
 void Block::abandon(const std::string &what)

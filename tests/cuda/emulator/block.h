@@ -16,6 +16,7 @@
 #include "include/site.h"
 #include "include/vector_types.h"
 #include "memory.h"
+#include "race.h"
 
 #include <cstdint>
 #include <functional>
@@ -65,6 +66,7 @@ struct Lane {
     State state;
     const char *waits_for; /* the operation, if waiting */
     Site waits_at;
+    Site passed;                                   /* the last synchronisation it came to */
     int votes[3];                                  /* of the last barrier: and, or, count of the predicates */
     std::vector<AsyncCopy> open;                   /* since the last commit */
     std::vector<std::vector<AsyncCopy>> committed; /* oldest first */
@@ -104,6 +106,7 @@ struct Barrier {
     int reduction[3] = {}; /* of the predicates: and, or, count */
     Site site{};
     std::vector<unsigned> waiting;
+    Known arrived_knew; /* threads that only arrived */
 };
 
 class Block
@@ -132,7 +135,9 @@ class Block
     Hopper &hopper() { return hopper_; }
     Random &random() { return random_; }
     Counters &counters() { return counters_; }
-    Buffer &last_buffer() { return last_buffer_; } /* that a checked access found */
+    Races &races() { return races_; }
+    /* The buffer that holds all these bytes, or nullptr: one of those found last, or found now. */
+    const Buffer *buffer_of(const void *address, size_t bytes);
 
     /* Blocks until all lanes in `mask` that have not ended are here too; the last one to come runs `complete`. */
     void meet(const char *name, Site site, uint32_t mask, bool aligned, void *argument, Completion complete);
@@ -146,6 +151,9 @@ class Block
         int all, any, count;
     };
     Votes barrier(const char *name, Site site, unsigned id, unsigned expected, int predicate, bool wait);
+    /* The running thread's access: a plain one, anywhere; to shared memory, which must not race. */
+    void watch(const void *address, size_t bytes, Access kind);
+    void share(size_t byte, size_t bytes, Access kind);
     /* Lets others run and comes back. */
     void yield();
     /* Blocks until wake() names this thread. */
@@ -153,12 +161,15 @@ class Block
     void wake(unsigned thread);
     /* Ends the block: states what happened, in which thread. */
     [[noreturn]] void fail(Site site, const char *format, ...) __attribute__((format(printf, 3, 4)));
+    /* The same from outside of its threads: a copy that lands. */
+    void note(Site site, const std::string &what);
     /* Ends the block from a signal handler's trampoline: see fault.cpp. */
     [[noreturn]] void abandon(const std::string &what);
     bool address_in_stack(const void *address) const;
     bool beyond_shared(const void *address, long *offset) const;
 
   private:
+    [[noreturn]] void fail_race(const char *what, size_t byte, size_t bytes, int other);
     static void run_lane();
     void prepare(const Launch &launch, uint3 index);
     void schedule();
@@ -178,6 +189,7 @@ class Block
     std::vector<Warp> warps_;
     std::vector<GroupMeeting> groups_;
     Hopper hopper_;
+    Races races_;
     Barrier barriers_[max_named_barriers];
     Random random_;
     Context scheduler_;
@@ -187,10 +199,11 @@ class Block
     unsigned stacks_made_ = 0;
     uint8_t *shared_ = nullptr;
     Counters counters_;
-    Buffer last_buffer_{};
+    Buffer found_[8] = {};
+    unsigned next_found_ = 0;
 };
 
-/* Fails unless all bytes lie in one buffer of the device. The buffer of the last access is tried first. */
+/* Fails unless all bytes lie in one buffer of the device. */
 void check_global(const char *name, Site site, const void *address, size_t bytes);
 
 } // namespace nib_emulator

@@ -55,6 +55,16 @@ void Hopper::land(Block &block, std::vector<BulkCopy>::iterator at)
 {
     BulkCopy copy = *at;
     copies.erase(at);
+    if (copy.kind != BulkCopy::tensor_store) {
+        TransactionBarrier &barrier = barriers.at(copy.barrier);
+        size_t byte = static_cast<size_t>(copy.shared - block.shared());
+        int other = block.races().land(copy.thread, copy.known, barrier.index, barrier.phase, byte, copy.bytes);
+        if (other >= 0)
+            block.note(copy.site, "race: this copy to byte " + std::to_string(byte) +
+                                      " of shared memory lands where thread " + std::to_string(other) +
+                                      " may still read or write");
+        block.races().release_copies(barrier.index, barrier.phase, barrier.arrived);
+    }
     if (copy.kind == BulkCopy::linear_load)
         std::memcpy(copy.shared, copy.global, copy.bytes);
     else

@@ -10,6 +10,7 @@
 
 #include "include/cuda.h"
 #include "include/site.h"
+#include "race.h"
 
 #include <cstdint>
 #include <map>
@@ -34,6 +35,8 @@ struct TransactionBarrier {
     bool visible;   /* to the copy engine: its owner has fenced */
     Site site;
     std::vector<unsigned> waiting;
+    unsigned index;        /* among the block's */
+    Known arrived, passed; /* what the threads and copies of this phase, and of all before, knew */
 };
 
 /* A copy between global and shared memory that was issued and has not landed. */
@@ -47,6 +50,7 @@ struct BulkCopy {
     unsigned barrier; /* byte of shared memory; of loads */
     unsigned thread, group;
     Site site;
+    Known known; /* to the thread */
 };
 
 /* Where an operand of a product lies, by its descriptor. */

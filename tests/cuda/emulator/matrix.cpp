@@ -38,6 +38,13 @@ static void check_row(const char *name, Site site, const void *row)
                    static_cast<const uint8_t *>(row) - block.shared());
 }
 
+/* A row is an access of the lane that names it. */
+static void share_row(const void *row, Access kind)
+{
+    Block &block = *Block::current;
+    block.share(static_cast<size_t>(static_cast<const uint8_t *>(row) - block.shared()), 16, kind);
+}
+
 template <bool transposed> static void load_all(uint32_t, void *const argument[warp_size])
 {
     count_conflicts(argument);
@@ -60,6 +67,7 @@ template <bool transposed> static void load_all(uint32_t, void *const argument[w
 void load_matrices(const char *name, Site site, uint32_t (&m)[4], const void *row, bool transposed)
 {
     check_row(name, site, row);
+    share_row(row, Access::read);
     MatricesArgument argument{row, {}};
     Block::current->meet(name, site, ~0u, true, &argument, transposed ? load_all<true> : load_all<false>);
     std::copy_n(argument.m, 4, m);
@@ -70,6 +78,7 @@ void store_matrices(const char *name, Site site, void *row, const uint32_t (&m)[
     check_row(name, site, row);
     Block &block = *Block::current;
     block.hopper().wrote(block.thread_index(), static_cast<size_t>(static_cast<uint8_t *>(row) - block.shared()), 16);
+    share_row(row, Access::write);
     MatricesArgument argument{row, {m[0], m[1], m[2], m[3]}};
     block.meet(name, site, ~0u, true, &argument, [](uint32_t, void *const all[warp_size]) {
         count_conflicts(all);

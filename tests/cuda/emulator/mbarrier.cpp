@@ -34,6 +34,10 @@ TransactionBarrier &find_barrier(const char *name, Site site, const uint64_t *ba
         block.fail(site, "%s: no mbarrier was initialised at byte %u of shared memory", name, byte);
     if (*barrier != (mark | byte))
         block.fail(site, "%s: the mbarrier at byte %u of shared memory was overwritten", name, byte);
+    block.lane().passed = site;
+    int owner = block.races().unknown_writer(block.thread_index(), byte, 8);
+    if (owner >= 0)
+        block.fail(site, "%s: no barrier lies between this and the mbarrier_init of thread %d", name, owner);
     return found->second;
 }
 
@@ -45,8 +49,12 @@ void barrier_init(Site site, uint64_t *barrier, unsigned arrivals)
         block.fail(site, "mbarrier_init: %u arrivals, expected 1 to 2^20 - 1", arrivals);
     if (block.hopper().barriers.count(byte) != 0)
         block.fail(site, "mbarrier_init: there is an mbarrier at byte %u already", byte);
+    if (block.hopper().barriers.size() == max_watched_barriers)
+        block.fail(site, "mbarrier_init: more than %u in a block", max_watched_barriers);
+    block.share(byte, 8, Access::write);
     *barrier = mark | byte;
-    block.hopper().barriers[byte] = {arrivals, arrivals, 0, 0, block.thread_index(), false, site, {}};
+    unsigned index = static_cast<unsigned>(block.hopper().barriers.size());
+    block.hopper().barriers[byte] = {arrivals, arrivals, 0, 0, block.thread_index(), false, site, {}, index, {}, {}};
 }
 
 void advance(Block &block, TransactionBarrier &barrier, unsigned arrivals, int64_t bytes)
@@ -55,6 +63,7 @@ void advance(Block &block, TransactionBarrier &barrier, unsigned arrivals, int64
     barrier.bytes += bytes;
     if (barrier.pending != 0 || barrier.bytes != 0) return;
     barrier.phase++;
+    barrier.passed = barrier.arrived;
     barrier.pending = barrier.count;
     for (unsigned thread : barrier.waiting) block.wake(thread);
     barrier.waiting.clear();
@@ -68,6 +77,7 @@ void barrier_arrive(const char *name, Site site, uint64_t *barrier, unsigned byt
                              found.count, static_cast<long long>(found.bytes));
     if (found.bytes + bytes > most_bytes) Block::current->fail(site, "%s: more than 2^20 - 1 bytes in a phase", name);
     unsigned phase = found.phase;
+    Block::current->races().release(Block::current->thread_index(), found.arrived);
     advance(*Block::current, found, 1, bytes);
     if (found.phase != phase) Block::current->yield(); /* who waited may well be faster than this thread's next line */
 }
@@ -82,6 +92,7 @@ void barrier_wait(Site site, uint64_t *barrier, unsigned parity)
         found.waiting.push_back(Block::current->thread_index());
         Block::current->wait("mbarrier_wait", site);
     }
+    Block::current->races().acquire(Block::current->thread_index(), found.passed);
 }
 
 void fence_async(Site site)

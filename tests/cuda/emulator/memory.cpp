@@ -33,6 +33,8 @@ size_t first_damage(const void *sentinels, size_t bytes)
     return bytes;
 }
 
+uint8_t *device_space;
+
 /* [guard page | sentinels | the buffer | sentinels to the page's end | guard page]; pages between the guards. */
 struct Mapping {
     Buffer buffer;
@@ -48,6 +50,7 @@ struct Mapping {
 struct Registry {
     std::shared_mutex lock;
     std::map<const uint8_t *, Mapping> mappings; /* by begin of the buffer */
+    size_t next = 0;                             /* byte of the space */
     size_t used = 0, peak = 0, capacity = size_t{2} << 30, alive[2] = {};
     int open = 0;
 };
@@ -87,10 +90,15 @@ void *allocate(Space space, size_t bytes)
     if (space == Space::device && all.used + bytes > all.capacity) return nullptr;
     Mapping m;
     m.bytes = round_up(alignment + bytes + alignment, page) + 2 * page;
-    void *base = mmap(nullptr, m.bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (base == MAP_FAILED) return nullptr;
-    m.base = static_cast<uint8_t *>(base);
-    madvise(base, m.bytes, MADV_HUGEPAGE); /* opened and closed at every launch: that costs by the page */
+    if (device_space == nullptr) {
+        void *begin = mmap(nullptr, space_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (begin == MAP_FAILED) return nullptr;
+        device_space = static_cast<uint8_t *>(begin);
+    }
+    if (m.bytes > space_bytes - all.next) return nullptr;
+    m.base = device_space + all.next;
+    all.next += m.bytes;
+    madvise(m.base, m.bytes, MADV_HUGEPAGE); /* opened and closed at every launch: that costs by the page */
     /* As close to the page behind it as alignment and a sentinel allow. */
     uint8_t *end = m.base + m.bytes - page;
     m.buffer = {end - round_up(bytes + alignment / 2, alignment), bytes, space};
@@ -112,7 +120,7 @@ static void unmap(Registry &all, const Mapping &m)
 {
     if (m.buffer.space == Space::device) all.used -= m.buffer.bytes;
     all.alive[static_cast<int>(m.buffer.space)]--;
-    munmap(m.base, m.bytes);
+    mmap(m.base, m.bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
 }
 
 bool release(Space space, void *begin, std::string *damage)

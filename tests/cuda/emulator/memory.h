@@ -43,6 +43,13 @@ bool release(Space space, void *begin, std::string *damage);
 bool find_buffer(const void *address, Buffer *buffer);
 /* "" or which buffer was written beyond its bounds. */
 std::string check_sentinels();
+/* Addresses of all buffers, each used once: a pointer to what was freed never points into another buffer. */
+constexpr size_t space_bytes = size_t{1} << 40;
+extern uint8_t *device_space; /* where they begin, once there was a buffer */
+inline bool is_device_space(const void *address)
+{
+    return reinterpret_cast<uintptr_t>(address) - reinterpret_cast<uintptr_t>(device_space) < space_bytes;
+}
 /* For a message: "12 bytes behind a buffer of 4096 bytes". */
 std::string describe_address(const void *address);
 

@@ -118,6 +118,8 @@ static void queue_load(const char *name, BulkCopy copy, uint64_t *barrier)
         block.fail(copy.site, "%s: the mbarrier of %s:%d was not fenced by the thread that initialised it", name,
                    found.site.file, found.site.line);
     copy.barrier = static_cast<unsigned>(reinterpret_cast<uint8_t *>(barrier) - block.shared());
+    copy.thread = block.thread_index();
+    copy.known = block.races().known(copy.thread);
     poison(copy.shared, copy.bytes);
     block.hopper().engine_wrote(static_cast<size_t>(copy.shared - block.shared()), copy.bytes);
     block.hopper().copies.push_back(copy);
@@ -164,6 +166,7 @@ void store_tensor(Site site, const void *shared, const CUtensorMap *map, int ran
     copy.site = site;
     copy.thread = block.thread_index();
     copy.group = block.hopper().work(copy.thread).store_groups;
+    block.share(static_cast<size_t>(copy.shared - block.shared()), copy.bytes, Access::read);
     std::copy_n(coordinate, rank, copy.coordinate);
     block.hopper().copies.push_back(copy);
 }

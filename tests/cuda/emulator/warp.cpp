@@ -22,7 +22,13 @@ int sync_threads_vote(const char *name, Site site, int predicate)
 
 void sync_warp(Site site, unsigned mask)
 {
-    Block::current->meet("__syncwarp", site, mask, false, nullptr, [](uint32_t, void *const *) {});
+    unsigned first = Block::current->warp_index() * warp_size;
+    Block::current->meet("__syncwarp", site, mask, false, &first, [](uint32_t arrived, void *const all[warp_size]) {
+        std::vector<unsigned> threads;
+        for (unsigned lane = 0; lane < warp_size; lane++)
+            if (arrived >> lane & 1) threads.push_back(*static_cast<unsigned *>(all[lane]) + lane);
+        Block::current->races().join(threads);
+    });
 }
 
 void pause() { Block::current->yield(); }

@@ -73,6 +73,24 @@ static std::vector<uint16_t> read_operand(const char *name, Site site, const Sha
     return values;
 }
 
+/* Every warp of the group reads all of the operand, from its product's start until it has waited; a piece of 16 bytes
+ * was written by one thread or copy. */
+static void share_operand(Site site, unsigned thread, const SharedOperand &operand)
+{
+    Block &block = *Block::current;
+    Descriptor where(operand.descriptor);
+    for (unsigned row = 0; row < operand.rows; row += operand.mn_major ? 8 : 1)
+        for (unsigned k = 0; k < depth; k += operand.mn_major ? 1 : 8) {
+            size_t byte = where.byte_of(row, k, operand.mn_major);
+            int other = block.races().access(thread, byte, 4, Access::read);
+            if (other >= 0)
+                block.fail(site,
+                           "race: the operand at byte %zu of shared memory, no barrier orders that and what "
+                           "thread %d wrote",
+                           byte, other);
+        }
+}
+
 /* ---- products ---- */
 
 struct ProductArgument {
@@ -158,6 +176,8 @@ static void start_product(unsigned group, void *const argument[group_size])
     product->operands.push_back(first.b);
     for (const SharedOperand &operand : product->operands)
         product->contents.push_back(read_operand(first.name, first.site, operand));
+    for (unsigned thread = group * group_size; thread < (group + 1) * group_size; thread += warp_size)
+        for (const SharedOperand &operand : product->operands) share_operand(first.site, thread, operand);
 
     std::vector<float> a(rows * depth), b(depth * first.n);
     const std::vector<uint16_t> &right = product->contents.back();
@@ -217,6 +237,8 @@ static void deliver(Block &block, Site site, unsigned index, GroupProduct &produ
                        product.site.file, product.site.line);
         each_register(thread, product.n, [&](unsigned i, unsigned at) { registers[i] = product.result[at]; });
     }
+    if (thread % warp_size == 0)
+        for (const SharedOperand &operand : product.operands) share_operand(site, index, operand);
     if (--product.left > 0) return;
     for (size_t i = 0; i < product.operands.size(); i++) {
         std::vector<uint16_t> now;
