@@ -16,6 +16,7 @@
 #include "cuda/recording.h"
 #include "cuda/rmsnorm.h"
 #include "cuda/rotary.h"
+#include "cuda/sample.h"
 #include "cuda/staging.h"
 #include "cuda/status.cuh"
 
@@ -212,6 +213,7 @@ static void fill_table(nib_ops *ops)
     ops->linear_cross_entropy = nib_cuda_linear_cross_entropy;
     ops->head_rows_backward = nib_cuda_head_rows_backward;
     ops->logits = nib_cuda_logits;
+    ops->sample = nib_cuda_sample;
     ops->nf4_quantize = nib_cuda_nf4_quantize;
     ops->nf4_quantize_absmax = nib_cuda_nf4_quantize_absmax;
     ops->nf4_dequantize = nib_cuda_nf4_dequantize;

@@ -147,6 +147,13 @@ static nib_status call_head_rows(nib_ops_bench *b, void *user)
     return b->ops->head_rows_backward(b->ops, o->x, o->head, targets, 1.0f / (float)o->targets, o->nll, HEAD_ROWS,
                                       o->token, o->norm.data);
 }
+static nib_status call_sample(nib_ops_bench *b, void *user)
+{
+    operands *o = user;
+    const int64_t position = 0;
+    const nib_sampling sampling = {.temperature = 0.7, .top_p = 0.95, .top_k = 50};
+    return b->ops->sample(b->ops, sampling, o->table.data, 1, b->shape.V, &position, o->token);
+}
 static nib_status call_adamw(nib_ops_bench *b, void *user)
 {
     operands *o = user;
@@ -230,6 +237,17 @@ static nib_status run_adamw(nib_ops_bench *b)
     return nib_ops_bench_copy(b, "adamw", text, call_adamw, &o, 7.0 * (double)o.parameters * 4);
 }
 
+/* One row of logits, read once, is what it cannot do without. */
+static nib_status run_sample(nib_ops_bench *b)
+{
+    operands o = {0};
+    char text[64];
+    NIB_TRY(nib_ops_bench_matrix(b, 1, b->shape.V, NIB_DTYPE_F32, &o.table));
+    NIB_TRY(nib_arena_take(&b->memory, 1, sizeof *o.token, &o.token));
+    snprintf(text, sizeof text, "1 x %d, top-k 50, top-p 0.95", (int)b->shape.V);
+    return nib_ops_bench_copy(b, "sample", text, call_sample, &o, 4.0 * (double)b->shape.V);
+}
+
 /* As many operations as the visible half of each document's square takes: two products of depth HD forward, five
  * backward; the plain product has these operations at the depth and width of a head. */
 static nib_status run_attention(nib_ops_bench *bench, const char *op, nib_ops_bench_call call, int64_t products)
@@ -289,6 +307,7 @@ const nib_ops_bench_row nib_bench_ops_layer[] = {
     {"glu_backward", run_glu_backward},
     {"linear_cross_entropy", run_loss},
     {"head_rows_backward", run_head_rows},
+    {"sample", run_sample},
     {"adamw", run_adamw},
     {0},
 };

@@ -150,6 +150,23 @@ static nib_status nf4_quantize(nib_check_run *run, const int64_t *size)
     return nib_check_keep_value(run, "offset", (double)offset, NIB_CHECK_BITS);
 }
 
+/* Rows of few different logits, so that many are equal. */
+static nib_status sample(nib_check_run *run, const int64_t *size)
+{
+    enum { ROWS = 3 };
+    const int64_t V = size[0], position[ROWS] = {7, 8, 1000};
+    const nib_sampling sampling = {
+        .temperature = (double)size[1] / 100, .top_k = size[2], .top_p = (double)size[3] / 100, .seed = 5};
+    float *logits;
+    int32_t *id, chosen[ROWS];
+    NIB_TRY(nib_check_floats(run, 1, ROWS * V, &logits));
+    NIB_TRY(nib_arena_take(&run->memory, ROWS, sizeof *id, &id));
+    NIB_TRY(run->ops->sample(run->ops, sampling, logits, ROWS, V, position, id));
+    NIB_TRY(run->ops->download(run->ops, chosen, id, sizeof chosen));
+    for (int i = 0; i < ROWS; i++) NIB_TRY(nib_check_keep_value(run, "token", chosen[i], NIB_CHECK_BITS));
+    return NIB_OK;
+}
+
 static nib_status global_norm(nib_check_run *run, const int64_t *size)
 {
     float *array[2];
@@ -208,6 +225,9 @@ const nib_check_case nib_check_elementwise[] = {
     {"glu_backward", "T %lld, F %lld, activation %lld", glu_backward, .full = true, .size = {257, 8192, NIB_ACTIVATION_SILU}},
     {"nf4_quantize", "%lld values", nf4_quantize, .size = {4165}},
     {"nf4_quantize", "%lld values", nf4_quantize, .full = true, .size = {2000000}},
+    {"sample", "V %lld, temperature %lld %%, top-k %lld, top-p %lld %%", sample, .size = {1003, 0, 0, 100}},
+    {"sample", "V %lld, temperature %lld %%, top-k %lld, top-p %lld %%", sample, .size = {1003, 70, 40, 90}},
+    {"sample", "V %lld, temperature %lld %%, top-k %lld, top-p %lld %%", sample, .full = true, .size = {128256, 100, 0, 95}},
     {"global_norm", "%lld and %lld values", global_norm, .size = {2001, 99}},
     {"adamw", "%lld values", adamw, .size = {1003}},
     {0},

@@ -13,6 +13,7 @@
 #include "cpu/nf4.h"
 #include "cpu/rmsnorm.h"
 #include "cpu/rotary.h"
+#include "cpu/sample.h"
 
 #include <oneapi/dnnl/dnnl.h>
 #include <pthread.h>
@@ -139,6 +140,7 @@ static const nib_ops table = {
     .linear_cross_entropy = nib_cpu_linear_cross_entropy,
     .head_rows_backward = nib_cpu_head_rows_backward,
     .logits = nib_cpu_logits,
+    .sample = nib_cpu_sample,
     .nf4_quantize = nib_cpu_nf4_quantize,
     .nf4_quantize_absmax = nib_cpu_nf4_quantize_absmax,
     .nf4_dequantize = nib_cpu_nf4_dequantize,
@@ -221,6 +223,7 @@ static nib_status cpu_rehearse(nib_ops *ops, nib_ops **dry)
         .linear_cross_entropy = nib_cpu_linear_cross_entropy,
         .head_rows_backward = nib_cpu_head_rows_backward,
         .logits = nib_cpu_logits,
+        .sample = nib_cpu_sample,
         .global_norm = nib_cpu_global_norm,
     };
     return NIB_OK;

@@ -3,7 +3,6 @@
 #include "model/generate.h"
 #include "base/memory.h"
 #include "model/model_internal.h"
-#include "model/sampler.h"
 
 #include <string.h>
 
@@ -25,13 +24,14 @@ struct nib_generator {
     nib_pool pool;   /* holds activations.layer */
     nib_matrix last; /* [max_batch, C] normed residual of the tokens whose logits are wanted */
     float *logits;   /* [max_batch, V] */
+    int32_t *chosen; /* [max_batch] of each row of logits */
     int64_t max_batch;
 
-    float *host_logits;        /* [max_batch, V] */
-    nib_candidate *candidates; /* [V] */
-    sequence *sequences;       /* [max_batch] */
-    int *active;               /* [max_batch] sequences that go on; logits row i is that of active[i] */
+    sequence *sequences; /* [max_batch] */
+    int *active;         /* [max_batch] sequences that go on; logits row i is that of active[i] */
     int active_count;
+    int32_t *next;   /* [max_batch] chosen, and */
+    int64_t *length; /* [max_batch] of active[i]: what sampling is told */
     nib_cache_range *path, *ranges;
     size_t path_count, path_capacity, range_count, range_capacity;
     int32_t *row_id;      /* [capacity] token in each row of the cache */
@@ -52,6 +52,7 @@ static nib_status create_output(nib_generator *g)
         NIB_TRY(nib_arena_take(&g->output_arena, g->max_batch * c->hidden, (size_t)nib_dtype_block_bytes(dtype),
                                &g->last.data));
         NIB_TRY(nib_arena_take(&g->output_arena, g->max_batch * c->vocabulary, sizeof(float), &g->logits));
+        NIB_TRY(nib_arena_take(&g->output_arena, g->max_batch, sizeof *g->chosen, &g->chosen));
         if (pass == 1) break;
         size_t bytes = g->output_arena.used;
         void *block;
@@ -63,17 +64,17 @@ static nib_status create_output(nib_generator *g)
 
 static nib_status create_host(nib_generator *g, int64_t capacity)
 {
-    size_t batch = (size_t)g->max_batch, V = (size_t)g->model->config.vocabulary;
+    size_t batch = (size_t)g->max_batch;
     size_t tokens = batch > PREFILL_TOKENS ? batch : PREFILL_TOKENS;
-    g->host_logits = nib_calloc(batch * V, sizeof *g->host_logits);
-    g->candidates = nib_calloc(V, sizeof *g->candidates);
     g->sequences = nib_calloc(batch, sizeof *g->sequences);
     g->active = nib_calloc(batch, sizeof *g->active);
+    g->next = nib_calloc(batch, sizeof *g->next);
+    g->length = nib_calloc(batch, sizeof *g->length);
     g->row_id = nib_calloc((size_t)capacity, sizeof *g->row_id);
     g->token = nib_calloc(5 * tokens + 1, sizeof *g->token);
     g->activations.layer = nib_pool_alloc(&g->pool, ((size_t)g->model->config.layers + 1) * sizeof(nib_layer_saves));
-    if (g->host_logits == NULL || g->candidates == NULL || g->sequences == NULL || g->active == NULL ||
-        g->row_id == NULL || g->token == NULL || g->activations.layer == NULL)
+    if (g->sequences == NULL || g->active == NULL || g->next == NULL || g->length == NULL || g->row_id == NULL ||
+        g->token == NULL || g->activations.layer == NULL)
         return NIB_FAIL(NIB_ERROR_MEMORY, "no memory to generate %zu sequences at once", batch);
     g->position = g->token + tokens;
     g->end = g->position + tokens;
@@ -113,10 +114,10 @@ void nib_generator_free(nib_generator *g)
     nib_key_value_cache_free(g->model->ops, &g->cache);
     release(g->model->ops, &g->activation_arena);
     release(g->model->ops, &g->output_arena);
-    nib_free(g->host_logits);
-    nib_free(g->candidates);
     nib_free(g->sequences);
     nib_free(g->active);
+    nib_free(g->next);
+    nib_free(g->length);
     nib_free(g->row_id);
     nib_free(g->token);
     nib_free(g->path);
@@ -127,8 +128,7 @@ void nib_generator_free(nib_generator *g)
 
 size_t nib_generator_bytes(const nib_generator *g)
 {
-    size_t host_logits = (size_t)(g->max_batch * g->model->config.vocabulary) * sizeof *g->host_logits;
-    return g->cache.arena.capacity + g->activation_arena.capacity + g->output_arena.capacity + host_logits;
+    return g->cache.arena.capacity + g->activation_arena.capacity + g->output_arena.capacity;
 }
 
 void nib_generator_forget(nib_generator *g) { g->conversation = 0; }
@@ -160,12 +160,9 @@ static nib_status forward(nib_generator *g, const nib_micro_batch *batch, const 
     return status;
 }
 
-static nib_status read_logits(nib_generator *g, nib_matrix rows)
+static nib_status compute_logits(nib_generator *g, nib_matrix rows)
 {
-    nib_ops *ops = g->model->ops;
-    NIB_TRY(ops->logits(ops, rows, g->model->head, 0.0f, g->logits));
-    size_t bytes = (size_t)(rows.rows * g->model->config.vocabulary) * sizeof(float);
-    return ops->download(ops, g->host_logits, g->logits, bytes);
+    return g->model->ops->logits(g->model->ops, rows, g->model->head, 0.0f, g->logits);
 }
 
 static nib_status add_range(nib_cache_range **ranges, size_t *count, size_t *capacity, size_t first,
@@ -284,7 +281,7 @@ static nib_status prefill(nib_generator *g, const nib_prompt *prompts, int count
             status = NIB_FAIL(NIB_ERROR_INTERNAL, "prompt %d is not in the tree of its batch", i);
             goto done;
         }
-    status = read_logits(g, nib_matrix_rows(g->last, 0, count));
+    status = compute_logits(g, nib_matrix_rows(g->last, 0, count));
 done:
     nib_pack_free(&pack);
     return status;
@@ -297,15 +294,32 @@ static bool is_stop(const nib_generate_options *options, int32_t id)
     return false;
 }
 
-/* Samples a token of every active sequence, and keeps those that go on. */
+/* A token of every active sequence: its id is all that comes from the device. */
+static nib_status sample(nib_generator *g, const nib_generate_options *options)
+{
+    nib_ops *ops = g->model->ops;
+    const nib_sampling sampling = {options->temperature, options->top_p, options->top_k, options->seed};
+    for (int i = 0; i < g->active_count; i++) g->length[i] = g->sequences[g->active[i]].length;
+    NIB_TRY(ops->sample(ops, sampling, g->logits, g->active_count, g->model->config.vocabulary, g->length, g->chosen));
+    NIB_TRY(ops->download(ops, g->next, g->chosen, (size_t)g->active_count * sizeof *g->next));
+    for (int i = 0; i < g->active_count; i++)
+        if (g->next[i] < 0)
+            return NIB_FAIL(NIB_ERROR_DATA,
+                            "the model's logits after %lld tokens are NaN or infinite; the weights or the adapter are "
+                            "damaged",
+                            (long long)g->length[i]);
+    return NIB_OK;
+}
+
+/* Chooses a token of every active sequence, and keeps those that go on. */
 static nib_status take_tokens(nib_generator *g, const nib_generate_options *options, nib_generate_token on_token,
                               void *user)
 {
-    int64_t V = g->model->config.vocabulary;
     int kept = 0;
+    NIB_TRY(sample(g, options));
     for (int i = 0; i < g->active_count; i++) {
         sequence *s = &g->sequences[g->active[i]];
-        NIB_TRY(nib_sample(g->host_logits + i * V, V, options, s->length, g->candidates, &s->next));
+        s->next = g->next[i];
         if (is_stop(options, s->next)) continue;
         s->produced++;
         if (on_token(user, g->active[i], s->next) && s->produced < options->max_new_tokens)
@@ -337,7 +351,7 @@ static nib_status decode(nib_generator *g)
     nib_micro_batch batch = {.T = g->active_count, .id = g->token, .position = g->position, .end = g->end};
     nib_cache_access access = {&g->cache, g->row, g->range_begin, g->ranges};
     NIB_TRY(forward(g, &batch, &access));
-    return read_logits(g, nib_matrix_rows(g->activations.normed, 0, g->active_count));
+    return compute_logits(g, nib_matrix_rows(g->activations.normed, 0, g->active_count));
 }
 
 static nib_status check_prompts(const nib_generator *g, const nib_prompt *prompts, int count)
@@ -408,7 +422,7 @@ static nib_status prefill_conversation(nib_generator *g, nib_prompt prompt)
     g->sequences[0] = (sequence){.length = prompt.length, .first_row = prompt.length, .path_ranges = 1};
     g->active[0] = 0;
     g->active_count = 1;
-    return read_logits(g, nib_matrix_rows(g->activations.normed, n - 1, 1));
+    return compute_logits(g, nib_matrix_rows(g->activations.normed, n - 1, 1));
 }
 
 nib_status nib_generate_continue(nib_generator *g, nib_prompt prompt, const nib_generate_options *options,

@@ -31,7 +31,7 @@ typedef struct nib_generator nib_generator;
  * prefixes once, and max_new_tokens for each. NIB_ERROR_MEMORY. */
 nib_status nib_generator_create(nib_model *model, int64_t capacity, int64_t max_batch, nib_generator **generator);
 void nib_generator_free(nib_generator *generator);
-/* Bytes of cache, activations and logits, the host's copy of these with them. */
+/* Bytes of cache, activations and logits. */
 size_t nib_generator_bytes(const nib_generator *generator);
 
 /* The next conversation starts from an empty cache, so that its text is that of a new generator: keeping a common

@@ -123,6 +123,17 @@ typedef struct {
     int32_t first, count;
 } nib_cache_range;
 
+/* How a token is chosen from its logits. */
+typedef struct {
+    double temperature; /* 0: greedy */
+    double top_p;       /* 1: off */
+    int64_t top_k;      /* 0: off */
+    uint64_t seed;
+} nib_sampling;
+
+#define NIB_SAMPLE_WEIGHT_BITS 44
+#define NIB_SAMPLE_VOCABULARY  (1 << 19) /* at most, so that the sum of all weights has 64 bits */
+
 typedef struct {
     double learning_rate, beta1, beta2, epsilon, weight_decay;
     int64_t step; /* 1 for the first update */
@@ -256,6 +267,18 @@ struct nib_ops {
                                      float *drows);
     /* logits fp32 [rows, V] = x head^T (soft-capped). */
     nib_status (*logits)(nib_ops *ops, nib_matrix x, nib_matrix head, float softcap, float *logits);
+
+    /* id[i] = a token chosen by logits [rows, V] fp32, or -1 if a logit of the row is NaN or infinite. position [rows]
+     * host, id [rows]. At temperature 0 the largest logit's, of equal ones the lowest id. Otherwise in the order of
+     * transformers' warpers: logits are divided by the temperature, the top_k largest are kept, of these the smallest
+     * set of the likeliest whose probabilities sum to top_p (Holtzman et al., "The Curious Case of Neural Text
+     * Degeneration", 2020; of equal logits the lower id is kept first), and one is drawn.
+     * Every backend draws the same: a weight is floor(2^44 exp((logit - largest) / temperature)) by the operations of
+     * cpu/sample.c in fp32, so that sums are whole numbers, exact in any order; and the token is the first, in order of
+     * ids, at which the sum of the kept weights passes floor(r total), r the first 64 bits of Philox at (seed,
+     * position). So a sequence's text does not depend on what else is in its batch. */
+    nib_status (*sample)(nib_ops *ops, nib_sampling sampling, const float *logits, int64_t rows, int64_t V,
+                         const int64_t *position, int32_t *id);
 
     /* NF4 of n values from fp32: codes [(n+1)/2], absmax fp32 [ceil(n/64)]; and of the absmax: codes, nested absmax,
      * offset (the mean, host), with bitsandbytes' dynamic map. Bit-exact with bitsandbytes. */

@@ -207,6 +207,12 @@ static nib_status logits(nib_ops *ops, nib_matrix x, nib_matrix head, float soft
     return DRY(logits, x, head, softcap, out);
 }
 
+static nib_status sample(nib_ops *ops, nib_sampling sampling, const float *from, int64_t rows, int64_t V,
+                         const int64_t *position, int32_t *id)
+{
+    return DRY(sample, sampling, from, rows, V, position, id);
+}
+
 static nib_status global_norm(nib_ops *ops, int count, float *const *array, const int64_t *length, double max_norm,
                               nib_clip *clip)
 {
@@ -257,6 +263,7 @@ static const nib_ops table = {
     .linear_cross_entropy = linear_cross_entropy,
     .head_rows_backward = head_rows_backward,
     .logits = logits,
+    .sample = sample,
     .global_norm = global_norm,
     .adamw = adamw,
 };
