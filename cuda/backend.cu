@@ -19,6 +19,7 @@
 #include "cuda/sample.h"
 #include "cuda/staging.h"
 #include "cuda/status.cuh"
+#include "cuda/tree_sum.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -196,7 +197,7 @@ static void fill_table(nib_ops *ops)
     ops->zero = cuda_zero;
     ops->synchronize = cuda_synchronize;
     ops->convert = nib_cuda_convert;
-    ops->accumulate = nib_cuda_accumulate;
+    ops->tree_sum = nib_cuda_tree_sum;
     ops->embedding_forward = nib_cuda_embedding_forward;
     ops->embedding_backward = nib_cuda_embedding_backward;
     ops->rmsnorm_forward = nib_cuda_rmsnorm_forward;

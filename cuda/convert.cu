@@ -1,4 +1,4 @@
-/* to[r][c] = from[r][c] in to's type; to[i] += from[i].
+/* to[r][c] = from[r][c] in to's type.
  *
  * Bandwidth-bound: a thread takes a vector of neighbours, a grid strides over all. Matrices without gaps between their
  * rows are one long row. No shared memory. */
@@ -19,18 +19,6 @@ __global__ void __launch_bounds__(THREADS)
         float x[width.N];
         load(from + r * from_stride + c, x);
         store(to + r * to_stride + c, x);
-    });
-}
-
-template <int N> __global__ void __launch_bounds__(THREADS) accumulate_kernel(float *to, const float *from, int64_t n)
-{
-    for_each_vector<N>(n, [&](auto width, int64_t at) {
-        float sum[width.N], x[width.N];
-        load(to + at, sum);
-        load(from + at, x);
-#pragma unroll
-        for (int i = 0; i < width.N; i++) sum[i] += x[i];
-        store(to + at, sum);
     });
 }
 
@@ -58,13 +46,4 @@ nib_status nib_cuda_convert(nib_ops *ops, nib_matrix from, nib_matrix to)
     if (from_wide) return to_wide ? convert<float, float>(ops, from, to) : convert<float, __nv_bfloat16>(ops, from, to);
     return to_wide ? convert<__nv_bfloat16, float>(ops, from, to)
                    : convert<__nv_bfloat16, __nv_bfloat16>(ops, from, to);
-}
-
-nib_status nib_cuda_accumulate(nib_ops *ops, float *to, const float *from, int64_t n)
-{
-    if (n == 0) return NIB_OK;
-    const bool vectors = whole_vectors(to) && whole_vectors(from);
-    return nib_cuda_launch(vectors ? accumulate_kernel<4> : accumulate_kernel<1>,
-                           vector_grid(n, vectors ? 4 : 1, THREADS), dim3(THREADS), 0, nib_cuda_stream(ops), to, from,
-                           n);
 }

@@ -237,6 +237,22 @@ static nib_status run_adamw(nib_ops_bench *b)
     return nib_ops_bench_copy(b, "adamw", text, call_adamw, &o, 7.0 * (double)o.parameters * 4);
 }
 
+/* A slot that completes three levels of the tree: what every eighth does. */
+static nib_status call_tree_sum(nib_ops_bench *b, void *user)
+{
+    operands *o = user;
+    const float *const left[] = {o->moment[1].data, o->moment[2].data, o->moment[3].data};
+    return b->ops->tree_sum(b->ops, o->moment[0].data, 3, left, o->parameters, o->moment[1].data);
+}
+static nib_status run_tree_sum(nib_ops_bench *b)
+{
+    operands o = {.parameters = nib_ops_bench_parameters(b->shape)};
+    char text[64];
+    for (int i = 0; i < 4; i++) NIB_TRY(nib_ops_bench_matrix(b, 1, o.parameters, NIB_DTYPE_F32, &o.moment[i]));
+    snprintf(text, sizeof text, "%.1f M gradients, 3 levels, fp32", (double)o.parameters * 1e-6);
+    return nib_ops_bench_copy(b, "tree_sum", text, call_tree_sum, &o, 6.0 * (double)o.parameters * 4);
+}
+
 /* One row of logits, read once, is what it cannot do without. */
 static nib_status run_sample(nib_ops_bench *b)
 {
@@ -308,6 +324,7 @@ const nib_ops_bench_row nib_bench_ops_layer[] = {
     {"linear_cross_entropy", run_loss},
     {"head_rows_backward", run_head_rows},
     {"sample", run_sample},
+    {"tree_sum", run_tree_sum},
     {"adamw", run_adamw},
     {0},
 };

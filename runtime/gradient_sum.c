@@ -119,10 +119,14 @@ static nib_status bring_rows_to_device(summation *s, int64_t begin, int64_t n)
     return nib_device_exchange_run(s->exchange, s->move, count);
 }
 
-static nib_status add(const summation *s, float *to, const float *from, int64_t values)
+/* row += what it joins, from the last of `held` backwards. */
+static nib_status join(const summation *s, float *row, int joined, float *const *held_end, int64_t values)
 {
-    if (s->exchange != NULL) return s->tree->ops->accumulate(s->tree->ops, to, from, values);
-    for (int64_t v = 0; v < values; v++) to[v] += from[v];
+    const float *left[NIB_SLOT_NODES];
+    for (int k = 0; k < joined; k++) left[k] = held_end[-1 - k];
+    if (s->exchange != NULL) return s->tree->ops->tree_sum(s->tree->ops, row, joined, left, values, row);
+    for (int k = 0; k < joined; k++)
+        for (int64_t v = 0; v < values; v++) row[v] += left[k][v];
     return NIB_OK;
 }
 
@@ -134,7 +138,7 @@ static nib_status add_rows(const summation *s, int64_t values, float **sum)
     for (int i = 0; i < s->first[s->c->size]; i++) {
         float *row = s->row + i * s->row_values;
         int before = order.depth, joined = nib_slot_order_push(&order, s->node[i]);
-        for (int k = 1; k <= joined; k++) NIB_TRY(add(s, row, held[before - k], values));
+        if (joined > 0) NIB_TRY(join(s, row, joined, held + before, values));
         held[order.depth - 1] = row;
     }
     *sum = held[0];

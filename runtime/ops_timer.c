@@ -9,7 +9,8 @@
     X(fetch, (nib_ops * ops, void *host, const void *from, size_t bytes), (host, from, bytes))                         \
     X(zero, (nib_ops * ops, void *block, size_t bytes), (block, bytes))                                                \
     X(convert, (nib_ops * ops, nib_matrix from, nib_matrix to), (from, to))                                            \
-    X(accumulate, (nib_ops * ops, float *to, const float *from, int64_t n), (to, from, n))                             \
+    X(tree_sum, (nib_ops * ops, float *x, int count, const float *const *left, int64_t n, float *to),                  \
+      (x, count, left, n, to))                                                                                         \
     X(embedding_forward, (nib_ops * ops, const int32_t *token, nib_matrix table, float scale, nib_matrix x),           \
       (token, table, scale, x))                                                                                        \
     X(embedding_backward, (nib_ops * ops, const int32_t *token, nib_matrix dx, float scale, float *dtable),            \

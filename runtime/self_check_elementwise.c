@@ -19,12 +19,19 @@ static nib_status convert(nib_check_run *run, const int64_t *size)
     return nib_check_keep(run, "and back", back, NIB_CHECK_BITS);
 }
 
-static nib_status accumulate(nib_check_run *run, const int64_t *size)
+static nib_status tree_sum(nib_check_run *run, const int64_t *size)
 {
-    float *to, *from;
-    NIB_TRY(nib_check_floats(run, 1, size[0], &to));
-    NIB_TRY(nib_check_floats(run, 2, size[0], &from));
-    NIB_TRY(run->ops->accumulate(run->ops, to, from, size[0]));
+    const float *left[3];
+    float *x, *to;
+    NIB_TRY(nib_check_floats(run, 1, size[0], &x));
+    for (int k = 0; k < 3; k++) {
+        float *values;
+        NIB_TRY(nib_check_floats(run, (uint64_t)k + 2, size[0], &values));
+        left[k] = values;
+    }
+    NIB_TRY(nib_check_empty_floats(run, size[0], &to));
+    NIB_TRY(run->ops->tree_sum(run->ops, x, 3, left, size[0], to));
+    NIB_TRY(nib_check_keep_floats(run, "x", x, size[0], NIB_CHECK_BITS));
     return nib_check_keep_floats(run, "sum", to, size[0], NIB_CHECK_BITS);
 }
 
@@ -204,7 +211,7 @@ static nib_status adamw(nib_check_run *run, const int64_t *size)
 /* clang-format off */
 const nib_check_case nib_check_elementwise[] = {
     {"convert", "[%lld, %lld]", convert, .size = {5, 100}},
-    {"accumulate", "%lld", accumulate, .size = {1003}},
+    {"tree_sum", "%lld values", tree_sum, .size = {1003}},
     {"embedding_forward", "T %lld, C %lld, V %lld", embedding_forward, .size = {33, 100, 37}},
     {"embedding_forward", "T %lld, C %lld, V %lld", embedding_forward, .full = true, .size = {257, 4096, 999}},
     {"embedding_backward", "T %lld, C %lld, V %lld", embedding_backward, .size = {33, 100, 37}},

@@ -14,6 +14,7 @@
 #include "cpu/rmsnorm.h"
 #include "cpu/rotary.h"
 #include "cpu/sample.h"
+#include "cpu/tree_sum.h"
 
 #include <oneapi/dnnl/dnnl.h>
 #include <pthread.h>
@@ -58,14 +59,6 @@ static nib_status cpu_zero(nib_ops *ops, void *block, size_t bytes)
 static nib_status cpu_synchronize(nib_ops *ops)
 {
     (void)ops;
-    return NIB_OK;
-}
-
-static nib_status cpu_accumulate(nib_ops *ops, float *to, const float *from, int64_t n)
-{
-    (void)ops;
-#pragma omp parallel for simd schedule(static) if (n > 65536)
-    for (int64_t i = 0; i < n; i++) to[i] += from[i];
     return NIB_OK;
 }
 
@@ -123,7 +116,7 @@ static const nib_ops table = {
     .zero = cpu_zero,
     .synchronize = cpu_synchronize,
     .convert = nib_cpu_convert,
-    .accumulate = cpu_accumulate,
+    .tree_sum = nib_cpu_tree_sum,
     .embedding_forward = nib_cpu_embedding_forward,
     .embedding_backward = nib_cpu_embedding_backward,
     .rmsnorm_forward = nib_cpu_rmsnorm_forward,

@@ -16,6 +16,7 @@
 #include "cpu/linear_few.h"
 #include "cpu/matmul.h"
 #include "cpu/nf4.h"
+#include "cpu/tree_sum.h"
 
 #include <string.h>
 
@@ -255,7 +256,8 @@ static nib_status add_dropped(nib_ops *ops, nib_matrix du, nib_matrix a, nib_dro
     NIB_TRY(scratch_matrix(ops, sum.rows, sum.columns, NIB_DTYPE_F32, &through));
     NIB_TRY(nib_cpu_matmul(ops, du, false, a, false, false, through));
     apply_dropout(ops, through, dropout, part, through);
-    return ops->rehearsal ? NIB_OK : ops->accumulate(ops, sum.data, through.data, sum.rows * sum.columns);
+    const float *const left[] = {through.data};
+    return nib_cpu_tree_sum(ops, sum.data, 1, left, sum.rows * sum.columns, sum.data);
 }
 
 /* dx from dy and du where masks keep the parts' A out of the product: summed in fp32 beside it. */

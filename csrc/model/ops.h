@@ -131,6 +131,8 @@ typedef struct {
     uint64_t seed;
 } nib_sampling;
 
+#define NIB_TREE_SUM_LEVELS 32 /* of the tree of slots, at most */
+
 #define NIB_SAMPLE_WEIGHT_BITS 44
 #define NIB_SAMPLE_VOCABULARY  (1 << 19) /* at most, so that the sum of all weights has 64 bits */
 
@@ -200,8 +202,10 @@ struct nib_ops {
     void (*recording_free)(nib_ops *ops, nib_recording *recording);
     /* to = from in to's type, element by element. */
     nib_status (*convert)(nib_ops *ops, nib_matrix from, nib_matrix to);
-    /* to += from, fp32, n elements: the fixed-order sum of gradient slots. */
-    nib_status (*accumulate)(nib_ops *ops, float *to, const float *from, int64_t n);
+    /* The fixed-order sum of gradient slots: to = x + left[0] + ... + left[count - 1], in this order, each addition
+     * rounded, and then x = 0 unless to is x; to may be one of left. fp32, n elements; left host, 0 <= count <=
+     * NIB_TREE_SUM_LEVELS. */
+    nib_status (*tree_sum)(nib_ops *ops, float *x, int count, const float *const *left, int64_t n, float *to);
 
     /* x[t] = scale * table[token[t]]; table [V, C] bf16 or fp32, x [T, C] activation. */
     nib_status (*embedding_forward)(nib_ops *ops, const int32_t *token, nib_matrix table, float scale, nib_matrix x);

@@ -73,10 +73,10 @@ static nib_status convert(nib_ops *ops, nib_matrix from, nib_matrix to)
     return DRY(convert, from, to);
 }
 
-static nib_status accumulate(nib_ops *ops, float *to, const float *from, int64_t n)
+static nib_status tree_sum(nib_ops *ops, float *x, int count, const float *const *left, int64_t n, float *to)
 {
-    count_bytes(ops, 12.0 * (double)n);
-    return DRY(accumulate, to, from, n);
+    count_bytes(ops, 4.0 * (double)n * (count + (to == x ? 2 : 3)));
+    return DRY(tree_sum, x, count, left, n, to);
 }
 
 static nib_status embedding_forward(nib_ops *ops, const int32_t *token, nib_matrix table, float scale, nib_matrix x)
@@ -247,7 +247,7 @@ static const nib_ops table = {
     .zero = zero,
     .synchronize = synchronize,
     .convert = convert,
-    .accumulate = accumulate,
+    .tree_sum = tree_sum,
     .embedding_forward = embedding_forward,
     .embedding_backward = embedding_backward,
     .rmsnorm_forward = rmsnorm_forward,

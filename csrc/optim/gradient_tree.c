@@ -30,18 +30,14 @@ void nib_gradient_tree_free(nib_gradient_tree *tree)
     *tree = (nib_gradient_tree){0};
 }
 
-static nib_matrix as_row(float *values, int64_t n)
-{
-    return (nib_matrix){.data = values, .rows = 1, .columns = n, .stride = n, .dtype = NIB_DTYPE_F32};
-}
-
 nib_status nib_gradient_tree_add(nib_gradient_tree *tree, int slot, float *gradient)
 {
-    nib_ops *ops = tree->ops;
+    const float *left[NIB_SLOT_NODES];
     if (slot == tree->range.first) tree->order.depth = 0;
     int before = tree->order.depth, joined = nib_slot_order_push(&tree->order, (nib_slot_node){0, slot});
-    for (int i = 1; i <= joined; i++) NIB_TRY(ops->accumulate(ops, gradient, tree->partial[before - i], tree->n));
-    if (slot + 1 == tree->range.end) return NIB_OK;
-    NIB_TRY(ops->convert(ops, as_row(gradient, tree->n), as_row(tree->partial[tree->order.depth - 1], tree->n)));
-    return ops->zero(ops, gradient, (size_t)tree->n * sizeof(float));
+    const bool last = slot + 1 == tree->range.end;
+    if (last && joined == 0) return NIB_OK;
+    for (int i = 0; i < joined; i++) left[i] = tree->partial[before - 1 - i];
+    return tree->ops->tree_sum(tree->ops, gradient, joined, left, tree->n,
+                               last ? gradient : tree->partial[tree->order.depth - 1]);
 }

@@ -1,5 +1,5 @@
-/* Ops whose every operation is rounded as the CPU backend's, so that all bits agree: conversion, sums of gradients,
- * AdamW. At lengths and addresses that are no whole vectors; what lies beside an array must stay. */
+/* Ops whose every operation is rounded as the CPU backend's, so that all bits agree: conversion, sums of gradient
+ * slots, AdamW. At lengths and addresses that are no whole vectors; what lies beside an array must stay. */
 #include "backends.h"
 
 extern "C" {
@@ -9,6 +9,9 @@ extern "C" {
 #include "linear_case.h"
 
 #include "cuda/backend.h"
+
+#include <cmath>
+#include <memory>
 
 static std::vector<float> random_floats(uint64_t key, int64_t n)
 {
@@ -79,17 +82,45 @@ static void conversions_are_exact(void **)
         }
 }
 
-static void sums_of_gradients_are_exact(void **)
+/* Values of all magnitudes, so that another order of additions shows. */
+static std::vector<float> spread_floats(uint64_t key, int64_t n)
+{
+    std::vector<float> values = random_floats(key, n);
+    for (size_t i = 0; i < values.size(); i++) values[i] = std::ldexp(values[i], (int)((i * 7 + key * 5) % 24));
+    return values;
+}
+
+static void sums_of_gradient_slots_are_exact(void **)
 {
     backends b;
     for (int64_t n : lengths)
-        for (int64_t shift : {0, 1}) {
-            std::vector<float> sum = random_floats(1, n), added = random_floats(2, n);
-            shifted device_sum(sum, shift), device_added(added, 0);
-            check_ok(b.cpu->accumulate(b.cpu, sum.data(), added.data(), n));
-            check_ok(b.cuda->accumulate(b.cuda, device_sum.data(), device_added.data(), n));
-            assert_true(device_sum.download() == sum);
-        }
+        for (int count : {0, 1, 3, NIB_TREE_SUM_LEVELS})
+            for (int64_t shift : {0, 1})
+                for (bool in_place : {false, true}) {
+                    if (count > 3 && n > 2000) continue; /* takes long, shows nothing else */
+                    std::vector<float> x = spread_floats(1, n), to((size_t)n, NAN), want = x;
+                    shifted device_x(x, shift), device_to(to, 0);
+                    std::vector<std::vector<float>> left;
+                    std::vector<std::unique_ptr<shifted>> device_left;
+                    std::vector<const float *> at, device_at;
+                    for (int k = 0; k < count; k++) {
+                        left.push_back(spread_floats((uint64_t)k + 2, n));
+                        device_left.push_back(std::make_unique<shifted>(left.back(), shift));
+                        device_at.push_back(device_left.back()->data());
+                        for (size_t i = 0; i < want.size(); i++) want[i] += left.back()[i];
+                    }
+                    for (const auto &values : left) at.push_back(values.data());
+                    check_ok(b.cpu->tree_sum(b.cpu, x.data(), count, at.data(), n, in_place ? x.data() : to.data()));
+                    check_ok(b.cuda->tree_sum(b.cuda, device_x.data(), count, device_at.data(), n,
+                                              in_place ? device_x.data() : device_to.data()));
+                    const std::vector<float> zeros((size_t)n, 0.0f);
+                    assert_true((in_place ? x : to) == want && (in_place || x == zeros));
+                    assert_true((in_place ? device_x : device_to).download() == want);
+                    if (!in_place) assert_true(device_x.download() == zeros);
+                }
+    const int many = NIB_TREE_SUM_LEVELS + 1;
+    assert_int_equal(b.cuda->tree_sum(b.cuda, nullptr, many, nullptr, 1, nullptr), NIB_ERROR_SHAPE);
+    assert_int_equal(b.cpu->tree_sum(b.cpu, nullptr, many, nullptr, 1, nullptr), NIB_ERROR_SHAPE);
 }
 
 static void adamw_is_exact(void **)
@@ -138,7 +169,7 @@ int main()
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup(conversions_are_exact, reset_emulator),
-        cmocka_unit_test_setup(sums_of_gradients_are_exact, reset_emulator),
+        cmocka_unit_test_setup(sums_of_gradient_slots_are_exact, reset_emulator),
         cmocka_unit_test_setup(adamw_is_exact, reset_emulator),
         cmocka_unit_test_setup(the_global_norm_is_the_cpu_backends, reset_emulator),
     };
