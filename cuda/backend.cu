@@ -8,6 +8,7 @@
 #include "cuda/glu.h"
 #include "cuda/head_rows_backward.h"
 #include "cuda/launch.cuh"
+#include "cuda/layernorm.h"
 #include "cuda/linear.h"
 #include "cuda/linear_cross_entropy.h"
 #include "cuda/matmul.h"
@@ -202,6 +203,8 @@ static void fill_table(nib_ops *ops)
     ops->embedding_backward = nib_cuda_embedding_backward;
     ops->rmsnorm_forward = nib_cuda_rmsnorm_forward;
     ops->rmsnorm_backward = nib_cuda_rmsnorm_backward;
+    ops->layernorm_forward = nib_cuda_layernorm_forward;
+    ops->layernorm_backward = nib_cuda_layernorm_backward;
     ops->rotary_table = nib_cuda_rotary_table;
     ops->rotary = nib_cuda_rotary;
     ops->attention_forward = nib_cuda_attention_forward;

@@ -10,22 +10,8 @@
  * 128 rows, a thread holding its columns, and the slices are then added in order. */
 #include "cuda/backend.h"
 #include "cuda/launch.cuh"
-#include "cuda/reduce.cuh"
 #include "cuda/rmsnorm.h"
-#include "cuda/vector.cuh"
-
-constexpr int WARP_COLUMNS = 1024; /* at most, of a row that one warp takes */
-constexpr int WARP_ROWS = 4, BLOCK_THREADS = 256;
-constexpr int SLICE_ROWS = 128; /* of dweight */
-
-/* Sum over the threads of a row. */
-template <bool WARP> __device__ __forceinline__ float row_sum(float x, float *shared)
-{
-    if constexpr (WARP)
-        return warp_sum(x);
-    else
-        return block_sum(x, shared);
-}
+#include "cuda/row_norm.cuh"
 
 template <int N, bool WARP>
 __global__ void rmsnorm_forward_kernel(int64_t rows, int columns, __nv_bfloat16 *x, int64_t x_stride,
@@ -137,25 +123,11 @@ __global__ void rmsnorm_weight_kernel(int columns, int slices, const float *part
 static nib_status check(const char *other, nib_matrix x, nib_matrix y)
 {
     if (x.dtype != NIB_DTYPE_BF16 || y.dtype != NIB_DTYPE_BF16 || x.rows != y.rows || x.columns != y.columns ||
-        x.columns > NIB_CUDA_RMSNORM_COLUMNS)
+        x.columns > ROW_NORM_COLUMNS)
         return NIB_FAIL(NIB_ERROR_SHAPE, "rmsnorm: x %s [%lld, %lld], %s %s [%lld, %lld]; bf16 and at most %d columns",
                         nib_dtype_name(x.dtype), (long long)x.rows, (long long)x.columns, other,
-                        nib_dtype_name(y.dtype), (long long)y.rows, (long long)y.columns, NIB_CUDA_RMSNORM_COLUMNS);
+                        nib_dtype_name(y.dtype), (long long)y.rows, (long long)y.columns, ROW_NORM_COLUMNS);
     return NIB_OK;
-}
-
-/* How rows are given to warps or blocks. */
-typedef struct {
-    dim3 grid, block;
-    size_t shared; /* bytes, for `operands` rows of bf16 each and the sums of `sums` reductions */
-} row_launch;
-
-static row_launch launch_of(int64_t rows, int64_t columns, int operands, int sums)
-{
-    const bool warp = columns <= WARP_COLUMNS;
-    const unsigned threads = warp ? 32 : BLOCK_THREADS, block_rows = warp ? WARP_ROWS : 1;
-    return {dim3((unsigned)divide_up(rows, block_rows)), dim3(threads, block_rows),
-            (size_t)(block_rows * operands * columns) * sizeof(__nv_bfloat16) + sums * threads / 32 * sizeof(float)};
 }
 
 nib_status nib_cuda_rmsnorm_forward(nib_ops *ops, nib_matrix x, const nib_matrix *delta, const float *weight,

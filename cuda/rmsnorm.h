@@ -1,5 +1,5 @@
 /* RMSNorm (Zhang & Sennrich, "Root Mean Square Layer Normalization", 2019) with the residual add before it. Contracts:
- * model/ops.h. Activations bf16, of any width up to NIB_CUDA_RMSNORM_COLUMNS; fastest where rows are whole 16-byte
+ * model/ops.h. Activations bf16, of any width up to 16384; fastest where rows are whole 16-byte
  * vectors.
  *
  * Sums are fp32, each over the columns of a thread, then over its warp and block, in an order that the width alone
@@ -9,8 +9,6 @@
 #define NIB_CUDA_RMSNORM_H
 
 #include "cuda/c_headers.h"
-
-#define NIB_CUDA_RMSNORM_COLUMNS 16384
 
 nib_status nib_cuda_rmsnorm_forward(nib_ops *ops, nib_matrix x, const nib_matrix *delta, const float *weight,
                                     float epsilon, nib_matrix y);

@@ -41,7 +41,42 @@ __global__ void rotary_table_kernel(int64_t n, int pairs, const int32_t *positio
     table[t * 2 * pairs + pairs + i] = sine * scale;
 }
 
-template <int N>
+/* N pairs of a head, of which i is the first, as their first and second dims. */
+template <bool INTERLEAVED, int N>
+__device__ __forceinline__ void load_pairs(const __nv_bfloat16 *head, int i, int pairs, float (&a)[N], float (&b)[N])
+{
+    if constexpr (INTERLEAVED) {
+        float both[2 * N];
+        load(head + 2 * i, both);
+#pragma unroll
+        for (int j = 0; j < N; j++) {
+            a[j] = both[2 * j];
+            b[j] = both[2 * j + 1];
+        }
+    } else {
+        load(head + i, a);
+        load(head + pairs + i, b);
+    }
+}
+template <bool INTERLEAVED, int N>
+__device__ __forceinline__ void store_pairs(__nv_bfloat16 *head, int i, int pairs, const float (&a)[N],
+                                            const float (&b)[N])
+{
+    if constexpr (INTERLEAVED) {
+        float both[2 * N];
+#pragma unroll
+        for (int j = 0; j < N; j++) {
+            both[2 * j] = a[j];
+            both[2 * j + 1] = b[j];
+        }
+        store(head + 2 * i, both);
+    } else {
+        store(head + i, a);
+        store(head + pairs + i, b);
+    }
+}
+
+template <int N, bool INTERLEAVED>
 __global__ void __launch_bounds__(THREADS)
     rotary_kernel(__nv_bfloat16 *x, int64_t stride, int heads, int head_dim, const float *table, int pairs, float sign)
 {
@@ -56,15 +91,13 @@ __global__ void __launch_bounds__(THREADS)
     for (int h = threadIdx.x / sets; h < heads; h += together) {
         __nv_bfloat16 *head = x + t * stride + (int64_t)h * head_dim;
         float a[N], b[N], turned[N];
-        load(head + i, a);
-        load(head + pairs + i, b);
+        load_pairs<INTERLEAVED>(head, i, pairs, a, b);
 #pragma unroll
         for (int j = 0; j < N; j++) {
             turned[j] = a[j] * cosine[j] - sign * b[j] * sine[j];
             b[j] = b[j] * cosine[j] + sign * a[j] * sine[j];
         }
-        store(head + i, turned);
-        store(head + pairs + i, b);
+        store_pairs<INTERLEAVED>(head, i, pairs, turned, b);
     }
 }
 
@@ -78,7 +111,7 @@ nib_status nib_cuda_rotary_table(nib_ops *ops, const int32_t *position, int64_t 
 }
 
 nib_status nib_cuda_rotary(nib_ops *ops, nib_matrix x, int64_t heads, int64_t head_dim, const float *table,
-                           int64_t pairs, bool inverse)
+                           int64_t pairs, nib_rotary_layout layout, bool inverse)
 {
     const bool vectors = whole_vectors({x}) && pairs % VECTOR == 0 && head_dim % VECTOR == 0 && whole_vectors(table);
     const int64_t sets = vectors ? pairs / VECTOR : pairs;
@@ -89,7 +122,10 @@ nib_status nib_cuda_rotary(nib_ops *ops, nib_matrix x, int64_t heads, int64_t he
                         (long long)pairs, THREADS);
     if (x.rows == 0 || sets == 0) return NIB_OK;
     const int64_t busy = sets * heads < THREADS ? sets * heads : THREADS;
-    return nib_cuda_launch(vectors ? rotary_kernel<VECTOR> : rotary_kernel<1>, dim3((unsigned)x.rows),
-                           dim3((unsigned)(divide_up(busy, 32) * 32)), 0, nib_cuda_stream(ops), bf16_of(x), x.stride,
-                           (int)heads, (int)head_dim, table, (int)pairs, inverse ? -1.0f : 1.0f);
+    const auto kernel = layout == NIB_ROTARY_INTERLEAVED
+                            ? (vectors ? rotary_kernel<VECTOR, true> : rotary_kernel<1, true>)
+                            : (vectors ? rotary_kernel<VECTOR, false> : rotary_kernel<1, false>);
+    return nib_cuda_launch(kernel, dim3((unsigned)x.rows), dim3((unsigned)(divide_up(busy, 32) * 32)), 0,
+                           nib_cuda_stream(ops), bf16_of(x), x.stride, (int)heads, (int)head_dim, table, (int)pairs,
+                           inverse ? -1.0f : 1.0f);
 }

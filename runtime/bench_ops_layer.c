@@ -94,10 +94,28 @@ static nib_status call_rmsnorm_backward(nib_ops_bench *b, void *user)
     nib_matrix dy = nib_matrix_columns(o->gate_up, 0, b->shape.C);
     return b->ops->rmsnorm_backward(b->ops, o->x, o->norm.data, 1e-5f, dy, o->dx, NULL);
 }
+static nib_status call_layernorm_forward(nib_ops_bench *b, void *user)
+{
+    operands *o = user;
+    return b->ops->layernorm_forward(b->ops, o->x, NULL, o->norm.data, o->norm.data, 1e-5f, o->dx);
+}
+static nib_status call_layernorm_backward(nib_ops_bench *b, void *user)
+{
+    operands *o = user;
+    nib_matrix dy = nib_matrix_columns(o->gate_up, 0, b->shape.C);
+    return b->ops->layernorm_backward(b->ops, o->x, o->norm.data, 1e-5f, dy, o->dx, NULL, NULL);
+}
+static nib_status call_rotary_interleaved(nib_ops_bench *b, void *user)
+{
+    operands *o = user;
+    return b->ops->rotary(b->ops, o->q, b->shape.NH, b->shape.HD, o->table.data, b->shape.HD / 2,
+                          NIB_ROTARY_INTERLEAVED, false);
+}
 static nib_status call_rotary(nib_ops_bench *b, void *user)
 {
     operands *o = user;
-    return b->ops->rotary(b->ops, o->q, b->shape.NH, b->shape.HD, o->table.data, b->shape.HD / 2, false);
+    return b->ops->rotary(b->ops, o->q, b->shape.NH, b->shape.HD, o->table.data, b->shape.HD / 2, NIB_ROTARY_HALF_SPLIT,
+                          false);
 }
 static nib_status call_attention_forward(nib_ops_bench *b, void *user)
 {
@@ -191,12 +209,27 @@ static nib_status run_rmsnorm_backward(nib_ops_bench *b)
     return bandwidth(b, "rmsnorm_backward", shape_text(text, b->shape.T, b->shape.C), call_rmsnorm_backward,
                      4.0 * activation_bytes(b, b->shape.C));
 }
+static nib_status run_layernorm_forward(nib_ops_bench *b)
+{
+    char text[64];
+    return bandwidth(b, "layernorm_forward", shape_text(text, b->shape.T, b->shape.C), call_layernorm_forward,
+                     2.0 * activation_bytes(b, b->shape.C));
+}
+static nib_status run_layernorm_backward(nib_ops_bench *b)
+{
+    char text[64];
+    return bandwidth(b, "layernorm_backward", shape_text(text, b->shape.T, b->shape.C), call_layernorm_backward,
+                     4.0 * activation_bytes(b, b->shape.C));
+}
 static nib_status run_rotary(nib_ops_bench *b)
 {
     char text[64];
+    const double bytes = 2.0 * activation_bytes(b, b->shape.NH * b->shape.HD) + 2.0 * activation_bytes(b, b->shape.HD);
     snprintf(text, sizeof text, "%d x %d heads of %d", (int)b->shape.T, (int)b->shape.NH, (int)b->shape.HD);
-    return bandwidth(b, "rotary", text, call_rotary,
-                     2.0 * activation_bytes(b, b->shape.NH * b->shape.HD) + 2.0 * activation_bytes(b, b->shape.HD));
+    NIB_TRY(bandwidth(b, "rotary", text, call_rotary, bytes));
+    snprintf(text, sizeof text, "%d x %d heads of %d, interleaved", (int)b->shape.T, (int)b->shape.NH,
+             (int)b->shape.HD);
+    return bandwidth(b, "rotary", text, call_rotary_interleaved, bytes);
 }
 static nib_status run_glu_forward(nib_ops_bench *b)
 {
@@ -315,6 +348,8 @@ const nib_ops_bench_row nib_bench_ops_layer[] = {
     {"embedding_forward", run_embedding},
     {"rmsnorm_forward", run_rmsnorm_forward},
     {"rmsnorm_backward", run_rmsnorm_backward},
+    {"layernorm_forward", run_layernorm_forward},
+    {"layernorm_backward", run_layernorm_backward},
     {"rotary", run_rotary},
     {"attention_forward", run_attention_forward},
     {"attention_backward", run_attention_backward},

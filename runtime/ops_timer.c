@@ -21,13 +21,22 @@
     X(rmsnorm_backward,                                                                                                \
       (nib_ops * ops, nib_matrix x, const float *weight, float epsilon, nib_matrix dy, nib_matrix dx, float *dweight), \
       (x, weight, epsilon, dy, dx, dweight))                                                                           \
+    X(layernorm_forward,                                                                                               \
+      (nib_ops * ops, nib_matrix x, const nib_matrix *delta, const float *weight, const float *bias, float epsilon,    \
+       nib_matrix y),                                                                                                  \
+      (x, delta, weight, bias, epsilon, y))                                                                            \
+    X(layernorm_backward,                                                                                              \
+      (nib_ops * ops, nib_matrix x, const float *weight, float epsilon, nib_matrix dy, nib_matrix dx, float *dweight,  \
+       float *dbias),                                                                                                  \
+      (x, weight, epsilon, dy, dx, dweight, dbias))                                                                    \
     X(rotary_table,                                                                                                    \
       (nib_ops * ops, const int32_t *position, int64_t T, const float *frequency, int64_t pairs, float scale,          \
        float *table),                                                                                                  \
       (position, T, frequency, pairs, scale, table))                                                                   \
     X(rotary,                                                                                                          \
-      (nib_ops * ops, nib_matrix x, int64_t heads, int64_t head_dim, const float *table, int64_t pairs, bool inverse), \
-      (x, heads, head_dim, table, pairs, inverse))                                                                     \
+      (nib_ops * ops, nib_matrix x, int64_t heads, int64_t head_dim, const float *table, int64_t pairs,                \
+       nib_rotary_layout layout, bool inverse),                                                                        \
+      (x, heads, head_dim, table, pairs, layout, inverse))                                                             \
     X(attention_forward,                                                                                               \
       (nib_ops * ops, nib_attention_shape shape, nib_tree tree, nib_matrix q, nib_matrix k, nib_matrix v,              \
        nib_matrix out, float *lse),                                                                                    \

@@ -93,6 +93,36 @@ static nib_status rmsnorm_backward(nib_check_run *run, const int64_t *size)
     return nib_check_keep_floats(run, "dweight", dweight, size[1], NIB_CHECK_FP32);
 }
 
+static nib_status layernorm_forward(nib_check_run *run, const int64_t *size)
+{
+    nib_matrix x, delta, y;
+    float *weight, *bias;
+    NIB_TRY(nib_check_matrix(run, 1, size[0], size[1], &x));
+    NIB_TRY(nib_check_matrix(run, 2, size[0], size[1], &delta));
+    NIB_TRY(nib_check_floats(run, 3, size[1], &weight));
+    NIB_TRY(nib_check_floats(run, 4, size[1], &bias));
+    NIB_TRY(nib_check_empty(run, size[0], size[1], &y));
+    NIB_TRY(run->ops->layernorm_forward(run->ops, x, &delta, weight, bias, 1e-5f, y));
+    NIB_TRY(nib_check_keep(run, "x", x, NIB_CHECK_BF16));
+    return nib_check_keep(run, "y", y, NIB_CHECK_BF16);
+}
+
+static nib_status layernorm_backward(nib_check_run *run, const int64_t *size)
+{
+    nib_matrix x, dy, dx;
+    float *weight, *dweight, *dbias;
+    NIB_TRY(nib_check_matrix(run, 1, size[0], size[1], &x));
+    NIB_TRY(nib_check_matrix(run, 2, size[0], size[1], &dy));
+    NIB_TRY(nib_check_matrix(run, 3, size[0], size[1], &dx));
+    NIB_TRY(nib_check_floats(run, 4, size[1], &weight));
+    NIB_TRY(nib_check_floats(run, 5, size[1], &dweight));
+    NIB_TRY(nib_check_floats(run, 6, size[1], &dbias));
+    NIB_TRY(run->ops->layernorm_backward(run->ops, x, weight, 1e-5f, dy, dx, dweight, dbias));
+    NIB_TRY(nib_check_keep(run, "dx", dx, NIB_CHECK_BF16));
+    NIB_TRY(nib_check_keep_floats(run, "dweight", dweight, size[1], NIB_CHECK_FP32));
+    return nib_check_keep_floats(run, "dbias", dbias, size[1], NIB_CHECK_FP32);
+}
+
 static nib_status rotary(nib_check_run *run, const int64_t *size)
 {
     nib_ops *ops = run->ops;
@@ -107,7 +137,7 @@ static nib_status rotary(nib_check_run *run, const int64_t *size)
     NIB_TRY(nib_check_empty_floats(run, T * 2 * pairs, &table));
     NIB_TRY(nib_check_matrix(run, 1, T, heads * head_dim, &x));
     NIB_TRY(ops->rotary_table(ops, position, T, frequency, pairs, 1.25f, table));
-    NIB_TRY(ops->rotary(ops, x, heads, head_dim, table, pairs, false));
+    NIB_TRY(ops->rotary(ops, x, heads, head_dim, table, pairs, (nib_rotary_layout)size[3], false));
     NIB_TRY(nib_check_keep_floats(run, "table", table, T * 2 * pairs, NIB_CHECK_FP32));
     return nib_check_keep(run, "x", x, NIB_CHECK_BF16);
 }
@@ -221,8 +251,15 @@ const nib_check_case nib_check_elementwise[] = {
     {"rmsnorm_backward", "T %lld, C %lld", rmsnorm_backward, .size = {17, 100}},
     {"rmsnorm_backward", "T %lld, C %lld", rmsnorm_backward, .size = {2, 2050}},
     {"rmsnorm_backward", "T %lld, C %lld", rmsnorm_backward, .full = true, .size = {257, 8192}},
-    {"rotary", "T %lld, %lld heads of %lld", rotary, .size = {7, 3, 80}},
-    {"rotary", "T %lld, %lld heads of %lld", rotary, .full = true, .size = {509, 8, 128}},
+    {"layernorm_forward", "T %lld, C %lld", layernorm_forward, .size = {17, 100}},
+    {"layernorm_forward", "T %lld, C %lld", layernorm_forward, .size = {2, 2050}},
+    {"layernorm_forward", "T %lld, C %lld", layernorm_forward, .full = true, .size = {257, 8192}},
+    {"layernorm_backward", "T %lld, C %lld", layernorm_backward, .size = {17, 100}},
+    {"layernorm_backward", "T %lld, C %lld", layernorm_backward, .size = {2, 2050}},
+    {"layernorm_backward", "T %lld, C %lld", layernorm_backward, .full = true, .size = {257, 8192}},
+    {"rotary", "T %lld, %lld heads of %lld, layout %lld", rotary, .size = {7, 3, 80, NIB_ROTARY_HALF_SPLIT}},
+    {"rotary", "T %lld, %lld heads of %lld, layout %lld", rotary, .size = {7, 3, 80, NIB_ROTARY_INTERLEAVED}},
+    {"rotary", "T %lld, %lld heads of %lld, layout %lld", rotary, .full = true, .size = {509, 8, 128, NIB_ROTARY_HALF_SPLIT}},
     {"glu_forward", "T %lld, F %lld, activation %lld", glu_forward, .size = {5, 100, NIB_ACTIVATION_SILU}},
     {"glu_forward", "T %lld, F %lld, activation %lld", glu_forward, .size = {5, 100, NIB_ACTIVATION_GELU_TANH}},
     {"glu_forward", "T %lld, F %lld, activation %lld", glu_forward, .size = {5, 100, NIB_ACTIVATION_GELU}},

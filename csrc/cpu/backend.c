@@ -7,6 +7,7 @@
 #include "cpu/embedding.h"
 #include "cpu/glu.h"
 #include "cpu/head_rows_backward.h"
+#include "cpu/layernorm.h"
 #include "cpu/linear.h"
 #include "cpu/linear_cross_entropy.h"
 #include "cpu/matmul.h"
@@ -121,6 +122,8 @@ static const nib_ops table = {
     .embedding_backward = nib_cpu_embedding_backward,
     .rmsnorm_forward = nib_cpu_rmsnorm_forward,
     .rmsnorm_backward = nib_cpu_rmsnorm_backward,
+    .layernorm_forward = nib_cpu_layernorm_forward,
+    .layernorm_backward = nib_cpu_layernorm_backward,
     .rotary_table = nib_cpu_rotary_table,
     .rotary = nib_cpu_rotary,
     .attention_forward = nib_cpu_attention_forward,

@@ -21,12 +21,18 @@ nib_status nib_cpu_rotary_table(nib_ops *ops, const int32_t *position, int64_t T
 }
 
 /* One head: (a, b) becomes (a cos - b sin, b cos + a sin). */
-NIB_CPU_CLONES static void rotate(void *head, nib_dtype dtype, const float *table, int64_t pairs, float sign)
+NIB_CPU_CLONES static void rotate(void *head, nib_dtype dtype, const float *table, int64_t pairs,
+                                  nib_rotary_layout layout, float sign)
 {
     float x[MAX_HEAD_DIM], y[MAX_HEAD_DIM];
     const float *cosine = table, *sine = table + pairs;
     nib_load_row(head, dtype, 2 * pairs, x);
-    for (int64_t i = 0; i < pairs; i++) {
+    if (layout == NIB_ROTARY_INTERLEAVED)
+        for (int64_t i = 0; i < pairs; i++) {
+            y[2 * i] = x[2 * i] * cosine[i] - sign * x[2 * i + 1] * sine[i];
+            y[2 * i + 1] = x[2 * i + 1] * cosine[i] + sign * x[2 * i] * sine[i];
+        }
+    for (int64_t i = 0; i < pairs && layout == NIB_ROTARY_HALF_SPLIT; i++) {
         y[i] = x[i] * cosine[i] - sign * x[pairs + i] * sine[i];
         y[pairs + i] = x[pairs + i] * cosine[i] + sign * x[i] * sine[i];
     }
@@ -34,7 +40,7 @@ NIB_CPU_CLONES static void rotate(void *head, nib_dtype dtype, const float *tabl
 }
 
 nib_status nib_cpu_rotary(nib_ops *ops, nib_matrix x, int64_t heads, int64_t head_dim, const float *table,
-                          int64_t pairs, bool inverse)
+                          int64_t pairs, nib_rotary_layout layout, bool inverse)
 {
     (void)ops;
     if (x.columns != heads * head_dim || 2 * pairs > head_dim || head_dim > MAX_HEAD_DIM)
@@ -44,6 +50,6 @@ nib_status nib_cpu_rotary(nib_ops *ops, nib_matrix x, int64_t heads, int64_t hea
     for (int64_t t = 0; t < x.rows; t++)
         for (int64_t h = 0; h < heads; h++)
             rotate(nib_matrix_at(nib_matrix_columns(x, h * head_dim, head_dim), t, 0), x.dtype, table + t * 2 * pairs,
-                   pairs, inverse ? -1.0f : 1.0f);
+                   pairs, layout, inverse ? -1.0f : 1.0f);
     return NIB_OK;
 }

@@ -7,6 +7,6 @@
 nib_status nib_cpu_rotary_table(nib_ops *ops, const int32_t *position, int64_t T, const float *frequency, int64_t pairs,
                                 float scale, float *table);
 nib_status nib_cpu_rotary(nib_ops *ops, nib_matrix x, int64_t heads, int64_t head_dim, const float *table,
-                          int64_t pairs, bool inverse);
+                          int64_t pairs, nib_rotary_layout layout, bool inverse);
 
 #endif

@@ -42,8 +42,8 @@ static nib_status backward_attention(nib_model *model, int64_t l, nib_tree tree)
                                  nib_forward_with_room(model, a->dx), false, a->dattention));
     NIB_TRY(ops->attention_backward(ops, nib_forward_attention_shape(model), tree, q, k, v, s->attention, s->lse,
                                     a->dattention, dq, dk, dv));
-    NIB_TRY(ops->rotary(ops, dq, c->heads, HD, a->rotary, HD / 2, true));
-    NIB_TRY(ops->rotary(ops, dk, c->kv_heads, HD, a->rotary, HD / 2, true));
+    NIB_TRY(ops->rotary(ops, dq, c->heads, HD, a->rotary, HD / 2, c->rotary_layout, true));
+    NIB_TRY(ops->rotary(ops, dk, c->kv_heads, HD, a->rotary, HD / 2, c->rotary_layout, true));
     NIB_TRY(ops->rmsnorm_forward(ops, s->residual, NULL, layer->attention_norm, c->norm_epsilon, a->normed));
     NIB_TRY(ops->linear_backward(ops, &layer->qkv, a->normed, nib_forward_dropout(model, l, 0), s->u_qkv,
                                  nib_forward_with_room(model, a->dqkv), false, input ? a->delta : (nib_matrix){0}));

@@ -20,6 +20,7 @@ typedef struct {
     bool attention_bias, output_bias, mlp_bias; /* q, k, v; o; gate, up, down */
     bool tied_head;
     nib_rope_kind rope;
+    nib_rotary_layout rotary_layout;
     double rope_theta, rope_factor, rope_low_frequency, rope_high_frequency;
     int64_t rope_original_positions;
     int32_t bos, eos[8]; /* -1: none; eos: end of text and of turn */

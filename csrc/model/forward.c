@@ -201,8 +201,8 @@ nib_status nib_forward_attention(nib_model *model, int64_t l, nib_tree tree, con
     NIB_TRY(ops->rmsnorm_forward(ops, s->residual, delta, layer->attention_norm, c->norm_epsilon, a->normed));
     NIB_TRY(ops->linear_forward(ops, &layer->qkv, nib_forward_with_room(model, a->normed),
                                 nib_forward_dropout(model, l, 0), s->u_qkv, s->qkv));
-    NIB_TRY(ops->rotary(ops, q, c->heads, HD, a->rotary, HD / 2, false));
-    NIB_TRY(ops->rotary(ops, k, c->kv_heads, HD, a->rotary, HD / 2, false));
+    NIB_TRY(ops->rotary(ops, q, c->heads, HD, a->rotary, HD / 2, c->rotary_layout, false));
+    NIB_TRY(ops->rotary(ops, k, c->kv_heads, HD, a->rotary, HD / 2, c->rotary_layout, false));
     nib_attention_shape shape = nib_forward_attention_shape(model);
     NIB_TRY(a->cache != NULL ? nib_cached_attention(ops, a->cache, l, shape, tree, s->qkv, s->attention)
                              : ops->attention_forward(ops, shape, tree, q, k, v, s->attention, s->lse));

@@ -148,6 +148,10 @@ typedef struct {
     float scale;
 } nib_clip;
 
+/* Which dims of a head rotary turns together: i and i + pairs (Llama as in transformers), or 2 i and 2 i + 1 (GPT-J).
+ */
+typedef enum { NIB_ROTARY_HALF_SPLIT, NIB_ROTARY_INTERLEAVED } nib_rotary_layout;
+
 typedef enum { NIB_ACTIVATION_SILU, NIB_ACTIVATION_GELU_TANH, NIB_ACTIVATION_GELU } nib_activation;
 
 typedef struct nib_recording nib_recording;
@@ -223,13 +227,22 @@ struct nib_ops {
     nib_status (*rmsnorm_backward)(nib_ops *ops, nib_matrix x, const float *weight, float epsilon, nib_matrix dy,
                                    nib_matrix dx, float *dweight);
 
+    /* LayerNorm (Ba et al., 2016) after the same residual add: y = (x - mean(x)) / sqrt(mean((x - mean(x))^2) +
+     * epsilon)
+     * * weight + bias. weight, bias fp32 [C]; bias may be NULL. */
+    nib_status (*layernorm_forward)(nib_ops *ops, nib_matrix x, const nib_matrix *delta, const float *weight,
+                                    const float *bias, float epsilon, nib_matrix y);
+    /* dx += d/dx of the norm at x, given dy. dweight and dbias fp32 [C] accumulated into, each may be NULL. */
+    nib_status (*layernorm_backward)(nib_ops *ops, nib_matrix x, const float *weight, float epsilon, nib_matrix dy,
+                                     nib_matrix dx, float *dweight, float *dbias);
+
     /* table fp32 [T, 2 * pairs]: cos then sin of position[t] * frequency[i], times scale; frequency fp32 [pairs]. */
     nib_status (*rotary_table)(nib_ops *ops, const int32_t *position, int64_t T, const float *frequency, int64_t pairs,
                                float scale, float *table);
-    /* In place, half-split layout (Llama as in transformers): per head of x [T, heads * HD], the first 2 * pairs dims
-     * are rotated; inverse: by the negative angle (that is the gradient). */
+    /* In place, per head of x [T, heads * HD]: the first 2 * pairs dims are rotated; inverse: by the negative angle
+     * (that is the gradient). */
     nib_status (*rotary)(nib_ops *ops, nib_matrix x, int64_t heads, int64_t head_dim, const float *table, int64_t pairs,
-                         bool inverse);
+                         nib_rotary_layout layout, bool inverse);
 
     /* out [T, NH*HD]; q [T, NH*HD], k and v [T, NKV*HD]; lse fp32 [NH, T] = log-sum-exp of the scaled scores of each
      * query, for the backward pass; may be NULL. Tiles that the tree rule empties are not visited. */

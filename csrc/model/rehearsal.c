@@ -105,6 +105,20 @@ static nib_status rmsnorm_backward(nib_ops *ops, nib_matrix x, const float *weig
     return DRY(rmsnorm_backward, x, weight, epsilon, dy, dx, dweight);
 }
 
+static nib_status layernorm_forward(nib_ops *ops, nib_matrix x, const nib_matrix *delta, const float *weight,
+                                    const float *bias, float epsilon, nib_matrix y)
+{
+    count_bytes(ops, (delta == NULL ? 1 : 3) * bytes_of(x) + (y.data == NULL ? 0 : bytes_of(y)));
+    return DRY(layernorm_forward, x, delta, weight, bias, epsilon, y);
+}
+
+static nib_status layernorm_backward(nib_ops *ops, nib_matrix x, const float *weight, float epsilon, nib_matrix dy,
+                                     nib_matrix dx, float *dweight, float *dbias)
+{
+    count_bytes(ops, bytes_of(x) + bytes_of(dy) + 2 * bytes_of(dx));
+    return DRY(layernorm_backward, x, weight, epsilon, dy, dx, dweight, dbias);
+}
+
 static nib_status rotary_table(nib_ops *ops, const int32_t *position, int64_t T, const float *frequency, int64_t pairs,
                                float scale, float *table)
 {
@@ -113,10 +127,10 @@ static nib_status rotary_table(nib_ops *ops, const int32_t *position, int64_t T,
 }
 
 static nib_status rotary(nib_ops *ops, nib_matrix x, int64_t heads, int64_t head_dim, const float *table, int64_t pairs,
-                         bool inverse)
+                         nib_rotary_layout layout, bool inverse)
 {
     count_bytes(ops, 2 * bytes_of(x));
-    return DRY(rotary, x, heads, head_dim, table, pairs, inverse);
+    return DRY(rotary, x, heads, head_dim, table, pairs, layout, inverse);
 }
 
 static nib_status glu_forward(nib_ops *ops, nib_activation activation, nib_matrix gate_up, nib_matrix h)
@@ -252,6 +266,8 @@ static const nib_ops table = {
     .embedding_backward = embedding_backward,
     .rmsnorm_forward = rmsnorm_forward,
     .rmsnorm_backward = rmsnorm_backward,
+    .layernorm_forward = layernorm_forward,
+    .layernorm_backward = layernorm_backward,
     .rotary_table = rotary_table,
     .rotary = rotary,
     .attention_forward = attention_forward,

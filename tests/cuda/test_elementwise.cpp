@@ -1,5 +1,5 @@
-/* Embedding, RMSNorm, rotary and gated activations against the CPU backend in fp32 on the same bf16 values, at widths
- * that are no whole vectors and with strided rows.
+/* Embedding, RMSNorm, LayerNorm, rotary and gated activations against the CPU backend in fp32 on the same bf16 values,
+ * at widths that are no whole vectors and with strided rows.
  *
  * Tolerance 1/64 of root mean square and element: each result is rounded to bf16 once (2^-9), the residual sum before a
  * norm once more, and a gradient adds terms of up to three times its size. */
@@ -72,30 +72,72 @@ static void rmsnorm_is_the_cpu_backends(void **)
     }
 }
 
+/* Rows whose mean is far from zero; with and without a bias, and gradients of each parameter alone. */
+static void layernorm_is_the_cpu_backends(void **)
+{
+    backends b;
+    for (auto s : shapes)
+        for (bool with_bias : {true, false}) {
+            const int64_t n = s.T * s.C;
+            std::vector<float> x = random_bf16(1, n), delta = random_bf16(2, n), dy = random_bf16(3, n),
+                               dx = random_bf16(4, n);
+            std::vector<float> weight = random_bf16(5, s.C), bias = random_bf16(6, s.C), y((size_t)n);
+            std::vector<float> dweight = random_bf16(7, s.C), dbias = random_bf16(8, s.C);
+            for (size_t i = 0; i < x.size(); i++) x[i] = nib_bf16_to_float(nib_bf16_from_float(x[i] + 3));
+            strided_matrix device_x(x, s.T, s.C, s.gap), device_delta(delta, s.T, s.C, s.gap);
+            strided_matrix device_y(s.T, s.C, s.gap), device_dy(dy, s.T, s.C, s.gap), device_dx(dx, s.T, s.C, s.gap);
+            device_buffer<float> device_weight(weight), device_bias(bias), device_dweight(dweight), device_dbias(dbias);
+            nib_matrix wide_x = dense_matrix(x, s.T, s.C), wide_delta = dense_matrix(delta, s.T, s.C);
+            nib_matrix narrow_delta = device_delta.matrix();
+            check_ok(b.cuda->layernorm_forward(b.cuda, device_x.matrix(), &narrow_delta, device_weight.data(),
+                                               with_bias ? device_bias.data() : nullptr, 1e-5f, device_y.matrix()));
+            check_ok(b.cpu->layernorm_forward(b.cpu, wide_x, &wide_delta, weight.data(), nullptr, 1e-5f,
+                                              {nullptr, s.T, s.C, s.C, NIB_DTYPE_F32})); /* the sum alone */
+            check_near("x", device_x.download(), x, TOLERANCE);
+            x = device_x.download(); /* as it is rounded there: the spread about a large mean depends on it */
+            check_ok(b.cpu->layernorm_forward(b.cpu, dense_matrix(x, s.T, s.C), nullptr, weight.data(),
+                                              with_bias ? bias.data() : nullptr, 1e-5f, dense_matrix(y, s.T, s.C)));
+            check_near("y", device_y.download(), y, TOLERANCE);
+            check_ok(b.cpu->layernorm_backward(b.cpu, dense_matrix(x, s.T, s.C), weight.data(), 1e-5f,
+                                               dense_matrix(dy, s.T, s.C), dense_matrix(dx, s.T, s.C), dweight.data(),
+                                               with_bias ? dbias.data() : nullptr));
+            check_ok(b.cuda->layernorm_backward(b.cuda, device_x.matrix(), device_weight.data(), 1e-5f,
+                                                device_dy.matrix(), device_dx.matrix(), device_dweight.data(),
+                                                with_bias ? device_dbias.data() : nullptr));
+            check_near("dx", device_dx.download(), dx, TOLERANCE);
+            check_near("dweight", device_dweight.download(), dweight, 1e-4); /* fp32 sums of rows in another order */
+            check_near("dbias", device_dbias.download(), dbias, 1e-4);
+        }
+}
+
 static void rotary_is_the_cpu_backends_and_inverts_itself(void **)
 {
     backends b;
-    for (int64_t HD : {16, 64, 80, 128})
-        for (int64_t T : {1, 3, 65}) {
-            const int64_t heads = 3, pairs = HD / 2, n = T * heads * HD;
-            std::vector<float> x = random_bf16(1, n), first = x, frequency, table((size_t)(T * 2 * pairs));
-            std::vector<int32_t> position;
-            for (int64_t i = 0; i < pairs; i++) frequency.push_back(powf(10000.0f, -(float)i / (float)pairs));
-            for (int64_t t = 0; t < T; t++) position.push_back((int32_t)(t * 37 % 4000));
-            device_buffer<int32_t> device_position(position);
-            device_buffer<float> device_frequency(frequency), device_table(table.size());
-            strided_matrix device_x(x, T, heads * HD, 8);
-            check_ok(b.cpu->rotary_table(b.cpu, position.data(), T, frequency.data(), pairs, 1.25f, table.data()));
-            check_ok(b.cuda->rotary_table(b.cuda, device_position.data(), T, device_frequency.data(), pairs, 1.25f,
-                                          device_table.data()));
-            check_near("table", device_table.download(), table, 1e-6);
-            check_ok(b.cpu->rotary(b.cpu, dense_matrix(x, T, heads * HD), heads, HD, table.data(), pairs, false));
-            check_ok(b.cuda->rotary(b.cuda, device_x.matrix(), heads, HD, device_table.data(), pairs, false));
-            check_near("rotated", device_x.download(), x, TOLERANCE);
-            check_ok(b.cuda->rotary(b.cuda, device_x.matrix(), heads, HD, device_table.data(), pairs, true));
-            for (float &value : first) value *= 1.25f * 1.25f;
-            check_near("rotated back", device_x.download(), first, TOLERANCE);
-        }
+    for (nib_rotary_layout layout : {NIB_ROTARY_HALF_SPLIT, NIB_ROTARY_INTERLEAVED})
+        for (int64_t HD : {16, 20, 64, 80, 128})
+            for (int64_t T : {1, 3, 65}) {
+                const int64_t heads = 3, pairs = HD / 2, n = T * heads * HD;
+                std::vector<float> x = random_bf16(1, n), first = x, frequency, table((size_t)(T * 2 * pairs));
+                std::vector<int32_t> position;
+                for (int64_t i = 0; i < pairs; i++) frequency.push_back(powf(10000.0f, -(float)i / (float)pairs));
+                for (int64_t t = 0; t < T; t++) position.push_back((int32_t)(t * 37 % 4000));
+                device_buffer<int32_t> device_position(position);
+                device_buffer<float> device_frequency(frequency), device_table(table.size());
+                strided_matrix device_x(x, T, heads * HD, 8);
+                check_ok(b.cpu->rotary_table(b.cpu, position.data(), T, frequency.data(), pairs, 1.25f, table.data()));
+                check_ok(b.cuda->rotary_table(b.cuda, device_position.data(), T, device_frequency.data(), pairs, 1.25f,
+                                              device_table.data()));
+                check_near("table", device_table.download(), table, 1e-6);
+                check_ok(b.cpu->rotary(b.cpu, dense_matrix(x, T, heads * HD), heads, HD, table.data(), pairs, layout,
+                                       false));
+                check_ok(
+                    b.cuda->rotary(b.cuda, device_x.matrix(), heads, HD, device_table.data(), pairs, layout, false));
+                check_near("rotated", device_x.download(), x, TOLERANCE);
+                check_ok(
+                    b.cuda->rotary(b.cuda, device_x.matrix(), heads, HD, device_table.data(), pairs, layout, true));
+                for (float &value : first) value *= 1.25f * 1.25f;
+                check_near("rotated back", device_x.download(), first, TOLERANCE);
+            }
 }
 
 static void gated_activations_are_the_cpu_backends(void **)
@@ -124,6 +166,7 @@ int main()
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup(embedding_is_the_cpu_backends, reset_emulator),
         cmocka_unit_test_setup(rmsnorm_is_the_cpu_backends, reset_emulator),
+        cmocka_unit_test_setup(layernorm_is_the_cpu_backends, reset_emulator),
         cmocka_unit_test_setup(rotary_is_the_cpu_backends_and_inverts_itself, reset_emulator),
         cmocka_unit_test_setup(gated_activations_are_the_cpu_backends, reset_emulator),
     };

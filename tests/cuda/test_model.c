@@ -153,12 +153,12 @@ static nib_status counted_replay(nib_ops *ops, nib_recording *recording)
 }
 
 static nib_status (*rotary_of_backend)(nib_ops *ops, nib_matrix x, int64_t heads, int64_t head_dim, const float *table,
-                                       int64_t pairs, bool inverse);
+                                       int64_t pairs, nib_rotary_layout layout, bool inverse);
 static nib_status rotary_that_waits(nib_ops *ops, nib_matrix x, int64_t heads, int64_t head_dim, const float *table,
-                                    int64_t pairs, bool inverse)
+                                    int64_t pairs, nib_rotary_layout layout, bool inverse)
 {
     NIB_TRY(ops->synchronize(ops));
-    return rotary_of_backend(ops, x, heads, head_dim, table, pairs, inverse);
+    return rotary_of_backend(ops, x, heads, head_dim, table, pairs, layout, inverse);
 }
 
 /* Gradients of the fourth of four steps, on two batches in turn, of one filled-up shape but other lengths. */

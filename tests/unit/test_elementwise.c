@@ -1,5 +1,5 @@
-/* RMSNorm, rotary, gated activations, embedding, AdamW and the gradient norm: values against double arithmetic,
- * gradients against differences. */
+/* RMSNorm, LayerNorm, rotary, gated activations, embedding, AdamW and the gradient norm: values against double
+ * arithmetic, gradients against differences. */
 #include "numeric.h"
 
 #include "cpu/vector.h"
@@ -75,6 +75,97 @@ static void rmsnorm(void **state)
     end(&f);
 }
 
+static double layernorm_scalar(void *user)
+{
+    fixture *f = user;
+    assert_int_equal(f->ops->layernorm_forward(f->ops, f->mx, NULL, f->weight, f->spare, 1e-5f, f->my), NIB_OK);
+    return nib_test_dot(f->weights, f->y, T * C);
+}
+
+static void layernorm_gradients_meet_differences(void **state)
+{
+    (void)state;
+    fixture f;
+    begin(&f, C, C);
+    float *dx = nib_test_values(4, T * C), *before = nib_test_values(4, T * C);
+    float *dweight = nib_calloc(C, 4), *dbias = nib_calloc(C, 4);
+    for (int c = 0; c < C; c++) f.spare[c] = (float)sin(c);                         /* the bias */
+    for (int64_t i = 0; i < T * C; i++) f.x[i] += 2.0f + (float)(i / C % 3) * 0.5f; /* a mean that has to go */
+    assert_int_equal(f.ops->layernorm_backward(f.ops, f.mx, f.weight, 1e-5f, nib_test_matrix(f.weights, T, C),
+                                               nib_test_matrix(dx, T, C), dweight, dbias),
+                     NIB_OK);
+    for (int64_t i = 0; i < T * C; i++) dx[i] -= before[i];
+    nib_test_gradient("x", layernorm_scalar, &f, f.x, dx, T * C, 75);
+    nib_test_gradient("weight", layernorm_scalar, &f, f.weight, dweight, C, 76);
+    nib_test_gradient("bias", layernorm_scalar, &f, f.spare, dbias, C, 77);
+    float *all[] = {dx, before, dweight, dbias};
+    for (size_t i = 0; i < 4; i++) nib_free(all[i]);
+    end(&f);
+}
+
+static void check_values(const float *found, const double *expected, int n)
+{
+    for (int i = 0; i < n; i++) assert_true(fabs((double)found[i] - expected[i]) < 5e-6);
+}
+
+/* torch.nn.functional.layer_norm and its backward, of float64. */
+static void layernorm_meets_torch(void **state)
+{
+    (void)state;
+    enum { ROWS = 2, N = 6 };
+    static const double y[] = {1.86206715739,    -1.23095233987,  -0.0799513061164, 0.274675919462,
+                               0.147361070193,   -1.00258440575,  1.12015287314,    -0.225798306666,
+                               -0.0243352849279, -0.967369736656, 1.30331450178,    -1.23949804253};
+    static const double dx[] = {0.0868763205514, 0.823804751394,  -0.858744340556, -0.297478395326,
+                                0.863046379759,  -0.617504715822, 0.399975777755,  0.190619512911,
+                                -0.897670135943, 0.795637332186,  -0.120857303678, -0.367705183231};
+    static const double dweight[] = {0.858429042817,  -1.11416684319, 0.011406432663,
+                                     -0.665526495779, 0.837934622143, 2.0226694298};
+    static const double dbias[] = {0.841470984808, 1.05041743489, -1.71572676997,
+                                   0.37757110052,  1.40147673187, -1.54401131744};
+    float x[ROWS * N], delta[ROWS * N], dy[ROWS * N], weight[N], bias[N];
+    float out[ROWS * N], gradient[ROWS * N] = {0}, weight_gradient[N] = {0}, bias_gradient[N] = {0};
+    nib_ops *ops;
+    for (int i = 0; i < ROWS * N; i++) {
+        const int t = i / N, c = i % N;
+        x[i] = (float)sin(7 * t + 3 * c + 1);
+        delta[i] = (float)cos(5 * t + 2 * c);
+        dy[i] = (float)sin(2 * c + t);
+        weight[c] = (float)(1 + 0.1 * sin(c));
+        bias[c] = (float)(0.1 * cos(c));
+    }
+    const nib_matrix mx = nib_test_matrix(x, ROWS, N), mdelta = nib_test_matrix(delta, ROWS, N);
+    assert_int_equal(nib_cpu_backend_create(1 << 20, &ops), NIB_OK);
+    assert_int_equal(ops->layernorm_forward(ops, mx, &mdelta, weight, bias, 1e-5f, nib_test_matrix(out, ROWS, N)),
+                     NIB_OK);
+    assert_int_equal(ops->layernorm_backward(ops, mx, weight, 1e-5f, nib_test_matrix(dy, ROWS, N),
+                                             nib_test_matrix(gradient, ROWS, N), weight_gradient, bias_gradient),
+                     NIB_OK);
+    check_values(out, y, ROWS * N);
+    check_values(gradient, dx, ROWS * N);
+    check_values(weight_gradient, dweight, N);
+    check_values(bias_gradient, dbias, N);
+    nib_cpu_backend_free(ops);
+}
+
+/* rotate_every_two and apply_rotary_pos_emb of transformers' modeling_gptj.py, of float64: positions 0 and 5. */
+static void interleaved_rotary_meets_gptj(void **state)
+{
+    (void)state;
+    static const double expected[] = {0.841470984808,  0.909297426826, 0.14112000806,  -0.756802495308,
+                                      -0.539948859385, 0.840276153667, 0.606718233269, 1.02095745086};
+    const int32_t position[] = {0, 5};
+    const float frequency[] = {1.0f, 0.01f};
+    float table[8], x[8];
+    nib_ops *ops;
+    for (int i = 0; i < 8; i++) x[i] = (float)sin(1 + i);
+    assert_int_equal(nib_cpu_backend_create(1 << 20, &ops), NIB_OK);
+    assert_int_equal(ops->rotary_table(ops, position, 2, frequency, 2, 1.0f, table), NIB_OK);
+    assert_int_equal(ops->rotary(ops, nib_test_matrix(x, 2, 4), 1, 4, table, 2, NIB_ROTARY_INTERLEAVED, false), NIB_OK);
+    check_values(x, expected, 8);
+    nib_cpu_backend_free(ops);
+}
+
 typedef struct {
     fixture f;
     nib_activation activation;
@@ -116,9 +207,8 @@ static void glu(void **state)
     }
 }
 
-static void rotary(void **state)
+static void rotate_and_back(nib_rotary_layout layout)
 {
-    (void)state;
     enum { HEADS = 5, HD = 20, PAIRS = 10 };
     fixture f;
     begin(&f, HEADS * HD, HEADS * HD);
@@ -127,22 +217,30 @@ static void rotary(void **state)
     for (int t = 0; t < T; t++) position[t] = t * 37;
     for (int i = 0; i < PAIRS; i++) frequency[i] = powf(10000.0f, -(float)i / PAIRS);
     assert_int_equal(f.ops->rotary_table(f.ops, position, T, frequency, PAIRS, 1.0f, table), NIB_OK);
-    assert_int_equal(f.ops->rotary(f.ops, f.mx, HEADS, HD, table, PAIRS, false), NIB_OK);
+    assert_int_equal(f.ops->rotary(f.ops, f.mx, HEADS, HD, table, PAIRS, layout, false), NIB_OK);
     for (int64_t t = 0; t < T; t++)
         for (int64_t h = 0; h < HEADS; h++)
             for (int64_t i = 0; i < PAIRS; i++) {
-                int64_t at = t * HEADS * HD + h * HD + i;
+                const bool halves = layout == NIB_ROTARY_HALF_SPLIT;
+                const int64_t at = t * HEADS * HD + h * HD + (halves ? i : 2 * i), other = at + (halves ? PAIRS : 1);
                 double angle = (double)((float)position[t] * frequency[i]);
-                double a = (double)x[at], b = (double)x[at + PAIRS];
+                double a = (double)x[at], b = (double)x[other];
                 assert_true(fabs(a * cos(angle) - b * sin(angle) - (double)f.x[at]) < 1e-6);
-                assert_true(fabs(b * cos(angle) + a * sin(angle) - (double)f.x[at + PAIRS]) < 1e-6);
+                assert_true(fabs(b * cos(angle) + a * sin(angle) - (double)f.x[other]) < 1e-6);
             }
     /* the inverse rotation is the transpose, so it undoes */
-    assert_int_equal(f.ops->rotary(f.ops, f.mx, HEADS, HD, table, PAIRS, true), NIB_OK);
+    assert_int_equal(f.ops->rotary(f.ops, f.mx, HEADS, HD, table, PAIRS, layout, true), NIB_OK);
     for (int64_t i = 0; i < T * HEADS * HD; i++) assert_true(fabsf(f.x[i] - x[i]) < 1e-6f);
     nib_free(table);
     nib_free(x);
     end(&f);
+}
+
+static void rotary(void **state)
+{
+    (void)state;
+    rotate_and_back(NIB_ROTARY_HALF_SPLIT);
+    rotate_and_back(NIB_ROTARY_INTERLEAVED);
 }
 
 static void embedding(void **state)
@@ -241,8 +339,15 @@ static void exponential(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(rmsnorm),   cmocka_unit_test(glu),   cmocka_unit_test(rotary),
-        cmocka_unit_test(embedding), cmocka_unit_test(adamw), cmocka_unit_test(exponential),
+        cmocka_unit_test(rmsnorm),
+        cmocka_unit_test(layernorm_gradients_meet_differences),
+        cmocka_unit_test(layernorm_meets_torch),
+        cmocka_unit_test(interleaved_rotary_meets_gptj),
+        cmocka_unit_test(glu),
+        cmocka_unit_test(rotary),
+        cmocka_unit_test(embedding),
+        cmocka_unit_test(adamw),
+        cmocka_unit_test(exponential),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
