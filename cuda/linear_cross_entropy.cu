@@ -4,9 +4,10 @@
  * with a soft-cap z = cap tanh(z' / cap), and dz takes the factor 1 - (z / cap)^2.
  *
  * The distinct rows are numbered by one block: a row's number is the count of targets before it that begin a row. The
- * host launches for min(N, T) numbers; those beyond the last row are rows of zeros that no target points at.
- * A block scores one row of logits. First pass: each thread keeps a running maximum and the sum of exponentials below
- * it (Milakov & Gimelshein, "Online normalizer calculation for softmax", 2018), merged over the block in a fixed order.
+ * host launches for min(N, T) numbers; those beyond the last row are rows of zeros that no target points at. Targets
+ * whose rows descend, or are more than x can have, are all of one row that is not there: their losses are NaN. A block
+ * scores one row of logits. First pass: each thread keeps a running maximum and the sum of exponentials below it
+ * (Milakov & Gimelshein, "Online normalizer calculation for softmax", 2018), merged over the block in a fixed order.
  * Second pass: dz overwrites the row as bf16, at the front of the row: a tile is written once all of it is read. At the
  * labels softmax and weight are subtracted in fp32 and rounded once; near certainty their difference is all there is.
  *   memory     z is read twice and written as dz once, 10 bytes a logit, on top of the product's 4
@@ -35,9 +36,11 @@ __global__ void __launch_bounds__(SCORE_THREADS)
     int *counts = dynamic_shared<int>(); /* [warps] */
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
     int before = 0; /* rows that begin before this piece */
+    bool descends = false;
     for (int piece = 0; piece < N; piece += blockDim.x) {
         const int n = piece + threadIdx.x;
         const bool begins = n < N && (n == 0 || target_row[n] != target_row[n - 1]);
+        descends = descends || (begins && n > 0 && target_row[n] < target_row[n - 1]);
         const unsigned beginning = __ballot_sync(0xffffffffu, begins);
         if (lane == 0) counts[warp] = __popc(beginning);
         __syncthreads();
@@ -52,9 +55,11 @@ __global__ void __launch_bounds__(SCORE_THREADS)
         }
         __syncthreads(); /* counts are read */
     }
+    const bool malformed = __syncthreads_or(descends) || before > slots;
+    if (malformed) before = 0; /* all of it is one row, which is not there */
     for (int s = before + threadIdx.x; s <= slots; s += blockDim.x) {
         if (s < slots) rows.row[s] = -1;
-        rows.first[s] = N;
+        rows.first[s] = s == 0 ? 0 : N;
     }
 }
 

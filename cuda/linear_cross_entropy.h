@@ -2,7 +2,8 @@
  * (rounded to bf16 for the product); logits, log-sum-exp and losses fp32.
  *
  * Nothing waits for the device: distinct target rows are found there, and the host knows only that there are at most
- * min(N, T). A target outside of x or of the vocabulary cannot be reported from there: its loss becomes NaN.
+ * min(N, T). A target outside of x or of the vocabulary cannot be reported from there: its loss becomes NaN,
+ * and so do all where the rows are not ascending, or more than x has.
  * Scratch: one chunk of at most 2048 rows of logits, C and C once more in bf16, and the head if it is fp32. */
 #ifndef NIB_CUDA_LINEAR_CROSS_ENTROPY_H
 #define NIB_CUDA_LINEAR_CROSS_ENTROPY_H
