@@ -268,6 +268,7 @@ template <int TOKENS> __device__ void consume(const operands &p, const block_mem
             if (step < steps.all) prepare(step, use + 1, next);
             wgmma_wait<0>();
             hold(now);
+            __syncwarp(); /* one lane speaks for all, whose reads of codes and absmax lie before that */
             if (threadIdx.x % 32 == 0) mbarrier_arrive(memory.freed + use % STAGES);
             use++;
             return step < steps.all;
