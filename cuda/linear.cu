@@ -168,7 +168,7 @@ static nib_status forward(nib_ops *ops, const nib_linear *linear, nib_matrix x, 
         return nib_cuda_nf4_small_matmul(ops, linear, x, u, y);
     }
     if (nib_cuda_is_plain(ops, NIB_CUDA_LINEAR)) return nib_cuda_linear_forward_plain(ops, linear, x, dropout, u, y);
-    if (linear->fp8) return forward_fp8(ops, linear, x, dropout, u, y);
+    if (linear->fp8_forward) return forward_fp8(ops, linear, x, dropout, u, y);
     forward_call call = {ops, linear, x, u, y, dropout, false};
     NIB_TRY(choose_way(&call));
     return forward_many(&call);
@@ -216,7 +216,7 @@ static nib_status backward(nib_ops *ops, const nib_linear *linear, nib_matrix x,
     nib_matrix operand;
     if (nib_cuda_is_plain(ops, NIB_CUDA_LINEAR))
         return nib_cuda_linear_backward_plain(ops, linear, x, dropout, u, dy, accumulate, dx);
-    NIB_TRY(linear->fp8 ? nib_cuda_joined_adapters(ops, linear, &j) : nib_cuda_joined_weight(ops, linear, &j));
+    NIB_TRY(linear->fp8_backward ? nib_cuda_joined_adapters(ops, linear, &j) : nib_cuda_joined_weight(ops, linear, &j));
     NIB_TRY(nib_cuda_joined_operand(ops, dy, j.N, j.ranks, &operand));
     dy = nib_matrix_columns(operand, 0, j.N);
     const nib_matrix du = nib_matrix_columns(operand, j.N, j.ranks);
@@ -228,7 +228,7 @@ static nib_status backward(nib_ops *ops, const nib_linear *linear, nib_matrix x,
         NIB_TRY(nib_cuda_lora_gradients(ops, linear, x, dropout, u, dy, du));
     }
     if (dx.data == NULL) return NIB_OK;
-    if (linear->fp8) return backward_fp8(ops, linear, &j, operand, dropout, accumulate, dx);
+    if (linear->fp8_backward) return backward_fp8(ops, linear, &j, operand, dropout, accumulate, dx);
     if (j.ranks > 0 && dropout.p > 0.0f)
         return nib_cuda_lora_dx_masked(ops, linear, operand, dropout, j.columns, accumulate, dx);
     return nib_cuda_matmul(ops, operand, false, j.columns, false, accumulate, dx);

@@ -39,7 +39,7 @@ static nib_status base_weight(nib_ops *ops, const nib_linear *linear, nib_matrix
 static nib_status base_forward(nib_ops *ops, const nib_linear *linear, nib_matrix x, nib_matrix y)
 {
     nib_matrix weight;
-    if (linear->fp8) return nib_cuda_linear_fp8_forward(ops, linear, x, y);
+    if (linear->fp8_forward) return nib_cuda_linear_fp8_forward(ops, linear, x, y);
     NIB_TRY(base_weight(ops, linear, &weight));
     return nib_cuda_matmul(ops, x, false, weight, true, false, y);
 }
@@ -48,7 +48,7 @@ static nib_status base_backward(nib_ops *ops, const nib_linear *linear, nib_matr
 {
     nib_matrix weight;
     if (dx.data == NULL) return NIB_OK;
-    if (linear->fp8) return nib_cuda_linear_fp8_backward(ops, linear, dy, accumulate, dx);
+    if (linear->fp8_backward) return nib_cuda_linear_fp8_backward(ops, linear, dy, accumulate, dx);
     NIB_TRY(base_weight(ops, linear, &weight));
     return nib_cuda_matmul(ops, dy, false, weight, false, accumulate, dx);
 }

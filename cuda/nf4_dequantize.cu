@@ -148,12 +148,13 @@ __global__ void __launch_bounds__(THREADS)
 
 __device__ void store_element(float value, float *out) { *out = to_float(to_bf16(value)); }
 __device__ void store_element(float value, __nv_bfloat16 *out) { *out = to_bf16(value); }
+__device__ void store_element(float value, uint8_t *out) { *out = (uint8_t)(pack_e4m3(value, 0.0f) & 255); }
 
 /* Weight (row, column) goes to out[row * row_stride + column * column_stride]. */
 template <typename Out>
 __global__ void __launch_bounds__(THREADS)
-    nf4_dequantize_elements_kernel(nib_nf4 weight, nf4_values values, int64_t n, int64_t K, Out *out,
-                                   int64_t row_stride, int64_t column_stride)
+    nf4_dequantize_elements_kernel(nib_nf4 weight, nf4_values values, int64_t n, int64_t K, const float *scale,
+                                   Out *out, int64_t row_stride, int64_t column_stride)
 {
     float *table = dynamic_shared<float>();
     nf4_fill_table(table, values);
@@ -161,7 +162,7 @@ __global__ void __launch_bounds__(THREADS)
     const int64_t element = (int64_t)blockIdx.x * THREADS + threadIdx.x;
     if (element >= n * K) return;
     const int code = weight.codes[element / 2] >> (element % 2 == 0 ? 4 : 0) & 15;
-    const float value = __fmul_rn(nf4_lane_table(table)[code * 32], nf4_absmax(weight, element / 64));
+    const float value = __fmul_rn(nf4_lane_table(table)[code * 32], factor_of(weight, element, scale));
     store_element(value, out + element / K * row_stride + element % K * column_stride);
 }
 
@@ -192,12 +193,12 @@ nib_status launch_transposed(nib_ops *ops, const nib_nf4 *weight, int64_t n, int
 }
 
 template <typename Out>
-nib_status launch_elements(nib_ops *ops, const nib_nf4 *weight, int64_t n, int64_t K, Out *out, int64_t row_stride,
-                           int64_t column_stride)
+nib_status launch_elements(nib_ops *ops, const nib_nf4 *weight, int64_t n, int64_t K, const float *scale, Out *out,
+                           int64_t row_stride, int64_t column_stride)
 {
     return nib_cuda_launch(nf4_dequantize_elements_kernel<Out>, dim3(ceil_div(n * K, THREADS)), dim3(THREADS),
-                           NF4_TABLE_BYTES, nib_cuda_stream(ops), *weight, nf4_values_of_table(), n, K, out, row_stride,
-                           column_stride);
+                           NF4_TABLE_BYTES, nib_cuda_stream(ops), *weight, nf4_values_of_table(), n, K, scale, out,
+                           row_stride, column_stride);
 }
 
 template <typename Out> nib_status dequantize(nib_ops *ops, const nib_nf4 *weight, nib_matrix out)
@@ -205,7 +206,7 @@ template <typename Out> nib_status dequantize(nib_ops *ops, const nib_nf4 *weigh
     const bool vector = !nib_cuda_is_plain(ops, NIB_CUDA_NF4_DEQUANTIZE) && out.columns % 8 == 0 &&
                         aligned(weight->codes, 0, 4) && aligned(out.data, out.stride * (int64_t)sizeof(Out), 16);
     if (vector) return launch_rows(ops, weight, out.rows, out.columns, nullptr, (Out *)out.data, out.stride);
-    return launch_elements(ops, weight, out.rows, out.columns, (Out *)out.data, out.stride, 1);
+    return launch_elements(ops, weight, out.rows, out.columns, nullptr, (Out *)out.data, out.stride, 1);
 }
 
 } // namespace
@@ -229,7 +230,7 @@ nib_status nib_cuda_nf4_dequantize_transposed(nib_ops *ops, const nib_nf4 *weigh
     if (n == 0 || K == 0) return NIB_OK;
     if (n % 8 == 0 && K % 8 == 0 && aligned(weight->codes, 0, 4) && aligned(data, out.stride * 2, 16))
         return launch_transposed(ops, weight, n, K, nullptr, data, out.stride);
-    return launch_elements(ops, weight, n, K, data, 1, out.stride);
+    return launch_elements<__nv_bfloat16>(ops, weight, n, K, nullptr, data, 1, out.stride);
 }
 
 nib_status nib_cuda_nf4_dequantize_e4m3(nib_ops *ops, const nib_nf4 *weight, int64_t n, int64_t K, const float *scale,
@@ -240,6 +241,8 @@ nib_status nib_cuda_nf4_dequantize_e4m3(nib_ops *ops, const nib_nf4 *weight, int
                         "nf4_dequantize_e4m3: [%lld, %lld] at a stride of %lld bytes, expected 8-byte rows",
                         (long long)n, (long long)K, (long long)stride);
     if (n == 0 || K == 0) return NIB_OK;
+    if (nib_cuda_is_plain(ops, NIB_CUDA_NF4_DEQUANTIZE))
+        return launch_elements(ops, weight, n, K, scale, out, stride, 1);
     return launch_rows(ops, weight, n, K, scale, out, stride);
 }
 
@@ -252,5 +255,7 @@ nib_status nib_cuda_nf4_dequantize_e4m3_transposed(nib_ops *ops, const nib_nf4 *
             "nf4_dequantize_e4m3_transposed: [%lld, %lld] at a stride of %lld bytes, expected multiples of 16 and 8",
             (long long)n, (long long)K, (long long)stride);
     if (n == 0 || K == 0) return NIB_OK;
+    if (nib_cuda_is_plain(ops, NIB_CUDA_NF4_DEQUANTIZE))
+        return launch_elements(ops, weight, n, K, scale, out, 1, stride);
     return launch_transposed(ops, weight, n, K, scale, out, stride);
 }

@@ -87,8 +87,10 @@ static nib_status call_backward(nib_ops_bench *bench, void *user)
     return bench->ops->linear_backward(bench->ops, &l->linear, l->x, (nib_dropout){0}, l->u, l->y, false, l->dx);
 }
 
-static nib_status run_trained(nib_ops_bench *bench, const char *op, nib_ops_bench_call call)
+/* fp8: nothing where the device does not have it. */
+static nib_status run_trained(nib_ops_bench *bench, const char *op, nib_ops_bench_call call, bool fp8)
 {
+    if (fp8 && !bench->ops->fp8) return NIB_OK;
     const int64_t T = bench->shape.T, R = bench->shape.R;
     for (int which = 0; which < LINEARS; which++) {
         for (int wide = 0; wide <= (bench->cpu ? 1 : 0); wide++) {
@@ -97,6 +99,7 @@ static nib_status run_trained(nib_ops_bench *bench, const char *op, nib_ops_benc
             char text[80];
             layer l;
             NIB_TRY(make_layer(bench, which, T, R, dtype, &l));
+            l.linear.fp8_forward = l.linear.fp8_backward = fp8;
             const int64_t outputs = nib_linear_outputs(&l.linear);
             snprintf(text, sizeof text, "%s, T %d, %d -> %d, r %d, %s", l.linear.name, (int)T, (int)l.linear.K,
                      (int)outputs, (int)R, nib_dtype_name(dtype));
@@ -107,8 +110,17 @@ static nib_status run_trained(nib_ops_bench *bench, const char *op, nib_ops_benc
     return NIB_OK;
 }
 
-static nib_status run_forward(nib_ops_bench *bench) { return run_trained(bench, "linear_forward", call_forward); }
-static nib_status run_backward(nib_ops_bench *bench) { return run_trained(bench, "linear_backward", call_backward); }
+static nib_status run_forward(nib_ops_bench *bench)
+{
+    NIB_TRY(run_trained(bench, "linear_forward", call_forward, false));
+    return run_trained(bench, "linear_forward_fp8", call_forward, true);
+}
+
+static nib_status run_backward(nib_ops_bench *bench)
+{
+    NIB_TRY(run_trained(bench, "linear_backward", call_backward, false));
+    return run_trained(bench, "linear_backward_fp8", call_backward, true);
+}
 
 /* forward with the named choice switched off, which leaves one way for the weights of many rows. */
 static nib_status call_without(nib_ops_bench *bench, void *user, const char *choice)

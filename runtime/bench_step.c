@@ -20,7 +20,7 @@ typedef struct {
     nib_device device;
     int64_t batch, length, rank;
     nib_dtype compute;
-    bool json, random, breakdown;
+    bool json, random, breakdown, fp8;
 } step_bench;
 
 static nib_status read_options(int argc, char **argv, step_bench *o)
@@ -33,6 +33,7 @@ static nib_status read_options(int argc, char **argv, step_bench *o)
         {.name = "--length", .kind = NIB_OPTION_INTEGER, .value = &o->length, .low = 2, .high = 1 << 20},
         {.name = "--rank", .kind = NIB_OPTION_INTEGER, .value = &o->rank, .low = 1, .high = 4096},
         {.name = "--compute", .kind = NIB_OPTION_COMPUTE, .value = &o->compute},
+        {.name = "--fp8", .kind = NIB_OPTION_FLAG, .value = &o->fp8},
         {.name = "--device", .kind = NIB_OPTION_DEVICE, .value = &o->device},
         {.name = "--breakdown", .kind = NIB_OPTION_FLAG, .value = &o->breakdown},
         {.name = "--json", .kind = NIB_OPTION_FLAG, .value = &o->json},
@@ -183,6 +184,7 @@ nib_status nib_bench_step(int argc, char **argv)
                                  .random = o.random,
                                  .quantization = NIB_QUANT_NF4,
                                  .compute = o.compute,
+                                 .fp8 = o.fp8,
                                  .lora = {.rank = o.rank, .alpha = 2.0 * (double)o.rank, .all_linear = true},
                                  .train = true};
     NIB_TRY_GOTO(nib_model_open(ops, &opening, &model), done);

@@ -41,7 +41,8 @@ const nib_command nib_command_bench = {
     .name = "bench",
     .summary = "times training steps, generation and single ops on this machine",
     .usage =
-        "usage: nibble bench step --model M [--random] [--batch 4] [--length 512] [--rank 16] [--compute bf16|fp32]\n"
+        "usage: nibble bench step --model M [--random] [--batch 4] [--length 512] [--rank 16] [--compute bf16|fp32] "
+        "[--fp8]\n"
         "                         [--device D] [--breakdown] [--json]\n"
         "       nibble bench generate --model M [--random] [--adapter A] [--prompt-tokens 512]\n"
         "                             [--new-tokens 100] [--quant nf4|none] [--compute bf16|fp32] [--device D] "

@@ -97,6 +97,7 @@ static void print_kinds(const nib_work_seconds *s, double steps, double sum)
 {
     printf("\na step                      s  share\n");
     print_seconds("base products", s->base / steps, sum);
+    print_seconds("base, fp8", s->fp8 / steps, sum);
     print_seconds("LoRA", s->lora / steps, sum);
     print_seconds("attention", s->attention / steps, sum);
     print_seconds("loss", s->loss / steps, sum);

@@ -32,6 +32,7 @@ static const struct {
     {"gradient_clipping", "train.max_grad_norm"},
     {"bf16", "train.compute"},
     {"fp16", "train.compute"},
+    {"fp8", "train.compute"},
     {"dtype", "train.compute"},
     {"torch_dtype", "train.compute"},
     {"random_seed", "train.seed"},

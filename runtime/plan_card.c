@@ -11,6 +11,8 @@
  * of which elementwise kernels reach 0.85; mma.sync attention makes 250 to 300 TFLOP/s there, and adapter products,
  * bound by memory, 87. Not measured with Nibble yet. */
 #define PRODUCTS    0.69
+#define FP8         2 /* times as many products of 8 bits as of bf16, on every card that has them */
+#define FP8_LEAST   89
 #define ATTENTION   0.25
 #define ADAPTERS    0.088
 #define COPY        0.9
@@ -84,11 +86,13 @@ static void add_class(nib_card_plan *plan, const char *name, double bytes)
     plan->peak += bytes;
 }
 
-/* The largest linear dequantised with the adapter beside it, or a chunk of logits with its gradient: one at a time. */
-static double scratch_bytes(const nib_model_config *c)
+/* The largest linear dequantised with the adapter beside it, in fp8 half of that and the gradient of its T outputs, or
+ * a chunk of logits with its gradient: one at a time. */
+static double scratch_bytes(const nib_model_config *c, bool fp8, int64_t T)
 {
     double C = (double)c->hidden, F = (double)c->feed_forward;
     double weight = 2 * (2 * F + 64) * (C + 64), logits = 6.0 * LOSS_ROWS * (double)c->vocabulary;
+    if (fp8) weight = weight / 2 + 2 * F * (double)T;
     return weight > logits ? weight : logits;
 }
 
@@ -101,7 +105,7 @@ static void sum_memory(const rehearsal *r, nib_card_plan *plan)
     for (int i = 0; i + 1 < count; i++) /* the last is the CPU's scratch */
         add_class(plan, arena[i].name, (double)arena[i].bytes);
     plan->arenas = plan->classes;
-    add_class(plan, "scratch", scratch_bytes(nib_model_get_config(r->model)));
+    add_class(plan, "scratch", scratch_bytes(nib_model_get_config(r->model), r->options->fp8, plan->T));
     add_class(plan, "driver, libraries", (double)CONTEXT_BYTES);
 }
 
@@ -136,15 +140,18 @@ static void sum_time(const rehearsal *r, const nib_work *work, nib_card_plan *pl
     const nib_card *card = r->question->card;
     double gpus = r->question->gpus, T = (double)plan->T;
     nib_rates rates = {.base = PRODUCTS * card->matrix,
+                       .fp8 = FP8 * PRODUCTS * card->matrix,
                        .lora = ADAPTERS * card->matrix,
                        .attention = ATTENTION * card->matrix,
                        .loss = PRODUCTS * card->matrix,
                        .elementwise = ELEMENTWISE * card->bandwidth,
                        .optimizer = ELEMENTWISE * card->bandwidth};
     plan->step = nib_work_time(work, &rates);
-    /* Every pass over a weight reads 4 bits and a 64th of a byte, and writes bf16; the product reads that again. */
+    /* Every pass over a weight reads 4 bits and a 64th of a byte, and writes bf16, or e4m3; the product reads that
+     * again. An activation is read in bf16 and written in e4m3. */
     double passes = r->options->quantization == NIB_QUANT_NF4 ? work->base_flops / (2 * T) : 0;
-    plan->dequantize = passes * (0.5 + 1.0 / 64 + 2) / (ELEMENTWISE * card->bandwidth);
+    double moved = passes * (0.5 + 1.0 / 64 + 2) + work->fp8_flops / (2 * T) * (0.5 + 1.0 / 64 + 1);
+    plan->dequantize = (moved + 3 * work->fp8_elements) / (ELEMENTWISE * card->bandwidth);
     /* The tree over slots moves what a ring moves: all-to-all, then all-gather (runtime's collectives). */
     double bytes = 4.0 * (double)trained_elements(r->model);
     double gather = gather_seconds(r), compute = plan->step.sum + plan->dequantize;
@@ -195,6 +202,8 @@ nib_status nib_card_plan_make(const nib_model_options *options, const nib_card_q
     opened.compute = NIB_DTYPE_BF16;
     NIB_TRY_GOTO(nib_cpu_backend_create(0, &cpu), done);
     NIB_TRY_GOTO(nib_rehearsal_create(cpu, &r.ops), done);
+    r.ops->device = question->card->name;
+    r.ops->fp8 = question->card->capability >= FP8_LEAST;
     NIB_TRY_GOTO(nib_model_open(r.ops, &opened, &r.model), done);
     status = choose(&r, plan);
 done:

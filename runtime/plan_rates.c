@@ -86,6 +86,13 @@ static nib_status run_linear(bench *b, const nib_linear *linear)
 
 static nib_status run_plain(bench *b) { return run_linear(b, &b->plain); }
 
+static nib_status run_fp8(bench *b)
+{
+    nib_linear linear = b->plain;
+    linear.fp8_forward = linear.fp8_backward = true;
+    return run_linear(b, &linear);
+}
+
 static nib_status run_adapted(bench *b) { return run_linear(b, &b->adapted); }
 
 static nib_status run_attention(bench *b)
@@ -136,12 +143,13 @@ static nib_status seconds_of(bench *b, nib_status (*run)(bench *), double *secon
 
 static double element_bytes(nib_matrix m) { return (double)(m.rows * m.columns) * (m.dtype == NIB_DTYPE_F32 ? 4 : 2); }
 
-static nib_status measure(bench *b, nib_rates *rates)
+static nib_status measure(bench *b, bool fp8, nib_rates *rates)
 {
     const nib_model_config *c = b->config;
     double T = (double)b->T, C = (double)c->hidden, F = (double)c->feed_forward, R = (double)b->rank;
-    double plain, adapted, attention, loss, elementwise, optimizer;
+    double plain, narrow, adapted, attention, loss, elementwise, optimizer;
     NIB_TRY(seconds_of(b, run_plain, &plain));
+    NIB_TRY(seconds_of(b, fp8 ? run_fp8 : run_plain, &narrow));
     NIB_TRY(seconds_of(b, run_adapted, &adapted));
     NIB_TRY(seconds_of(b, run_attention, &attention));
     NIB_TRY(seconds_of(b, run_loss, &loss));
@@ -150,6 +158,7 @@ static nib_status measure(bench *b, nib_rates *rates)
     double added = adapted > plain ? adapted - plain : 1e-9;
     double moved = 3 * element_bytes(b->gate_up) + 2 * element_bytes(b->h) + 4 * element_bytes(b->x);
     *rates = (nib_rates){.base = 8 * T * C * F / plain,
+                         .fp8 = 8 * T * C * F / narrow,
                          .lora = 6 * T * R * (C + 2 * F) / added,
                          .attention = 14 * T * (T + 1) / 2 * (double)(c->heads * c->head_dim) / attention,
                          .loss = 4 * (double)(b->loss_rows * b->head_rows) * C / loss,
@@ -188,7 +197,7 @@ nib_status nib_rates_measure(nib_ops *ops, const nib_model_options *options, con
         NIB_TRY_GOTO(ops->upload(ops, b.row + t, &t, sizeof t), done);
         NIB_TRY_GOTO(ops->upload(ops, b.end + t, &all, sizeof all), done);
     }
-    status = measure(&b, rates);
+    status = measure(&b, options->fp8, rates);
 done:
     ops->release(ops, block, bytes);
     return status;
@@ -197,11 +206,12 @@ done:
 nib_work_seconds nib_work_time(const nib_work *work, const nib_rates *rates)
 {
     nib_work_seconds s = {.base = work->base_flops / rates->base,
+                          .fp8 = work->fp8_flops / rates->fp8,
                           .lora = work->lora_flops / rates->lora,
                           .attention = work->attention_flops / rates->attention,
                           .loss = work->loss_flops / rates->loss,
                           .elementwise = work->elementwise_bytes / rates->elementwise,
                           .optimizer = work->optimizer_bytes / rates->optimizer};
-    s.sum = s.base + s.lora + s.attention + s.loss + s.elementwise + s.optimizer;
+    s.sum = s.base + s.fp8 + s.lora + s.attention + s.loss + s.elementwise + s.optimizer;
     return s;
 }

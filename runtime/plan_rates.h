@@ -7,7 +7,7 @@
 
 /* Operations a second, the last two bytes a second: the units of nib_work. */
 typedef struct {
-    double base, lora, attention, loss, elementwise, optimizer;
+    double base, fp8, lora, attention, loss, elementwise, optimizer;
 } nib_rates;
 
 /* T: tokens of a usual micro-batch; ranks: of all parts of a linear together, 0 for none. Takes some tens of
@@ -17,7 +17,7 @@ nib_status nib_rates_measure(nib_ops *ops, const nib_model_options *options, con
 
 /* Seconds of each kind, and their sum. */
 typedef struct {
-    double base, lora, attention, loss, elementwise, optimizer, sum;
+    double base, fp8, lora, attention, loss, elementwise, optimizer, sum;
 } nib_work_seconds;
 nib_work_seconds nib_work_time(const nib_work *work, const nib_rates *rates);
 

@@ -95,6 +95,78 @@ static nib_status linear_backward(nib_check_run *run, const int64_t *size)
     return NIB_OK;
 }
 
+/* Numbers of four bits, which e4m3 holds: eighths up to 15. */
+static nib_status eighths(nib_check_run *run, uint64_t seed, int64_t rows, int64_t columns, nib_matrix *m)
+{
+    const int64_t n = rows * columns;
+    const size_t element = run->dtype == NIB_DTYPE_F32 ? 4 : 2;
+    *m = (nib_matrix){.rows = rows, .columns = columns, .stride = columns, .dtype = run->dtype};
+    void *host = nib_calloc((size_t)n, element);
+    if (host == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "no memory for a matrix of the self-check");
+    for (int64_t i = 0; i < n; i++) {
+        const float value = truncf(16 * nib_check_uniform(seed, (uint64_t)i)) / 8;
+        if (run->dtype == NIB_DTYPE_F32)
+            ((float *)host)[i] = value;
+        else
+            ((nib_bf16 *)host)[i] = nib_bf16_from_float(value);
+    }
+    nib_status status = nib_check_upload(run, host, (size_t)n * element, &m->data);
+    nib_free(host);
+    return status;
+}
+
+/* A part of rank 4 whose weights e4m3 holds: zero, or plus or minus a power of two. */
+static nib_status make_fp8_part(nib_check_run *run, uint64_t seed, int64_t K, int64_t rows, nib_linear_part *part)
+{
+    static const uint8_t code[4] = {0, 7, 15, 15}; /* -1, 0, 1, 1 */
+    const int64_t bytes = rows * K / 2, blocks = (rows * K + 63) / 64;
+    uint8_t *codes;
+    float *absmax, *host_absmax = nib_calloc((size_t)blocks, sizeof *absmax);
+    uint8_t *host = nib_calloc((size_t)bytes, 1);
+    nib_status status = NIB_OK;
+    if (host == NULL || host_absmax == NULL) {
+        status = NIB_FAIL(NIB_ERROR_MEMORY, "no memory for a weight of the self-check");
+        goto done;
+    }
+    for (int64_t i = 0; i < bytes; i++) {
+        const int word = (int)(8 + 8 * nib_check_uniform(seed, (uint64_t)i));
+        host[i] = (uint8_t)(code[word & 3] << 4 | code[word >> 2 & 3]);
+    }
+    for (int64_t i = 0; i < blocks; i++) host_absmax[i] = i % 3 == 0 ? 0.125f : 0.5f;
+    NIB_TRY_GOTO(make_part(run, seed + 1, K, rows, 4, part), done);
+    NIB_TRY_GOTO(nib_check_upload(run, host, (size_t)bytes, &codes), done);
+    NIB_TRY_GOTO(nib_check_upload(run, host_absmax, (size_t)blocks * sizeof *absmax, &absmax), done);
+    part->nf4 = (nib_nf4){.codes = codes, .absmax = absmax};
+done:
+    nib_free(host_absmax);
+    nib_free(host);
+    return status;
+}
+
+/* In 8-bit floating point where the device has it, on operands that lose nothing by it. size: T, K, rows of each part,
+ * dropout in percent. */
+static nib_status linear_fp8(nib_check_run *run, const int64_t *size)
+{
+    nib_ops *ops = run->ops;
+    const int64_t T = size[0], K = size[1], rows = size[2];
+    const uint64_t key[] = {0x1234567, 0x89abcdef01};
+    nib_dropout dropout = {.p = (float)size[3] / 100};
+    nib_linear linear = {.name = "self-check", .K = K, .parts = 2, .fp8_forward = ops->fp8, .fp8_backward = ops->fp8};
+    nib_matrix x, u, y, dy, dx;
+    for (int p = 0; p < 2; p++) NIB_TRY(make_fp8_part(run, 10 + 20 * (uint64_t)p, K, rows, &linear.part[p]));
+    NIB_TRY(nib_check_upload(run, key, sizeof key, &dropout.key));
+    NIB_TRY(eighths(run, 1, T, K, &x));
+    NIB_TRY(eighths(run, 2, T, 2 * rows, &dy));
+    NIB_TRY(nib_check_empty(run, T, 8, &u));
+    NIB_TRY(nib_check_empty(run, T, 2 * rows, &y));
+    NIB_TRY(nib_check_matrix(run, 3, T, K, &dx));
+    NIB_TRY(ops->linear_forward(ops, &linear, x, dropout, u, y));
+    NIB_TRY(ops->linear_backward(ops, &linear, x, dropout, u, dy, true, dx));
+    NIB_TRY(nib_check_keep(run, "y", y, NIB_CHECK_BF16));
+    NIB_TRY(nib_check_keep(run, "dx", dx, NIB_CHECK_BF16));
+    return nib_check_keep_floats(run, "da", linear.part[0].lora.da, 4 * K, NIB_CHECK_BF16);
+}
+
 /* A dense weight that is trained itself. size: T, K, outputs. */
 static nib_status linear_dense(nib_check_run *run, const int64_t *size)
 {
@@ -306,6 +378,8 @@ const nib_check_case nib_check_products[] = {
     {"linear_forward", LINEAR, linear_forward, .two = true, .full = true, .without = "matmul", .size = {259, 2048, 1024, 64, 512, 16, 0}},
     {"linear_backward", LINEAR, linear_backward, .two = true, .size = {65, 128, 48, 4, 24, 0, 25}},
     {"linear_backward", LINEAR, linear_backward, .two = true, .full = true, .size = {259, 2048, 1024, 64, 512, 16, 10}},
+    {"linear, fp8", "T %lld, K %lld, 2 x %lld outputs, dropout %lld %%", linear_fp8, .two = true, .size = {65, 144, 48, 25}},
+    {"linear, fp8", "T %lld, K %lld, 2 x %lld outputs, dropout %lld %%", linear_fp8, .two = true, .full = true, .size = {259, 2048, 1024, 0}},
     {"linear, trained", "T %lld, K %lld, %lld outputs", linear_dense, .two = true, .size = {33, 72, 40}},
     {"attention_forward", ATTENTION, attention_forward, .two = true, .size = {70, 2, 1, 64, 0, 0}},
     {"attention_forward", ATTENTION, attention_forward, .two = true, .size = {70, 2, 1, 128, 0, 0}},

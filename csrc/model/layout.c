@@ -150,6 +150,12 @@ static nib_status place_module(nib_model *model, int64_t l, int index)
     nib_module_name(module_name, l, &module);
     *part = (nib_linear_part){.rows = module.rows};
     linear->K = module.columns;
+    linear->fp8_forward = model->options.fp8 && linear != &model->layers[l].qkv; /* profiling/results/fp8.md */
+    linear->fp8_backward = model->options.fp8;
+    if (model->options.fp8 && (module.rows % 16 != 0 || module.columns % 16 != 0))
+        return NIB_FAIL(NIB_ERROR_CONFIG,
+                        "%s is [%lld, %lld]: \"compute\" \"fp8\" takes multiples of 16; \"bf16\" takes any size",
+                        module_name, (long long)module.rows, (long long)module.columns);
     linear->parts = module.part + 1;
     snprintf(name, sizeof name, "%s.weight", module_name);
     if (model->options.quantization == NIB_QUANT_NF4)

@@ -17,6 +17,13 @@ static nib_status check_options(const nib_model *model)
         return NIB_FAIL(NIB_ERROR_CONFIG, "nothing to train: \"lora\" is null and \"quantization\" is not \"none\"");
     if (model->ops->bf16_only && o->compute != NIB_DTYPE_BF16)
         return NIB_FAIL(NIB_ERROR_CONFIG, "the GPU computes in bf16; \"compute\" \"fp32\" needs the device \"cpu\"");
+    if (o->fp8 && (o->quantization != NIB_QUANT_NF4 || o->compute != NIB_DTYPE_BF16))
+        return NIB_FAIL(NIB_ERROR_CONFIG, "\"compute\" \"fp8\" is for an NF4 base: it needs \"quantization\" \"nf4\"");
+    if (o->fp8 && !model->ops->fp8)
+        return NIB_FAIL(NIB_ERROR_CONFIG,
+                        "\"compute\" \"fp8\" needs a GPU of sm_89 or later (RTX 40, L40S, H100), which has products in "
+                        "8-bit floating point; this is %s. \"bf16\" computes everywhere",
+                        model->ops->device);
     if (o->quantization == NIB_QUANT_NONE && model->source.quantized)
         return NIB_FAIL(NIB_ERROR_CONFIG, "%s: the checkpoint is NF4; \"quantization\" \"none\" needs 16-bit weights",
                         o->path);

@@ -35,6 +35,7 @@ typedef struct {
     bool random;      /* path needs nothing but a config.json: weights are made up (model/random_weights.h) */
     nib_quantization quantization;
     nib_dtype compute;                 /* NIB_DTYPE_F32 or NIB_DTYPE_BF16 */
+    bool fp8;                          /* products with the NF4 base in 8-bit floating point; the rest is bf16 */
     nib_lora_options lora;             /* for training */
     const char *adapter;               /* for inference: folder of a PEFT adapter, or NULL */
     bool full;                         /* full fine-tuning: every weight trained (quantization none, no LoRA) */

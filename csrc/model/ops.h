@@ -82,8 +82,9 @@ typedef struct {
 typedef struct {
     const char *name; /* for messages: "layers.3.qkv" */
     int64_t K;        /* input features */
-    bool fp8; /* products with the base in 8-bit floating point, where there are many rows (nib_ops.fp8): NF4 parts of
-                 a multiple of 16 rows, K too */
+    /* y's, dx's product with the base in 8-bit floating point, y's where there are many rows (nib_ops.fp8): NF4 parts
+     * of a multiple of 16 rows, K too. */
+    bool fp8_forward, fp8_backward;
     int parts;
     nib_linear_part part[NIB_LINEAR_MAX_PARTS];
 } nib_linear;

@@ -180,11 +180,19 @@ static double lora_weights(const nib_linear *linear)
     return weights;
 }
 
+/* `flops` for each weight of the base; elements: of the activation that an fp8 product rounds. */
+static void count_base(nib_ops *ops, const nib_linear *linear, double flops, bool fp8, double elements)
+{
+    nib_work *work = work_of(ops);
+    *(fp8 ? &work->fp8_flops : &work->base_flops) += flops * (double)nib_linear_outputs(linear) * (double)linear->K;
+    work->fp8_elements += fp8 ? elements : 0;
+}
+
 static nib_status linear_forward(nib_ops *ops, const nib_linear *linear, nib_matrix x, nib_dropout dropout,
                                  nib_matrix u, nib_matrix y)
 {
-    double tokens = (double)x.rows, weights = (double)nib_linear_outputs(linear) * (double)linear->K;
-    work_of(ops)->base_flops += 2 * tokens * weights;
+    double tokens = (double)x.rows;
+    count_base(ops, linear, 2 * tokens, linear->fp8_forward, tokens * (double)linear->K);
     work_of(ops)->lora_flops += 2 * tokens * lora_weights(linear);
     return DRY(linear_forward, linear, x, dropout, u, y);
 }
@@ -192,9 +200,9 @@ static nib_status linear_forward(nib_ops *ops, const nib_linear *linear, nib_mat
 static nib_status linear_backward(nib_ops *ops, const nib_linear *linear, nib_matrix x, nib_dropout dropout,
                                   nib_matrix u, nib_matrix dy, bool accumulated, nib_matrix dx)
 {
-    double tokens = (double)x.rows, weights = (double)nib_linear_outputs(linear) * (double)linear->K;
-    double products = (dx.data != NULL) + (linear->part[0].dweight != NULL);
-    work_of(ops)->base_flops += 2 * products * tokens * weights;
+    double tokens = (double)x.rows, products = (dx.data != NULL) + (linear->part[0].dweight != NULL);
+    count_base(ops, linear, 2 * products * tokens, linear->fp8_backward && dx.data != NULL,
+               tokens * (double)nib_linear_outputs(linear));
     work_of(ops)->lora_flops += 4 * tokens * lora_weights(linear);
     return DRY(linear_backward, linear, x, dropout, u, dy, accumulated, dx);
 }
@@ -299,6 +307,7 @@ nib_status nib_rehearsal_create(nib_ops *backend, nib_ops **out)
     ops->name = backend->name;
     ops->device = backend->device;
     ops->bf16_only = backend->bf16_only;
+    ops->fp8 = backend->fp8;
     ops->uses_room = backend->uses_room;
     ops->shape_step = backend->shape_step;
     ops->context = c;

@@ -13,6 +13,8 @@
 /* What the ops called so far would have done. A product of [M, K] and [K, N] is 2 M N K operations. */
 typedef struct {
     double base_flops;        /* products with frozen or fully trained weights, forward and backward */
+    double fp8_flops;         /* and those of them, not counted above, that are in 8-bit floating point */
+    double fp8_elements;      /* of activations that are rounded for those */
     double lora_flops;        /* products with the factors of adapters */
     double attention_flops;   /* over the visible pairs of queries and keys alone */
     double loss_flops;        /* logits and the gradient through them */

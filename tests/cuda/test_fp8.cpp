@@ -270,7 +270,7 @@ void check_linear(const backends &on, int64_t T, float p, bool accumulate)
     add_product(dx, -1, dy, weight, T, K, N, true);
     add_product(dx, 1, rounded_rows(dy, T, N), rounded, T, K, N, true);
 
-    linear.device.fp8 = true;
+    linear.device.fp8_forward = linear.device.fp8_backward = true;
     const strided_matrix device_x(x, T, K, gap), device_u(T, R, gap), device_y(T, N, gap);
     const strided_matrix device_dy(dy, T, N, gap), device_dx(before, T, K, gap);
     check_ok(nib_cuda_linear_forward(on.cuda, &linear.device, device_x.matrix(), device_dropout, device_u.matrix(),

@@ -10,6 +10,7 @@ extern "C" {
 #include "strided_matrix.h"
 
 #include "cuda/backend.h"
+#include "cuda/choice.h"
 #include "cuda/nf4_dequantize.h"
 
 namespace
@@ -88,8 +89,11 @@ void weights_are_the_nearest_numbers(void **)
             for (float x : w.absmax) largest = std::fmax(largest, x);
             for (float value : {largest / 448.0f, e4m3_scale(largest)}) {
                 device_buffer<float> scale(std::vector<float>{value});
-                check_rows(ops, w, scale, value);
-                if (w.n % 16 == 0) check_columns(ops, w, scale, value);
+                for (uint32_t plain : {0u, 1u << NIB_CUDA_NF4_DEQUANTIZE}) {
+                    ops->use_plain(ops, plain);
+                    check_rows(ops, w, scale, value);
+                    if (w.n % 16 == 0) check_columns(ops, w, scale, value);
+                }
             }
         }
     ops->close(ops);

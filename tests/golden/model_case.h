@@ -113,22 +113,19 @@ static inline nib_micro_batch as_batch(packed *p)
                              .target_weight = p->target_weight};
 }
 
-/* Model NAME for training from its golden adapter (or fully). */
-static inline nib_model *open_model_dropping(nib_ops *ops, const char *name, nib_quantization quantization,
-                                             nib_dtype compute, bool full, double dropout)
+/* Model NAME for training from its golden adapter (or fully), with what these options leave open. */
+static inline nib_model *open_model_with(nib_ops *ops, const char *name, nib_model_options options)
 {
     static char path[4096], adapter[4200];
+    nib_model *model;
     snprintf(path, sizeof path, NIB_TEST_DATA "/models/%s", name);
     snprintf(adapter, sizeof adapter, "%s/adapter", path);
-    nib_model_options options = {
-        .path = path,
-        .quantization = quantization,
-        .compute = compute,
-        .lora = {.rank = full ? 0 : 4, .alpha = 8, .dropout = dropout, .init_adapter = full ? NULL : adapter},
-        .full = full,
-        .train = true,
-        .cache_folder = CACHE_FOLDER};
-    nib_model *model;
+    options.path = path;
+    options.lora.rank = options.full ? 0 : 4;
+    options.lora.alpha = 8;
+    options.lora.init_adapter = options.full ? NULL : adapter;
+    options.train = true;
+    options.cache_folder = CACHE_FOLDER;
     must(nib_model_open(ops, &options, &model));
     return model;
 }
@@ -136,7 +133,8 @@ static inline nib_model *open_model_dropping(nib_ops *ops, const char *name, nib
 static inline nib_model *open_model(nib_ops *ops, const char *name, nib_quantization quantization, nib_dtype compute,
                                     bool full)
 {
-    return open_model_dropping(ops, name, quantization, compute, full, 0);
+    return open_model_with(ops, name,
+                           (nib_model_options){.quantization = quantization, .compute = compute, .full = full});
 }
 
 #define TOKEN_ROWS "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta"
@@ -224,26 +222,34 @@ static inline float *gradients_of(nib_ops *ops, const char *name, bool full, nib
     return copy;
 }
 
-/* The golden run's eight steps of two documents, from its adapter: AdamW with betas 0.9 and 0.999, epsilon 1e-8, decay
- * 0.01, clipped to norm 1. Losses and gradient norms must be its, relative to their size. */
+/* Step s of the golden run, of two documents, from its adapter: AdamW with betas 0.9 and 0.999, epsilon 1e-8, decay
+ * 0.01, clipped to norm 1. Its loss. */
+static inline double train_golden_step(nib_ops *ops, nib_model *model, const nib_tensor_set *set, int s, double *norm)
+{
+    packed p = {0};
+    nib_optimizer_options options = {
+        .adamw = {golden_number(set, "train.learning_rates", s), 0.9, 0.999, 1e-8, 0.01, s + 1}, .max_norm = 1.0};
+    for (int d = 0; d < 2; d++) {
+        char prefix[64];
+        snprintf(prefix, sizeof prefix, "train.step%d.doc%d", s, d);
+        add_document(&p, set, prefix);
+    }
+    must(nib_optimizer_zero(ops, model));
+    const double loss = train_once(ops, model, &p);
+    must(nib_optimizer_step(ops, model, &options, norm));
+    must(ops->synchronize(ops));
+    return loss;
+}
+
+/* All eight. Losses and gradient norms must be its, relative to their size. */
+#define GOLDEN_STEPS 8
 static inline void train_eight_steps(nib_ops *ops, nib_model *model, const char *name, const nib_tensor_set *set,
                                      double loss_tolerance, double norm_tolerance)
 {
-    for (int s = 0; s < 8; s++) {
-        packed p = {0};
-        nib_optimizer_options options = {
-            .adamw = {golden_number(set, "train.learning_rates", s), 0.9, 0.999, 1e-8, 0.01, s + 1}, .max_norm = 1.0};
+    for (int s = 0; s < GOLDEN_STEPS; s++) {
         double norm = 0, want = golden_number(set, "train.losses", s);
-        double want_norm = golden_number(set, "train.grad_norms", s);
-        for (int d = 0; d < 2; d++) {
-            char prefix[64];
-            snprintf(prefix, sizeof prefix, "train.step%d.doc%d", s, d);
-            add_document(&p, set, prefix);
-        }
-        must(nib_optimizer_zero(ops, model));
-        double loss = train_once(ops, model, &p);
-        must(nib_optimizer_step(ops, model, &options, &norm));
-        must(ops->synchronize(ops));
+        const double want_norm = golden_number(set, "train.grad_norms", s);
+        const double loss = train_golden_step(ops, model, set, s, &norm);
         if (!(fabs(loss - want) <= loss_tolerance * want) || !(fabs(norm - want_norm) <= norm_tolerance * want_norm))
             fail_msg("%s, step %d: loss %.9g norm %.9g, expected %.9g %.9g", name, s, loss, norm, want, want_norm);
     }
