@@ -5,7 +5,8 @@
  * it walks the key tiles that the rule does not empty and has TMA fetch them, two tiles of keys and two of values
  * ahead. The others own 64 queries each: q k^T of a tile and then weights times values of the tile before are started
  * together, and the softmax of the one runs beside the other. The two take turns at starting products (named barriers
- * 1 and 2), so that the one's softmax runs beside the other's products.
+ * 1 and 2), so that the one's softmax runs beside the other's products. Of tiles before the first and behind the last
+ * that its own queries see, a group only passes the turn on.
  * Shared memory: queries 128 x PADDED, twice keys and values KEYS x PADDED, bf16: 80 KiB (heads of 64), 160 KiB (80 to
  * 128), 192 KiB (256), and the barriers. Registers: 24 for the producer, 240 for the others: sums PADDED / 2, scores
  * KEYS / 2, weights KEYS / 4.
@@ -61,6 +62,17 @@ template <int HD> struct forward_hopper_block {
         return tile_kind_of(first_query, last_query, of_queries, tile * tiles::KEYS, tiles::KEYS,
                             load_extremes(extremes + tile), window);
     }
+    /* The same of a group's 64 queries, of which there may be none; and behind its last tile. */
+    __device__ tile_kind group_kind(int group, int tile) const
+    {
+        const int first = first_query + group * GROUP_ROWS;
+        return tile_kind_of(first, min(first + GROUP_ROWS, T), of_queries, tile * tiles::KEYS, tiles::KEYS,
+                            load_extremes(extremes + tile), window);
+    }
+    __device__ int group_end(int group) const
+    {
+        return (min(first_query + (group + 1) * GROUP_ROWS, T) + tiles::KEYS - 1) / tiles::KEYS;
+    }
     /* By one thread. */
     __device__ void make_barriers() const
     {
@@ -109,13 +121,34 @@ template <int HD> __device__ void produce(const forward_hopper_operands &p, cons
 __device__ __forceinline__ void wait_turn(int group) { named_barrier_sync(1 + group, 2 * NIB_WARP_GROUP); }
 __device__ __forceinline__ void pass_turn(int group) { named_barrier_arrive(2 - group, 2 * NIB_WARP_GROUP); }
 
+/* A group's rows of out, by way of its tile of queries, and their log-sum-exp. */
+template <int HD, int N8>
+__device__ __forceinline__ void write_rows(const forward_hopper_operands &p, const forward_hopper_block<HD> &block,
+                                           int group, const float (&sum)[1][N8][4], const float (&largest)[2],
+                                           const float (&total)[2], float factor)
+{
+    const int group_query = block.first_query + group * GROUP_ROWS;
+    __nv_bfloat16 *queries = block.queries + group * forward_hopper_tiles<HD>::QUERY_TILE;
+    float inverse[2], lse;
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        inverse[r] = softmax_close(largest[r], total[r], factor, &lse);
+        const int query = group_query + threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4 + 8 * r;
+        if (p.lse != NULL && query < block.T && threadIdx.x % 4 == 0)
+            p.lse[(int64_t)block.head * block.T + query] = lse;
+    }
+    named_barrier_sync(3 + group, NIB_WARP_GROUP); /* the group's last product with its queries is over */
+    round_rows(queries, sum[0], inverse);
+    store_tile<PADDED(HD)>(&p.out, queries, 0, block.head, group_query, 3 + group);
+}
+
 /* A warp group's 64 queries through all tiles. */
 template <int HD, bool CAPPED>
 __device__ void consume(const forward_hopper_operands &p, const forward_hopper_block<HD> &block)
 {
     typedef forward_hopper_tiles<HD> tiles;
     constexpr int KEYS = tiles::KEYS;
-    const int group = threadIdx.x / NIB_WARP_GROUP - 1, g = threadIdx.x % 32 / 4;
+    const int group = threadIdx.x / NIB_WARP_GROUP - 1;
     const int group_query = block.first_query + group * GROUP_ROWS, my_query = group_query + threadIdx.x / 32 % 4 * 16;
     __nv_bfloat16 *queries = block.queries + group * tiles::QUERY_TILE;
     const score_scale<CAPPED> scale(p.shape);
@@ -131,24 +164,39 @@ __device__ void consume(const forward_hopper_operands &p, const forward_hopper_b
     };
 
     tile_walk walk(0, block.last_tile);
-    walked_tile tile = walk.next(block); /* there is one: a query sees itself */
+    walked_tile tile = walk.next(block), following;
+    const int own_end = block.group_end(group);
+    int use = 0;
+    auto end_turn = [&] {
+        following = walk.next(block);
+        if (group == 0 || following.index >= 0) pass_turn(group); /* nobody waits for the last turn's end */
+    };
+    auto skip = [&] { /* a tile that is the other group's alone */
+                      wait_filled(block.keys_filled, use);
+                      wait_turn(group);
+                      end_turn();
+                      free_stage(block.keys_freed, use);
+                      wait_filled(block.values_filled, use);
+                      free_stage(block.values_freed, use++);
+                      tile = following;
+    };
     mbarrier_wait(block.queries_filled, 0);
-    wait_filled(block.keys_filled, 0);
     if (group == 1) pass_turn(group);
+    while (tile.index >= 0 && block.group_kind(group, tile.index) == TILE_EMPTY) skip();
+    if (tile.index < 0) return; /* no query of the group is below T: one would see itself */
+    wait_filled(block.keys_filled, use);
     wait_turn(group);
     wgmma_fence();
-    group_multiply_rows<HD, GROUP_ROWS>(score[0], queries, block.keys);
+    group_multiply_rows<HD, GROUP_ROWS>(score[0], queries, block.keys + use % 2 * tiles::KEY_TILE);
     wgmma_commit();
-    walked_tile following = walk.next(block);
-    if (group == 0 || following.index >= 0) pass_turn(group);
+    end_turn();
     wgmma_wait<0>();
     wgmma_settle(score[0]);
-    free_stage(block.keys_freed, 0);
+    free_stage(block.keys_freed, use);
     weigh(tile);
     round_left(weights, score[0]);
 
-    int use = 1;
-    for (tile = following; tile.index >= 0; tile = following, use++) {
+    for (tile = following, use++; tile.index >= 0 && tile.index < own_end; tile = following, use++) {
         wait_filled(block.keys_filled, use);
         wait_filled(block.values_filled, use - 1);
         wait_turn(group);
@@ -158,8 +206,7 @@ __device__ void consume(const forward_hopper_operands &p, const forward_hopper_b
         wgmma_fence();
         group_multiply_columns<KEYS>(sum[0], weights, block.values + (use - 1) % 2 * tiles::KEY_TILE);
         wgmma_commit();
-        following = walk.next(block);
-        if (group == 0 || following.index >= 0) pass_turn(group); /* nobody waits for the last turn's end */
+        end_turn();
         wgmma_wait<1>();
         wgmma_settle(score[0]);
         free_stage(block.keys_freed, use);
@@ -177,19 +224,9 @@ __device__ void consume(const forward_hopper_operands &p, const forward_hopper_b
     wgmma_commit();
     wgmma_wait<0>();
     wgmma_settle(sum[0]);
-
-    float inverse[2], lse;
-#pragma unroll
-    for (int r = 0; r < 2; r++) {
-        inverse[r] = softmax_close(largest[r], total[r], scale.factor, &lse);
-        int query = my_query + g + 8 * r;
-        if (p.lse != NULL && query < block.T && threadIdx.x % 4 == 0)
-            p.lse[(int64_t)block.head * block.T + query] = lse;
-    }
-    named_barrier_sync(3 + group,
-                       NIB_WARP_GROUP); /* the group's last product with its queries is over: out goes there */
-    round_rows(queries, sum[0], inverse);
-    store_tile<PADDED(HD)>(&p.out, queries, 0, block.head, group_query, 3 + group);
+    free_stage(block.values_freed, use - 1);
+    while (tile.index >= 0) skip();
+    write_rows<HD>(p, block, group, sum, largest, total, scale.factor);
 }
 
 template <int HD, bool CAPPED>

@@ -121,6 +121,12 @@ struct attention_case {
           dout(bf16_values(seed + 4, (size_t)(T * queries))), out(q.size()), lse((size_t)(shape.heads * T)),
           dq(q.size()), dk(k.size()), dv(k.size())
     {
+        compute();
+    }
+
+    /* The CPU's results; again, once the tree has been changed. */
+    void compute()
+    {
         nib_ops *cpu;
         nib_tree on_host = {T, tree.position.data(), tree.end.data()};
         check_ok(nib_cpu_backend_create(64 << 20, &cpu));

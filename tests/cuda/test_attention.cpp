@@ -208,6 +208,41 @@ void hidden_tiles_are_not_loaded(void **)
     ops->close(ops);
 }
 
+/* Hopper's forward kernel: of tiles before the first and behind the last that a group of 64 queries sees it starts no
+ * product, whatever the other group of the block sees. One head; a tile is 128 keys, of heads of 256 only 64. */
+void hopper_multiplies_what_a_group_sees(void **)
+{
+    const struct {
+        int64_t head_dim, T;
+        std::vector<int32_t> end; /* of tokens from a multiple of 64 on */
+        uint64_t seen;            /* tiles, summed over groups */
+    } trees[] = {
+        {256, 128, {128, 128}, 1 + 2},                                   /* the diagonal */
+        {256, 64 * 5 - 3, {317, 317, 317, 317, 317}, 1 + 2 + 3 + 4 + 5}, /* a group behind the end */
+        {64, 256, {192, 192, 192, 256}, 1 + 1 + 2 + 1},                  /* documents */
+        {64,
+         512,
+         {512, 448, 448, 448, 448, 448, 448, 512},
+         1 + 1 + 2 + 2 + 3 + 3 + 4 + 4}, /* a prefix and two answers */
+        {128, 256, {128, 128, 256, 256}, 1 + 1 + 1 + 1},
+    };
+    nib_ops *ops = create_backend();
+    for (const auto &one : trees) {
+        attention_case c(shape_of(1, 1, one.head_dim), one.T, one.T, 1, 3);
+        for (int64_t t = 0; t < c.T; t++) c.tree.end[(size_t)t] = one.end[(size_t)t / 64];
+        c.compute();
+        device_matrix q(c.q, c.T, c.queries), k(c.k, c.T, c.keys), v(c.v, c.T, c.keys), out(c.T, c.queries);
+        device_buffer<int32_t> position(c.tree.position), end(c.tree.end);
+        nib_emulator::reset_counters();
+        check_ok(nib_cuda_attention_forward_hopper(ops, c.shape, {c.T, position.data(), end.data()}, q.matrix(),
+                                                   k.matrix(), v.matrix(), out.matrix(), NULL));
+        check_close("out", out.download(), c.out, 2.0 / 512);
+        const int64_t keys = one.head_dim == 256 ? 64 : 128;
+        assert_int_equal(nib_emulator::counters().matrix_products, one.seen * (uint64_t)(one.head_dim + keys) / 16);
+    }
+    ops->close(ops);
+}
+
 /* The emulator refuses Hopper's instructions on any other card. */
 void other_cards_get_the_others(void **)
 {
@@ -287,6 +322,7 @@ int main()
         cmocka_unit_test_setup(order_changes_no_bit, reset_emulator),
 #ifdef NIB_CUDA_EMULATED
         cmocka_unit_test_setup(hidden_tiles_are_not_loaded, reset_emulator),
+        cmocka_unit_test_setup(hopper_multiplies_what_a_group_sees, reset_emulator),
         cmocka_unit_test_setup(other_cards_get_the_others, reset_emulator),
 #endif
         cmocka_unit_test_setup(cached_meets_the_cpu, reset_emulator),
