@@ -37,24 +37,27 @@ class linear_case
     const std::vector<float> &cpu_db(int p) const { return parts_[(size_t)p]->db; }
     std::vector<float> device_da(int p) const { return parts_[(size_t)p]->device_da.download(); }
     std::vector<float> device_db(int p) const { return parts_[(size_t)p]->device_db.download(); }
+    const std::vector<float> &cpu_dbias(int p) const { return parts_[(size_t)p]->dbias; }
+    std::vector<float> device_dbias(int p) const { return parts_[(size_t)p]->device_dbias.download(); }
 
   private:
     static constexpr float SCALE = 1.5f, OFFSET = 0.0625f;
     struct part {
         std::vector<uint8_t> codes, absmax_codes;
-        std::vector<float> nested, bias, a, b, da, db;
+        std::vector<float> nested, bias, a, b, da, db, dbias;
         device_buffer<uint8_t> device_codes, device_absmax_codes;
-        device_buffer<float> device_nested, device_map, device_bias, device_da, device_db;
+        device_buffer<float> device_nested, device_map, device_bias, device_da, device_db, device_dbias;
         strided_matrix device_a, device_b;
         part(int64_t K, part_shape shape, uint64_t seed)
             : codes((size_t)(shape.rows * K / 2)), absmax_codes((size_t)(shape.rows * K + 63) / 64),
               nested((absmax_codes.size() + 255) / 256), bias(random_bf16(seed + 1, shape.rows)),
               a(random_bf16(seed + 2, shape.rank * K)), b(random_bf16(seed + 3, shape.rows * shape.rank)),
               da(random_bf16(seed + 4, shape.rank * K)), db(random_bf16(seed + 5, shape.rows * shape.rank)),
-              device_codes(random_codes(codes, seed + 6)), device_absmax_codes(random_codes(absmax_codes, seed + 7)),
-              device_nested(random_scales(nested, seed + 8)),
+              dbias(random_bf16(seed + 9, shape.rows)), device_codes(random_codes(codes, seed + 6)),
+              device_absmax_codes(random_codes(absmax_codes, seed + 7)), device_nested(random_scales(nested, seed + 8)),
               device_map(std::vector<float>(nib_nf4_dynamic_map, nib_nf4_dynamic_map + 256)), device_bias(bias),
-              device_da(da), device_db(db), device_a(a, shape.rank, K, 8), device_b(b, shape.rows, shape.rank, 0)
+              device_da(da), device_db(db), device_dbias(dbias), device_a(a, shape.rank, K, K % 8 == 0 ? 8 : 0),
+              device_b(b, shape.rows, shape.rank, 0)
         {
         }
         static const std::vector<uint8_t> &random_codes(std::vector<uint8_t> &values, uint64_t seed)
@@ -80,6 +83,8 @@ class linear_case
                          x.device_map.data(),   OFFSET};
         on_cpu.bias = shape.bias ? x.bias.data() : nullptr;
         on_device.bias = shape.bias ? x.device_bias.data() : nullptr;
+        on_cpu.dbias = shape.bias ? x.dbias.data() : nullptr;
+        on_device.dbias = shape.bias ? x.device_dbias.data() : nullptr;
         on_cpu.lora = {shape.rank,
                        SCALE,
                        {x.a.data(), shape.rank, cpu.K, cpu.K, NIB_DTYPE_F32},

@@ -42,6 +42,8 @@ const problem cases[] = {
     {shape_of(2, 1, 256, 33, 5.0f), 150, 150, 3},
     {shape_of(2, 1, 64), 700, 700, 2},
     {shape_of(1, 1, 128, 300), 600, 600, 1},
+    {shape_of(1, 1, 64, 127), 192, 192, 1}, /* the last query of a tile is a window away from the first key of one */
+    {shape_of(1, 1, 64, 255), 384, 384, 1},
 };
 
 struct results {
@@ -264,28 +266,31 @@ void cached_meets_the_cpu(void **)
 {
     const nib_cache_range ranges[] = {{3, 1}, {10, 200}, {0, 0}, {260, 129}, {5, 7}, {0, 300}, {299, 90}};
     const int32_t begin[] = {0, 1, 4, 5, 7};
-    const nib_attention_shape shapes[] = {shape_of(2, 1, 8),         shape_of(4, 2, 16),       shape_of(9, 3, 64),
-                                          shape_of(40, 2, 64, 150),  shape_of(2, 2, 80),       shape_of(2, 1, 96, 33),
-                                          shape_of(4, 1, 128, 0, 2), shape_of(2, 1, 256, 260), shape_of(16, 1, 256)};
+    const nib_attention_shape shapes[] = {
+        shape_of(2, 1, 8),   shape_of(4, 2, 16),     shape_of(9, 3, 64),           shape_of(40, 2, 64, 150),
+        shape_of(2, 2, 80),  shape_of(2, 1, 96, 33), shape_of(4, 1, 128, 0, 0.1f), shape_of(2, 1, 256, 260),
+        shape_of(16, 1, 256)};
     nib_ops *ops = create_backend(), *cpu;
     check_ok(nib_cpu_backend_create(64 << 20, &cpu));
-    for (const nib_attention_shape &shape : shapes)
-        for (auto cached : {nib_cuda_attention_cached_plain, nib_cuda_attention_cached}) {
-            const int64_t queries = shape.heads * shape.head_dim, keys = shape.kv_heads * shape.head_dim, rows = 389;
-            std::vector<float> q = bf16_values(1, (size_t)(4 * queries)), k = bf16_values(2, (size_t)(rows * keys));
-            std::vector<float> v = bf16_values(3, (size_t)(rows * keys)), want((size_t)(4 * queries));
-            check_ok(cpu->attention_cached(cpu, shape, {q.data(), 4, queries, queries, NIB_DTYPE_F32},
-                                           {k.data(), rows, keys, keys, NIB_DTYPE_F32},
-                                           {v.data(), rows, keys, keys, NIB_DTYPE_F32}, begin, ranges,
-                                           {want.data(), 4, queries, queries, NIB_DTYPE_F32}));
-            device_matrix dq(q, 4, queries), dk(k, rows, keys), dv(v, rows, keys), out(4, queries);
-            check_ok(cached(ops, shape, dq.matrix(), dk.matrix(), dv.matrix(), begin, ranges, out.matrix()));
-            check_close("out", out.download(), want, 2.0 / 512);
-            const nib_cache_range outside = {300, 90};
-            const int32_t one[] = {0, 1, 1, 1, 1};
-            assert_int_equal(cached(ops, shape, dq.matrix(), dk.matrix(), dv.matrix(), one, &outside, out.matrix()),
-                             NIB_ERROR_SHAPE);
-        }
+    for (int64_t T : {4, 3}) /* of any number of heads, so that a block's last warps have nothing to do */
+        for (const nib_attention_shape &shape : shapes)
+            for (auto cached : {nib_cuda_attention_cached_plain, nib_cuda_attention_cached}) {
+                const int64_t queries = shape.heads * shape.head_dim, keys = shape.kv_heads * shape.head_dim,
+                              rows = 389;
+                std::vector<float> q = bf16_values(1, (size_t)(T * queries)), k = bf16_values(2, (size_t)(rows * keys));
+                std::vector<float> v = bf16_values(3, (size_t)(rows * keys)), want((size_t)(T * queries));
+                check_ok(cpu->attention_cached(cpu, shape, {q.data(), T, queries, queries, NIB_DTYPE_F32},
+                                               {k.data(), rows, keys, keys, NIB_DTYPE_F32},
+                                               {v.data(), rows, keys, keys, NIB_DTYPE_F32}, begin, ranges,
+                                               {want.data(), T, queries, queries, NIB_DTYPE_F32}));
+                device_matrix dq(q, T, queries), dk(k, rows, keys), dv(v, rows, keys), out(T, queries);
+                check_ok(cached(ops, shape, dq.matrix(), dk.matrix(), dv.matrix(), begin, ranges, out.matrix()));
+                check_close("out", out.download(), want, 2.0 / 512);
+                const nib_cache_range outside = {300, 90};
+                const int32_t one[] = {0, 1, 1, 1, 1};
+                assert_int_equal(cached(ops, shape, dq.matrix(), dk.matrix(), dv.matrix(), one, &outside, out.matrix()),
+                                 NIB_ERROR_SHAPE);
+            }
     nib_cpu_backend_free(cpu);
     ops->close(ops);
 }

@@ -43,6 +43,19 @@ static void embedding_is_the_cpu_backends(void **)
     }
 }
 
+/* A token that the table does not have is NaN, not what lies beside the table. */
+static void a_token_beyond_the_vocabulary_is_no_number(void **)
+{
+    backends b;
+    for (int64_t C : {8, 9}) {
+        device_buffer<int32_t> token(std::vector<int32_t>{4, 5, -1, 0});
+        strided_matrix table(random_bf16(1, 5 * C), 5, C, 0), x(4, C, 0);
+        check_ok(b.cuda->embedding_forward(b.cuda, token.data(), table.matrix(), 1.0f, x.matrix()));
+        const std::vector<float> found = x.download();
+        for (int64_t i = 0; i < 4 * C; i++) assert_int_equal(std::isnan(found[(size_t)i]), i / C == 1 || i / C == 2);
+    }
+}
+
 static void rmsnorm_is_the_cpu_backends(void **)
 {
     backends b;
@@ -116,7 +129,7 @@ static void rotary_is_the_cpu_backends_and_inverts_itself(void **)
     for (nib_rotary_layout layout : {NIB_ROTARY_HALF_SPLIT, NIB_ROTARY_INTERLEAVED})
         for (int64_t HD : {16, 20, 64, 80, 128})
             for (int64_t T : {1, 3, 65}) {
-                const int64_t heads = 3, pairs = HD / 2, n = T * heads * HD;
+                const int64_t heads = T == 3 ? 60 : 3, pairs = HD / 2, n = T * heads * HD;
                 std::vector<float> x = random_bf16(1, n), first = x, frequency, table((size_t)(T * 2 * pairs));
                 std::vector<int32_t> position;
                 for (int64_t i = 0; i < pairs; i++) frequency.push_back(powf(10000.0f, -(float)i / (float)pairs));
@@ -165,6 +178,7 @@ int main()
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup(embedding_is_the_cpu_backends, reset_emulator),
+        cmocka_unit_test_setup(a_token_beyond_the_vocabulary_is_no_number, reset_emulator),
         cmocka_unit_test_setup(rmsnorm_is_the_cpu_backends, reset_emulator),
         cmocka_unit_test_setup(layernorm_is_the_cpu_backends, reset_emulator),
         cmocka_unit_test_setup(rotary_is_the_cpu_backends_and_inverts_itself, reset_emulator),

@@ -155,6 +155,8 @@ static void the_global_norm_is_the_cpu_backends(void **)
         check_ok(b.cuda->global_norm(b.cuda, 2, array, length, 1.0, device_clip.data()));
         nib_clip found = device_clip.download()[0];
         assert_true(fabs(found.norm - clip.norm) <= 1e-12 * clip.norm && found.scale == clip.scale);
+        check_ok(b.cuda->global_norm(b.cuda, 2, array, length, 0.0, device_clip.data())); /* 0: no clipping */
+        assert_true(device_clip.download()[0].norm == found.norm && device_clip.download()[0].scale == 1.0f);
         std::vector<float> damaged = g;
         damaged[(size_t)(n / 2)] = NAN;
         dg.upload(damaged);

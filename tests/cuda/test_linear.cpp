@@ -32,6 +32,7 @@ struct form {
     bool room;   /* and whether the op may write there */
 };
 static const form JOINED = {nib_cuda_linear_forward, nib_cuda_linear_backward, 8, false};
+static const form DENSE = {nib_cuda_linear_forward, nib_cuda_linear_backward, 0, false};
 static const form IN_PLACE = {nib_cuda_linear_forward, nib_cuda_linear_backward, 200, true};
 static const form PLAIN = {nib_cuda_linear_forward_plain, nib_cuda_linear_backward_plain, 8, false};
 
@@ -101,6 +102,7 @@ static void check_case(const both_backends &on, const form &form, const shape &s
     for (int part = 0; part < (int)shape.parts.size(); part++) {
         check_near("da", linear.device_da(part), linear.cpu_da(part), TOLERANCE);
         check_near("db", linear.device_db(part), linear.cpu_db(part), TOLERANCE);
+        check_near("dbias", linear.device_dbias(part), linear.cpu_dbias(part), TOLERANCE);
     }
 }
 
@@ -108,6 +110,7 @@ static void forward_and_backward_are_the_cpu_backends(void **)
 {
     const both_backends on;
     for (int64_t T : {1, 3, 9, 63, 65, 129}) check_case(on, JOINED, THREE, T, {});
+    check_case(on, DENSE, {64, {{48, 4, true}, {24, 8, false}}}, 65, {});
 }
 
 static void dropout_has_the_cpu_backends_masks(void **)
@@ -124,7 +127,8 @@ static void any_rank_and_width_is_taken(void **)
                             {192, {{40, 20, false}, {136, 64, true}}},
                             {64, {{24, 16, true}, {8, 1, false}, {16, 72, false}}},
                             {64, {{48, 0, false}, {16, 0, true}}},
-                            {100, {{20, 3, true}, {12, 8, false}}}};
+                            {100, {{20, 3, true}, {12, 8, false}}},
+                            {98, {{20, 3, true}, {12, 8, false}}}};
     for (const shape &s : shapes) {
         check_case(on, JOINED, s, 65, {});
         check_case(on, JOINED, s, 67, {0.5f, 99});
@@ -155,6 +159,7 @@ static void the_plain_form_agrees_too(void **)
     for (int64_t T : {1, 9, 65}) {
         check_case(on, PLAIN, THREE, T, {});
         check_case(on, PLAIN, THREE, T, {0.25f, 5});
+        check_case(on, PLAIN, {98, {{20, 3, true}, {12, 8, false}}}, T, {0.25f, 5});
     }
 }
 

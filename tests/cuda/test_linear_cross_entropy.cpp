@@ -17,6 +17,7 @@ extern "C" {
 struct loss_case {
     int64_t T, C, V, gap;
     float softcap;
+    bool full = false; /* every row has a target */
 };
 
 static nib_matrix wide(const std::vector<float> &m, int64_t rows, int64_t columns)
@@ -47,7 +48,8 @@ static void check_case(nib_ops *ops, nib_ops *cpu, loss_case s)
     std::vector<int32_t> row, label;
     std::vector<float> weight;
     for (int64_t t = 0; t < s.T; t++)
-        for (int64_t k = 0; k < (t * 7 + 1) % 4; k++) { /* 0 to 3 labels, two of them sometimes the same */
+        for (int64_t k = 0; k < (s.full ? 1 : (t * 7 + 1) % 4);
+             k++) { /* 0 to 3 labels, two of them sometimes the same */
             row.push_back((int32_t)t);
             label.push_back((int32_t)((t * 5 + k / 2 * 3) % s.V));
             weight.push_back(0.5f + 0.25f * (float)k);
@@ -75,8 +77,13 @@ static void losses_and_gradients_are_the_cpu_backends(void **)
     nib_ops *ops, *cpu;
     check_ok(nib_cuda_backend_create(0, &ops));
     check_ok(nib_cpu_backend_create(size_t{64} << 20, &cpu));
-    for (loss_case s :
-         {loss_case{2, 8, 17, 0, 0}, {3, 64, 300, 8, 0}, {65, 24, 97, 3, 5}, {129, 16, 5001, 8, 0}, {2900, 8, 9, 0, 0}})
+    for (loss_case s : {loss_case{2, 8, 17, 0, 0},
+                        {3, 64, 300, 8, 0},
+                        {65, 24, 97, 3, 5},
+                        {129, 16, 5001, 8, 0},
+                        {2900, 8, 9, 0, 0},
+                        {3, 8, 4100, 0, 0},
+                        {64, 8, 40, 0, 0, true}})
         check_case(ops, cpu, s);
     ops->close(ops);
     nib_cpu_backend_free(cpu);
@@ -125,6 +132,46 @@ static void selected_rows_are_the_cpu_backends(void **)
                      NIB_ERROR_SHAPE);
 }
 
+/* A row or a label that there is not: the loss is NaN, and nothing beside x, the logits or dx is touched. */
+static void targets_outside_are_no_numbers(void **)
+{
+    nib_ops *ops;
+    check_ok(nib_cuda_backend_create(0, &ops));
+    const int64_t T = 3, V = 16;
+    for (int64_t C : {8, 9}) {
+        strided_matrix x(random_bf16(1, T * C), T, C, 0), head(random_bf16(2, V * C), V, C, 0), dx(T, C, 0);
+        device_buffer<int32_t> row(std::vector<int32_t>{0, 0, 1, 1, 1, T});
+        device_buffer<int32_t> label(std::vector<int32_t>{V - 1, V, V + 40, -1, 0, 2});
+        device_buffer<float> weight(std::vector<float>(6, 1.0f)), nll(6);
+        check_ok(ops->linear_cross_entropy(ops, x.matrix(), head.matrix(), 0,
+                                           {6, row.data(), label.data(), weight.data()}, 1.0f, nll.data(), dx.matrix(),
+                                           nullptr));
+        const std::vector<float> found = nll.download();
+        for (size_t n = 0; n < 6; n++) assert_int_equal(std::isnan(found[n]), n != 0 && n != 4);
+        for (float v : dx.download()) assert_false(std::isnan(v));
+    }
+    ops->close(ops);
+}
+
+static void logits_are_the_cpu_backends(void **)
+{
+    nib_ops *ops, *cpu;
+    check_ok(nib_cuda_backend_create(0, &ops));
+    check_ok(nib_cpu_backend_create(size_t{64} << 20, &cpu));
+    for (float softcap : {0.0f, 2.0f}) {
+        const int64_t T = 5, C = 24, V = 301;
+        std::vector<float> x = random_bf16(1, T * C), head = random_bf16(2, V * C), want((size_t)(T * V));
+        check_ok(cpu->logits(cpu, {x.data(), T, C, C, NIB_DTYPE_F32}, {head.data(), V, C, C, NIB_DTYPE_F32}, softcap,
+                             want.data()));
+        strided_matrix device_x(x, T, C, 8), device_head(head, V, C, 0);
+        device_buffer<float> found(want.size());
+        check_ok(ops->logits(ops, device_x.matrix(), device_head.matrix(), softcap, found.data()));
+        check_near(found.download(), want, 2e-5, "logits", {T, C, V, 8, softcap});
+    }
+    ops->close(ops);
+    nib_cpu_backend_free(cpu);
+}
+
 static void rows_without_targets_get_zeros(void **)
 {
     nib_ops *ops;
@@ -163,6 +210,8 @@ int main()
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup(losses_and_gradients_are_the_cpu_backends, reset_emulator),
         cmocka_unit_test_setup(selected_rows_are_the_cpu_backends, reset_emulator),
+        cmocka_unit_test_setup(targets_outside_are_no_numbers, reset_emulator),
+        cmocka_unit_test_setup(logits_are_the_cpu_backends, reset_emulator),
         cmocka_unit_test_setup(rows_without_targets_get_zeros, reset_emulator),
         cmocka_unit_test_setup(a_list_that_is_none_has_no_losses, reset_emulator),
     };

@@ -175,6 +175,25 @@ void odd_lengths_meet_the_cpu(void **)
     nib_cpu_backend_free(cpu);
 }
 
+/* Half way between two values is the lower one; 1 makes the block's absmax 1, so that the others are not rounded. */
+void ties_are_the_cpus(void **)
+{
+    backend_and_golden with;
+    nib_ops *cpu;
+    check_ok(nib_cpu_backend_create(1 << 20, &cpu));
+    std::vector<float> values(64, 1.0f), absmax(1);
+    for (size_t i = 0; i < 15; i++)
+        values[i] = (float)(((double)nib_nf4_values[i] + (double)nib_nf4_values[i + 1]) / 2);
+    std::vector<uint8_t> codes(32);
+    check_ok(cpu->nf4_quantize(cpu, values.data(), 64, codes.data(), absmax.data()));
+    device_buffer<float> weight(values), found_absmax(1);
+    device_buffer<uint8_t> found(codes.size());
+    check_ok(nib_cuda_nf4_quantize(with.ops, weight.data(), 64, found.data(), found_absmax.data()));
+    assert_same(found.download(), codes);
+    for (size_t i = 0; i < 15; i++) assert_int_equal(codes[i / 2] >> (i % 2 == 0 ? 4 : 0) & 15, i);
+    nib_cpu_backend_free(cpu);
+}
+
 /* The pairwise sum of every size around its splits: leaves of several depths, in the order of the CPU's. */
 void offsets_have_the_cpus_bits(void **)
 {
@@ -186,6 +205,7 @@ void offsets_have_the_cpus_bits(void **)
         std::vector<float> absmax((size_t)blocks), nested((size_t)(blocks + 255) / 256);
         std::vector<uint8_t> codes((size_t)blocks);
         for (int64_t i = 0; i < blocks; i++) absmax[(size_t)i] = 1.0f + uniform_value(9, (uint64_t)(blocks + i));
+        if (blocks == 8) absmax = {1.0f, 0x1p-24f, 0x1p-24f, 0, 0, 0, 0, 0}; /* in order: 1; by pairs: more */
         device_buffer<float> on_device(absmax), found_nested(nested.size());
         device_buffer<uint8_t> found((size_t)blocks);
         float offset, found_offset;
@@ -225,6 +245,7 @@ int main()
         cmocka_unit_test_setup(quantizing_is_bit_exact, reset_emulator),
         cmocka_unit_test_setup(dequantizing_is_bit_exact, reset_emulator),
         cmocka_unit_test_setup(odd_lengths_meet_the_cpu, reset_emulator),
+        cmocka_unit_test_setup(ties_are_the_cpus, reset_emulator),
         cmocka_unit_test_setup(offsets_have_the_cpus_bits, reset_emulator),
         cmocka_unit_test_setup(what_is_not_supported_is_refused, reset_emulator),
     };
