@@ -144,6 +144,7 @@ nib_status nib_ops_timer_create(nib_ops *inner, nib_ops **timer)
                      .device = inner->device,
                      .context = c,
                      .bf16_only = inner->bf16_only,
+                     .fp8 = inner->fp8,
                      .uses_room = inner->uses_room,
                      .shape_step = inner->shape_step,
                      .scratch = inner->scratch,
