@@ -47,7 +47,7 @@ typedef struct {
         int64_t r;
         double alpha, dropout;
         nib_target_list targets;
-        bool rslora;
+        bool rslora, dora;
         nib_token_choice tokens;
         const char *init_adapter;
     } lora;

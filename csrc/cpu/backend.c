@@ -4,6 +4,7 @@
 #include "cpu/attention.h"
 #include "cpu/backend_internal.h"
 #include "cpu/convert.h"
+#include "cpu/dora.h"
 #include "cpu/embedding.h"
 #include "cpu/glu.h"
 #include "cpu/head_rows_backward.h"
@@ -131,6 +132,7 @@ static const nib_ops table = {
     .attention_cached = nib_cpu_attention_cached,
     .linear_forward = nib_cpu_linear_forward,
     .linear_backward = nib_cpu_linear_backward,
+    .dora_norm = nib_cpu_dora_norm,
     .glu_forward = nib_cpu_glu_forward,
     .glu_backward = nib_cpu_glu_backward,
     .linear_cross_entropy = nib_cpu_linear_cross_entropy,
@@ -216,6 +218,7 @@ static nib_status cpu_rehearse(nib_ops *ops, nib_ops **dry)
         .attention_backward = nib_cpu_attention_backward,
         .linear_forward = nib_cpu_linear_forward,
         .linear_backward = nib_cpu_linear_backward,
+        .dora_norm = nib_cpu_dora_norm,
         .linear_cross_entropy = nib_cpu_linear_cross_entropy,
         .head_rows_backward = nib_cpu_head_rows_backward,
         .logits = nib_cpu_logits,

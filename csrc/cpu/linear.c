@@ -7,12 +7,15 @@
  *
  *     dx = [dy | du] [W; A],    du = scale dy B.
  *
+ * DoRA scales that sum by output: the base and its adapter are summed in fp32, then cpu/dora.h's arithmetic follows.
+ *
  * Operands are in the type that products want (cpu/matmul.h): on a CPU without bf16 instructions x and dy are widened
  * here, once for all products. The zeros cost the share of the other parts' ranks in K. */
 #include "cpu/linear.h"
 #include "base/random.h"
 #include "cpu/backend_internal.h"
 #include "cpu/convert.h"
+#include "cpu/dora.h"
 #include "cpu/linear_few.h"
 #include "cpu/matmul.h"
 #include "cpu/nf4.h"
@@ -172,6 +175,36 @@ static nib_status lora_down(nib_ops *ops, const nib_linear *linear, nib_matrix x
     return NIB_OK;
 }
 
+/* through [T, N] fp32 = W x + scale B u, where the x of each adapted part is dropped by its own mask; joined [x | u],
+ * weight [W | scale B]. */
+static nib_status dora_through(nib_ops *ops, const nib_linear *linear, nib_matrix joined, nib_matrix weight,
+                               nib_dropout dropout, nib_matrix *through)
+{
+    const int64_t K = linear->K, ranks = nib_linear_ranks(linear);
+    nib_matrix dropped;
+    NIB_TRY(scratch_matrix(ops, joined.rows, nib_linear_outputs(linear), NIB_DTYPE_F32, through));
+    if (dropout.p <= 0.0f) return nib_cpu_matmul(ops, joined, false, weight, true, false, *through);
+    NIB_TRY(operand(ops, nib_matrix_columns(joined, 0, K), ranks, joined.dtype, &dropped));
+    NIB_TRY(nib_cpu_convert(ops, nib_matrix_columns(joined, K, ranks), nib_matrix_columns(dropped, K, ranks)));
+    for (int64_t p = 0, first = 0; p < linear->parts; first += linear->part[p++].rows) {
+        const int64_t rows = linear->part[p].rows;
+        apply_dropout(ops, nib_matrix_columns(joined, 0, K), dropout, (int)p, nib_matrix_columns(dropped, 0, K));
+        NIB_TRY(nib_cpu_matmul(ops, dropped, false, nib_matrix_rows(weight, first, rows), true, false,
+                               nib_matrix_columns(*through, first, rows)));
+    }
+    return NIB_OK;
+}
+
+static nib_status dora_forward(nib_ops *ops, const nib_linear *linear, nib_matrix joined, nib_matrix weight,
+                               nib_dropout dropout, const float *bias, nib_matrix y)
+{
+    nib_matrix base, through;
+    NIB_TRY(dora_through(ops, linear, joined, weight, (nib_dropout){0}, &base));
+    through = base;
+    if (dropout.p > 0.0f) NIB_TRY(dora_through(ops, linear, joined, weight, dropout, &through));
+    return nib_cpu_dora_output(ops, linear, base, through, bias, y);
+}
+
 static nib_status forward(nib_ops *ops, const nib_linear *linear, nib_matrix x, nib_dropout dropout, nib_matrix u,
                           nib_matrix y)
 {
@@ -187,6 +220,7 @@ static nib_status forward(nib_ops *ops, const nib_linear *linear, nib_matrix x, 
     }
     NIB_TRY(joined_weight(ops, linear, dtype, &weight));
     NIB_TRY(joined_bias(ops, linear, &bias));
+    if (nib_linear_is_dora(linear)) return dora_forward(ops, linear, joined, weight, dropout, bias, y);
     return nib_cpu_matmul_bias(ops, joined, weight, bias, y);
 }
 
@@ -249,31 +283,43 @@ static nib_status lora_backward(nib_ops *ops, const nib_linear *linear, nib_matr
     return NIB_OK;
 }
 
-/* sum += mask * (du A) / (1 - p) of one part; sum fp32. */
-static nib_status add_dropped(nib_ops *ops, nib_matrix du, nib_matrix a, nib_dropout dropout, int part, nib_matrix sum)
+/* sum += mask * (du A + dv W) / (1 - p) of one part; sum fp32; dv.data NULL: plain LoRA. */
+static nib_status add_dropped(nib_ops *ops, nib_matrix du, nib_matrix a, nib_matrix dv, nib_matrix weight,
+                              nib_dropout dropout, int part, nib_matrix sum)
 {
     nib_matrix through;
     NIB_TRY(scratch_matrix(ops, sum.rows, sum.columns, NIB_DTYPE_F32, &through));
     NIB_TRY(nib_cpu_matmul(ops, du, false, a, false, false, through));
+    if (dv.data != NULL) NIB_TRY(nib_cpu_matmul(ops, dv, false, weight, false, true, through));
     apply_dropout(ops, through, dropout, part, through);
     const float *const left[] = {through.data};
     return nib_cpu_tree_sum(ops, sum.data, 1, left, sum.rows * sum.columns, sum.data);
 }
 
-/* dx from dy and du where masks keep the parts' A out of the product: summed in fp32 beside it. */
+/* dx from dy and du where masks keep the parts' A, and what DoRA adds to W, out of the product: summed in fp32 beside
+ * it. */
 static nib_status masked_dx(nib_ops *ops, const nib_linear *linear, nib_matrix dy, nib_matrix du, nib_dropout dropout,
                             bool accumulate, nib_matrix dx)
 {
-    nib_matrix weight, sum;
+    nib_matrix weight, sum, dv = {0}; /* dv [T, N] = (gain - 1) dy */
     NIB_TRY(scratch_matrix(ops, nib_linear_outputs(linear), linear->K, dy.dtype, &weight));
     NIB_TRY(base_weight(ops, linear, weight));
     NIB_TRY(scratch_matrix(ops, dx.rows, dx.columns, NIB_DTYPE_F32, &sum));
     if (accumulate) NIB_TRY(nib_cpu_convert(ops, dx, sum));
     NIB_TRY(nib_cpu_matmul(ops, dy, false, weight, false, accumulate, sum));
-    for (int64_t p = 0, column = 0; p < linear->parts; column += linear->part[p++].lora.rank) {
+    if (nib_linear_is_dora(linear)) {
+        NIB_TRY(scratch_matrix(ops, dy.rows, dy.columns, dy.dtype, &dv));
+        NIB_TRY(nib_cpu_dora_gradient(ops, linear, dy, 1.0f, dv));
+    }
+    for (int64_t p = 0, first = 0, column = 0; p < linear->parts; p++) {
         const nib_lora *lora = &linear->part[p].lora;
+        const int64_t rows = linear->part[p].rows;
+        nib_matrix part_dv = dv.data == NULL ? dv : nib_matrix_columns(dv, first, rows);
         if (lora->rank > 0)
-            NIB_TRY(add_dropped(ops, nib_matrix_columns(du, column, lora->rank), lora->a, dropout, (int)p, sum));
+            NIB_TRY(add_dropped(ops, nib_matrix_columns(du, column, lora->rank), lora->a, part_dv,
+                                nib_matrix_rows(weight, first, rows), dropout, (int)p, sum));
+        first += rows;
+        column += lora->rank;
     }
     return nib_cpu_convert(ops, sum, dx);
 }
@@ -306,6 +352,22 @@ static nib_status weight_backward(nib_ops *ops, const nib_linear_part *part, nib
     return NIB_OK;
 }
 
+/* dmagnitude, for which W x + scale B u is computed again; scaled [T, N] = gain dy. */
+static nib_status dora_backward(nib_ops *ops, const nib_linear *linear, nib_matrix x, nib_dropout dropout, nib_matrix u,
+                                nib_matrix dy, nib_matrix scaled)
+{
+    const int64_t K = linear->K, ranks = nib_linear_ranks(linear);
+    const size_t mark = ops->scratch->used;
+    nib_matrix joined, weight, through;
+    NIB_TRY(operand(ops, x, ranks, x.dtype, &joined));
+    NIB_TRY(nib_cpu_convert(ops, u, nib_matrix_columns(joined, K, ranks)));
+    NIB_TRY(joined_weight(ops, linear, x.dtype, &weight));
+    NIB_TRY(dora_through(ops, linear, joined, weight, dropout, &through));
+    nib_cpu_dora_magnitude(ops, linear, dy, through);
+    nib_arena_reset(ops->scratch, mark);
+    return nib_cpu_dora_gradient(ops, linear, dy, 0.0f, scaled);
+}
+
 static nib_status backward(nib_ops *ops, const nib_linear *linear, nib_matrix x, nib_dropout dropout, nib_matrix u,
                            nib_matrix dy, bool accumulate, nib_matrix dx)
 {
@@ -314,13 +376,17 @@ static nib_status backward(nib_ops *ops, const nib_linear *linear, nib_matrix x,
     nib_matrix joined, weight;
     NIB_TRY(operand(ops, x, 0, dtype, &x));
     NIB_TRY(operand(ops, dy, ranks, dtype, &joined));
+    const nib_matrix du = nib_matrix_columns(joined, N, ranks), unscaled = dy;
     dy = nib_matrix_columns(joined, 0, N);
-    const nib_matrix du = nib_matrix_columns(joined, N, ranks);
+    if (nib_linear_is_dora(linear)) NIB_TRY(dora_backward(ops, linear, x, dropout, u, unscaled, dy));
     for (int64_t p = 0, first = 0; p < linear->parts; first += linear->part[p++].rows)
         NIB_TRY(weight_backward(ops, &linear->part[p], x, nib_matrix_columns(dy, first, linear->part[p].rows)));
     if (ranks > 0) NIB_TRY(lora_backward(ops, linear, x, dropout, u, dy, du));
     if (dx.data == NULL) return NIB_OK;
-    if (ranks > 0 && dropout.p > 0.0f) return masked_dx(ops, linear, dy, du, dropout, accumulate, dx);
+    if (ranks > 0 && dropout.p > 0.0f) {
+        if (nib_linear_is_dora(linear)) NIB_TRY(operand(ops, unscaled, 0, dtype, &dy));
+        return masked_dx(ops, linear, dy, du, dropout, accumulate, dx);
+    }
     NIB_TRY(stacked_weight(ops, linear, dtype, &weight));
     return nib_cpu_matmul(ops, joined, false, weight, false, accumulate, dx);
 }

@@ -39,7 +39,7 @@ static void lora_down(const nib_lora *lora, nib_matrix x, nib_matrix u)
     }
 }
 
-/* y [M, n] += bias + scale B u, fp32; u [M, R] fp32. */
+/* y [M, n] = gain (y + scale B u) + bias, fp32; u [M, R] fp32; gain 1 without DoRA. */
 static void lora_up(const nib_linear_part *part, nib_matrix u, nib_matrix y)
 {
     const nib_lora *lora = &part->lora;
@@ -47,10 +47,11 @@ static void lora_up(const nib_linear_part *part, nib_matrix u, nib_matrix y)
     for (int64_t n = 0; n < y.columns; n++)
         for (int64_t m = 0; m < y.rows; m++) {
             float *sum = (float *)nib_matrix_at(y, m, 0) + n;
-            if (part->bias != NULL) *sum += part->bias[n];
             if (lora->rank > 0)
                 *sum += lora->scale *
                         row_dot(nib_matrix_at(lora->b, n, 0), lora->b.dtype, nib_matrix_at(u, m, 0), lora->rank);
+            if (lora->dora.gain != NULL) *sum *= lora->dora.gain[n];
+            if (part->bias != NULL) *sum += part->bias[n];
         }
 }
 

@@ -8,6 +8,8 @@ nib_status nib_cpu_nf4_quantize(nib_ops *ops, const float *weight, int64_t n, ui
 nib_status nib_cpu_nf4_quantize_absmax(nib_ops *ops, const float *absmax, int64_t blocks, const float *nested_map,
                                        uint8_t *absmax_codes, float *nested_absmax, float *nested_offset);
 nib_status nib_cpu_nf4_dequantize(nib_ops *ops, const nib_nf4 *weight, nib_matrix out);
+/* One row of `columns` weights, by the calling thread; the same values. */
+void nib_cpu_nf4_row(nib_ops *ops, const nib_nf4 *weight, int64_t row, int64_t columns, nib_dtype dtype, void *out);
 
 /* absmax of one block, exactly as bitsandbytes restores it: map[code] * nested + offset, each step rounded. */
 static inline float nib_cpu_nf4_absmax(const nib_nf4 *weight, int64_t block)

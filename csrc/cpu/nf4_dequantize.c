@@ -21,21 +21,23 @@ static void dequantize_piece(const nib_cpu_kernels *kernels, const nib_nf4 *weig
     }
 }
 
-nib_status nib_cpu_nf4_dequantize(nib_ops *ops, const nib_nf4 *weight, nib_matrix out)
+void nib_cpu_nf4_row(nib_ops *ops, const nib_nf4 *weight, int64_t row, int64_t columns, nib_dtype dtype, void *out)
 {
     const nib_cpu_kernels *kernels = nib_cpu_context_of(ops)->kernels;
+    for (int64_t at = 0, n; at < columns; at += n) {
+        const int64_t element = row * columns + at, left = 64 - element % 64;
+        n = left < columns - at ? left : columns - at;
+        dequantize_piece(kernels, weight, element, n, dtype, (char *)out + at * (dtype == NIB_DTYPE_F32 ? 4 : 2));
+    }
+}
+
+nib_status nib_cpu_nf4_dequantize(nib_ops *ops, const nib_nf4 *weight, nib_matrix out)
+{
     if (out.dtype != NIB_DTYPE_F32 && out.dtype != NIB_DTYPE_BF16)
         return NIB_FAIL(NIB_ERROR_SHAPE, "nf4_dequantize: into %s is not supported", nib_dtype_name(out.dtype));
     if (ops->rehearsal) return NIB_OK;
-    const int64_t size = out.dtype == NIB_DTYPE_F32 ? 4 : 2;
 #pragma omp parallel for schedule(static) if (out.rows * out.columns > 65536)
-    for (int64_t row = 0; row < out.rows; row++) {
-        char *target = nib_matrix_rows(out, row, 1).data;
-        for (int64_t at = 0, n; at < out.columns; at += n) {
-            const int64_t element = row * out.columns + at, left = 64 - element % 64;
-            n = left < out.columns - at ? left : out.columns - at;
-            dequantize_piece(kernels, weight, element, n, out.dtype, target + at * size);
-        }
-    }
+    for (int64_t row = 0; row < out.rows; row++)
+        nib_cpu_nf4_row(ops, weight, row, out.columns, out.dtype, nib_matrix_at(out, row, 0));
     return NIB_OK;
 }

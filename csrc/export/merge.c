@@ -49,27 +49,30 @@ static nib_status list_weight(void *user, const char *name, int64_t rows, int64_
     return NIB_OK;
 }
 
-/* One LoRA pair in fp32. a [R, K], b [n, R]; rank 0: none. */
+/* One LoRA pair in fp32. a [R, K], b [n, R]; magnitude [n], or NULL without DoRA; rank 0: none. */
 typedef struct {
     int64_t rank;
     float scale;
-    float *a, *b;
+    float *a, *b, *magnitude;
 } pair;
 
 static void free_pair(pair *p)
 {
     nib_free(p->a);
     nib_free(p->b);
+    nib_free(p->magnitude);
     *p = (pair){0};
 }
 
+/* columns 0: a vector. */
 static nib_status read_tensor(const merge *m, const char *name, int64_t rows, int64_t columns, float **out)
 {
     const nib_tensor_view *tensor = nib_tensor_set_find(m->adapter, name);
     if (tensor == NULL)
         return NIB_FAIL(NIB_ERROR_DATA, "%s: tensor \"%s\" is missing, which its adapter_config.json asks for",
                         nib_tensor_set_at(m->adapter, 0)->file->path, name);
-    nib_status status = nib_tensor_expect_shape(tensor, 2, rows, columns);
+    nib_status status =
+        columns == 0 ? nib_tensor_expect_shape(tensor, 1, rows) : nib_tensor_expect_shape(tensor, 2, rows, columns);
     if (status != NIB_OK) return nib_error_context(status, "adapter of another model, or of another rank");
     *out = nib_calloc((size_t)tensor->count, sizeof **out);
     if (*out == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "%s: no memory for its values", name);
@@ -85,7 +88,7 @@ static nib_status read_factor(merge *m, const char *module, const char *factor, 
                               float **out)
 {
     char name[224];
-    snprintf(name, sizeof name, "base_model.model.%s.%s.weight", module, factor);
+    snprintf(name, sizeof name, "base_model.model.%s%s", module, factor);
     NIB_TRY(read_tensor(m, name, rows, columns, out));
     m->adapter_used++;
     return NIB_OK;
@@ -101,13 +104,23 @@ static nib_status read_pair(merge *m, const weight *w, pair *p)
     snprintf(module, sizeof module, "%.*s", (int)(length - strlen(".weight")), w->name);
     NIB_TRY(nib_lora_config_resolve(m->lora, module, layer, &p->rank, &p->scale));
     if (p->rank == 0) return NIB_OK;
-    NIB_TRY(read_factor(m, module, "lora_A", p->rank, w->columns, &p->a));
-    NIB_TRY(read_factor(m, module, "lora_B", w->rows, p->rank, &p->b));
+    NIB_TRY(read_factor(m, module, ".lora_A.weight", p->rank, w->columns, &p->a));
+    NIB_TRY(read_factor(m, module, ".lora_B.weight", w->rows, p->rank, &p->b));
+    if (nib_lora_config_dora(m->lora)) NIB_TRY(read_factor(m, module, NIB_MAGNITUDE, w->rows, 0, &p->magnitude));
     m->summary->adapted++;
     return NIB_OK;
 }
 
-/* values [rows, K], rows `first` on of the weight, += scale B A. */
+/* What DoRA multiplies a row by, to give it its magnitude; a row that is zero stays so. */
+static float gain_of(const pair *p, int64_t row, const float *sum, int64_t K)
+{
+    double square = 0;
+    if (p->magnitude == NULL) return 1.0f;
+    for (int64_t k = 0; k < K; k++) square += (double)sum[k] * (double)sum[k];
+    return square > 0 ? (float)((double)p->magnitude[row] / sqrt(square)) : 0.0f;
+}
+
+/* values [rows, K], rows `first` on of the weight, += scale B A, and their magnitudes. */
 static nib_status add_pair(const pair *p, int64_t first, int64_t rows, int64_t K, nib_bf16 *values)
 {
     int failed = 0;
@@ -123,8 +136,9 @@ static nib_status add_pair(const pair *p, int64_t first, int64_t rows, int64_t K
                 float factor = p->b[(first + row) * p->rank + r];
                 for (int64_t k = 0; k < K; k++) sum[k] += factor * p->a[r * K + k];
             }
-            for (int64_t k = 0; k < K; k++)
-                values[row * K + k] = nib_bf16_from_float(nib_bf16_to_float(values[row * K + k]) + p->scale * sum[k]);
+            for (int64_t k = 0; k < K; k++) sum[k] = nib_bf16_to_float(values[row * K + k]) + p->scale * sum[k];
+            const float gain = gain_of(p, first + row, sum, K);
+            for (int64_t k = 0; k < K; k++) values[row * K + k] = nib_bf16_from_float(gain * sum[k]);
         }
         nib_free(sum);
     }

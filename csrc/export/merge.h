@@ -1,6 +1,6 @@
 /* A model's weights as a Hugging Face folder holds them: an adapter merged into the weights it was trained on, W +
- * scale B A, into the original 16-bit weights and never into 4-bit ones, whose rounding would swallow the adapter; or
- * the weights of a full fine-tune. */
+ * scale B A, with DoRA each row then scaled to its magnitude, into the original 16-bit weights and never into 4-bit
+ * ones, whose rounding would swallow the adapter; or the weights of a full fine-tune. */
 #ifndef NIB_EXPORT_MERGE_H
 #define NIB_EXPORT_MERGE_H
 

@@ -8,6 +8,9 @@
 
 static bool is_lora_a(const nib_parameter *parameter) { return strstr(parameter->name, ".lora_A.") != NULL; }
 
+/* The shape of a parameter in PEFT's files: magnitudes are a vector. */
+static int rank_of(const nib_parameter *parameter) { return strstr(parameter->name, NIB_MAGNITUDE) != NULL ? 1 : 2; }
+
 /* Fills values [rows, columns] of the index-th parameter on the host, which is zeroed. */
 typedef nib_status (*fill_values)(void *user, const nib_parameter *parameter, size_t index, float *values);
 
@@ -26,7 +29,8 @@ static nib_status fill_all(nib_model *model, fill_values fill, void *user)
     return NIB_OK;
 }
 
-/* A: Kaiming-uniform with a = sqrt(5) as in PEFT, which is U(-1/sqrt(K), 1/sqrt(K)); B: zero. */
+/* A: Kaiming-uniform with a = sqrt(5) as in PEFT, which is U(-1/sqrt(K), 1/sqrt(K)); B: zero; magnitudes: zero until
+ * there are norms (dora.c). */
 static nib_status initial_values(void *user, const nib_parameter *parameter, size_t index, float *values)
 {
     const uint64_t *seed = user;
@@ -53,7 +57,9 @@ static nib_status stored_values(void *user, const nib_parameter *parameter, size
         return NIB_FAIL(NIB_ERROR_DATA,
                         "%s: tensor \"%s\" is missing, which its adapter_config.json asks for on this model",
                         nib_tensor_set_at(set, 0)->file->path, parameter->name);
-    nib_status status = nib_tensor_expect_shape(tensor, 2, parameter->rows, parameter->columns);
+    nib_status status = rank_of(parameter) == 1
+                            ? nib_tensor_expect_shape(tensor, 1, parameter->columns)
+                            : nib_tensor_expect_shape(tensor, 2, parameter->rows, parameter->columns);
     if (status != NIB_OK) return nib_error_context(status, "adapter of another model, or of another rank");
     NIB_TRY(nib_tensor_read_float(tensor, 0, tensor->count, values));
     for (int64_t i = 0; i < tensor->count; i++)
@@ -101,7 +107,8 @@ static nib_status write_tensors(const nib_model *model, nib_safetensors_writer *
 {
     for (size_t i = 0; i < model->parameter_count; i++) {
         const nib_parameter *p = &model->parameters[i];
-        NIB_TRY(nib_safetensors_writer_declare(writer, p->name, NIB_DTYPE_F32, 2, (int64_t[]){p->rows, p->columns}));
+        const int64_t shape[] = {p->rows, p->columns};
+        NIB_TRY(nib_safetensors_writer_declare(writer, p->name, NIB_DTYPE_F32, rank_of(p), shape + 2 - rank_of(p)));
     }
     for (size_t i = 0; i < model->parameter_count; i++) {
         const nib_parameter *p = &model->parameters[i];

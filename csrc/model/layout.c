@@ -126,7 +126,7 @@ static nib_status place_lora(nib_model *model, const char *module_name, int64_t 
                              nib_lora *lora)
 {
     char name[192];
-    nib_parameter *a, *b;
+    nib_parameter *a, *b, *magnitude;
     if (model->lora == NULL) return NIB_OK;
     NIB_TRY(nib_lora_config_resolve(model->lora, module_name, layer, &lora->rank, &lora->scale));
     if (lora->rank == 0) return NIB_OK;
@@ -138,7 +138,13 @@ static nib_status place_lora(nib_model *model, const char *module_name, int64_t 
     NIB_TRY(add_parameter(model, name, module->rows, lora->rank, true, &b)); /* may move a */
     lora->b = b->copy;
     lora->db = b->gradient;
-    return NIB_OK;
+    if (!nib_lora_config_dora(model->lora)) return NIB_OK;
+    snprintf(name, sizeof name, "base_model.model.%s" NIB_MAGNITUDE, module_name);
+    NIB_TRY(add_parameter(model, name, 1, module->rows, false, &magnitude));
+    lora->dora.magnitude = magnitude->master;
+    lora->dora.dmagnitude = magnitude->gradient;
+    NIB_TRY(nib_arena_take(&model->arena[NIB_ARENA_ADAPTER], module->rows, sizeof(float), &lora->dora.norm));
+    return nib_arena_take(&model->arena[NIB_ARENA_ADAPTER], module->rows, sizeof(float), &lora->dora.gain);
 }
 
 static nib_status place_module(nib_model *model, int64_t l, int index)

@@ -21,7 +21,7 @@ typedef struct {
 struct nib_lora_config {
     int64_t rank;
     double alpha, dropout;
-    bool rslora;
+    bool rslora, dora;
     const char *target_regex; /* target_modules written as one string, or NULL */
     const char **targets;
     size_t target_count;
@@ -62,6 +62,7 @@ nib_status nib_lora_config_from_options(const nib_lora_options *options, nib_lor
     config->alpha = options->alpha;
     config->dropout = options->dropout;
     config->rslora = options->rslora;
+    config->dora = options->dora;
     config->tokens = nib_pool_alloc(&config->pool, (size_t)(options->token_count + 1) * sizeof *config->tokens);
     if (config->tokens == NULL) {
         nib_lora_config_free(config);
@@ -96,16 +97,17 @@ static bool is_empty(const nib_json *value)
 static nib_status refuse_unsupported(const char *path, const nib_json *root)
 {
     static const char *const must_be_empty[] = {
-        "use_dora",       "modules_to_save", "layer_replication", "fan_in_fan_out",          "use_qalora",
-        "use_bdlora",     "lora_bias",       "target_parameters", "alora_invocation_tokens", "exclude_modules",
-        "layers_pattern", "arrow_config",    "monteclora_config", "velora_config",           "kasa_config"};
+        "modules_to_save", "layer_replication", "fan_in_fan_out",          "use_qalora",      "use_bdlora",
+        "lora_bias",       "target_parameters", "alora_invocation_tokens", "exclude_modules", "layers_pattern",
+        "arrow_config",    "monteclora_config", "velora_config",           "kasa_config"};
     for (size_t i = 0; i < sizeof must_be_empty / sizeof *must_be_empty; i++) {
         const nib_json *value = nib_json_get(root, must_be_empty[i]);
         if (!is_empty(value))
-            return NIB_FAIL(NIB_ERROR_DATA,
-                            "%s:%u: \"%s\" is set; Nibble computes plain LoRA only: merge this adapter with PEFT, or "
-                            "train one without it",
-                            path, value->key_line, must_be_empty[i]);
+            return NIB_FAIL(
+                NIB_ERROR_DATA,
+                "%s:%u: \"%s\" is set; Nibble computes LoRA and DoRA only: merge this adapter with PEFT, or "
+                "train one without it",
+                path, value->key_line, must_be_empty[i]);
     }
     const char *type, *bias;
     NIB_TRY(nib_json_read_string(path, root, "peft_type", "", &type));
@@ -210,6 +212,7 @@ static nib_status read_config(const char *path, const nib_json *root, nib_lora_c
     NIB_TRY(nib_json_read_double(path, root, "lora_alpha", 8, &config->alpha));
     NIB_TRY(nib_json_read_double(path, root, "lora_dropout", 0, &config->dropout));
     NIB_TRY(nib_json_read_bool(path, root, "use_rslora", false, &config->rslora));
+    NIB_TRY(nib_json_read_bool(path, root, "use_dora", false, &config->dora));
     NIB_TRY(read_targets(path, root, config));
     NIB_TRY(read_tokens(path, root, config));
     NIB_TRY(read_patterns(path, root, "rank_pattern", config, &config->ranks, &config->rank_count));
@@ -329,6 +332,7 @@ int64_t nib_lora_config_tokens(const nib_lora_config *config, const int32_t **to
     return config->token_count;
 }
 
+bool nib_lora_config_dora(const nib_lora_config *config) { return config->dora; }
 double nib_lora_config_dropout(const nib_lora_config *config) { return config->dropout; }
 void nib_lora_config_set_dropout(nib_lora_config *config, double dropout) { config->dropout = dropout; }
 
@@ -405,7 +409,7 @@ nib_status nib_lora_config_write(const nib_lora_config *config, const char *base
     write_targets(json, config);
     nib_buffer_text(json, "  \"target_parameters\": null,\n  \"task_type\": \"CAUSAL_LM\",\n");
     write_tokens(json, config);
-    nib_buffer_text(json, "  \"use_dora\": false,\n  \"use_qalora\": false,\n");
+    nib_buffer_format(json, "  \"use_dora\": %s,\n  \"use_qalora\": false,\n", config->dora ? "true" : "false");
     nib_buffer_format(json, "  \"use_rslora\": %s\n}\n", config->rslora ? "true" : "false");
     return json->failed ? NIB_FAIL(NIB_ERROR_MEMORY, "no memory for adapter_config.json") : NIB_OK;
 }

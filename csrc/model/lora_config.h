@@ -7,8 +7,11 @@
 
 typedef struct nib_lora_config nib_lora_config;
 
+/* What PEFT's files append to a module's name for DoRA's magnitudes, a vector. */
+#define NIB_MAGNITUDE ".lora_magnitude_vector"
+
 nib_status nib_lora_config_from_options(const nib_lora_options *options, nib_lora_config **config);
-/* FOLDER/adapter_config.json. What Nibble does not compute (DoRA, modules_to_save, trained biases, ...) is refused
+/* FOLDER/adapter_config.json. What Nibble does not compute (modules_to_save, trained biases, ...) is refused
  * (NIB_ERROR_DATA), never ignored. */
 nib_status nib_lora_config_read(const char *folder, nib_lora_config **config);
 void nib_lora_config_free(nib_lora_config *config);
@@ -19,6 +22,7 @@ nib_status nib_lora_config_resolve(const nib_lora_config *config, const char *mo
                                    float *scale);
 /* Tokens whose embedding rows belong to the adapter, in the order of its tensor; they live in the config. */
 int64_t nib_lora_config_tokens(const nib_lora_config *config, const int32_t **tokens);
+bool nib_lora_config_dora(const nib_lora_config *config);
 double nib_lora_config_dropout(const nib_lora_config *config);
 void nib_lora_config_set_dropout(nib_lora_config *config, double dropout);
 /* adapter_config.json as PEFT 0.21 writes it. base_name may be NULL. */

@@ -60,6 +60,7 @@ static nib_status begin(nib_ops *ops, const nib_model_options *options, nib_mode
     NIB_TRY(options->random ? nib_weight_source_open_random(options->path, &model->source)
                             : nib_weight_source_open(options->path, &model->source));
     NIB_TRY(read_lora(model));
+    NIB_TRY(nib_dora_check(model));
     return check_options(model);
 }
 
@@ -83,7 +84,7 @@ static nib_status open_model(nib_model *model)
     NIB_TRY(make_saves(model));
     if (model->ops->rehearsal) {
         nib_weight_source_close(&model->source);
-        return NIB_OK;
+        return nib_dora_refresh(model); /* takes scratch */
     }
     NIB_TRY(nib_model_load(model));
     nib_weight_source_close(&model->source);
@@ -94,7 +95,9 @@ static nib_status open_model(nib_model *model)
     }
     for (int i = NIB_ARENA_GRADIENTS; i <= NIB_ARENA_OPTIMIZER; i++)
         NIB_TRY(model->ops->zero(model->ops, model->arena[i].block, model->arena[i].capacity));
-    return nib_model_refresh(model);
+    NIB_TRY(nib_model_refresh(model));
+    const bool fresh = model->lora != NULL && o->train && o->lora.init_adapter == NULL;
+    return fresh ? nib_dora_initialize(model) : NIB_OK;
 }
 
 nib_status nib_model_open(nib_ops *ops, const nib_model_options *options, nib_model **out)
@@ -160,6 +163,7 @@ nib_status nib_model_refresh(nib_model *model)
             NIB_TRY(model->ops->convert(model->ops, master, nib_matrix_rows(p->copy, p->first_row, p->held_rows)));
         if (divided) NIB_TRY(gather_copy(model, p));
     }
+    NIB_TRY(nib_dora_refresh(model));
     return nib_token_rows_refresh(model);
 }
 

@@ -21,6 +21,7 @@ typedef struct {
     int64_t rank;
     double alpha, dropout;
     bool rslora; /* scale alpha / sqrt(r) instead of alpha / r (Kalajdzievski, 2023) */
+    bool dora;   /* rows scaled to trained magnitudes (Liu et al., 2024; ops.h) */
     bool all_linear;
     const char *const *targets; /* module names: "q_proj", ... if not all_linear */
     int target_count;

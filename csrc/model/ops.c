@@ -35,6 +35,13 @@ int64_t nib_linear_padded_ranks(const nib_linear *linear)
     return ranks;
 }
 
+bool nib_linear_is_dora(const nib_linear *linear)
+{
+    bool dora = false;
+    for (int p = 0; p < linear->parts; p++) dora = dora || linear->part[p].lora.dora.gain != NULL;
+    return dora;
+}
+
 int64_t nib_linear_room(const nib_linear *linear)
 {
     bool bias = false;

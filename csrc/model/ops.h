@@ -56,6 +56,15 @@ typedef struct {
     float nested_offset;
 } nib_nf4;
 
+/* DoRA (Liu et al., "DoRA: Weight-Decomposed Low-Rank Adaptation", 2024), as PEFT computes it: the part's outputs are
+ * those of the weight whose rows are magnitude * v / ||v||, v = W + scale B A. The norm counts as a constant in the
+ * gradient (section 4.3). All fp32 [n]. */
+typedef struct {
+    const float *magnitude;
+    float *norm, *gain; /* ||v|| and magnitude / ||v||, written by dora_norm; gain NULL: plain LoRA */
+    float *dmagnitude;  /* accumulated into; NULL: not trained */
+} nib_dora;
+
 /* One LoRA pair (Hu et al., 2021): y += scale * B (A dropout(x)). fp32 masters are held by the optimizer; a and b are
  * the copies in the activation type. rank 0: no adapter on this part. */
 typedef struct {
@@ -64,6 +73,7 @@ typedef struct {
     nib_matrix a;   /* [R, K] activation type */
     nib_matrix b;   /* [n, R] activation type */
     float *da, *db; /* fp32 [R, K], [n, R], accumulated into; NULL: not trained */
+    nib_dora dora;
 } nib_lora;
 
 /* One weight of the checkpoint: some rows of a linear. */
@@ -91,6 +101,7 @@ typedef struct {
 
 int64_t nib_linear_outputs(const nib_linear *linear);      /* sum of rows */
 int64_t nib_linear_ranks(const nib_linear *linear);        /* sum of ranks */
+bool nib_linear_is_dora(const nib_linear *linear);         /* of any part */
 int64_t nib_linear_padded_ranks(const nib_linear *linear); /* each rounded up to a multiple of 8 */
 /* Columns that a backend may want beside x and dy, to make linear and adapters one product: the padded ranks, and 8 for
  * a bias. */
@@ -260,12 +271,19 @@ struct nib_ops {
     /* y = x W^T + bias + LoRA. x [T, K], y [T, outputs]. u [T, ranks] activation: A dropout(x) of every part, kept for
      * the backward pass (u.data may be NULL if the linear has no adapter). Few rows take a matvec path that never
      * writes dequantised weights to memory. x may be wider than K: the columns behind K are the op's to write in, and
-     * nib_linear_room of them save a backend a copy of x; likewise behind the outputs in dy below. */
+     * nib_linear_room of them save a backend a copy of x; likewise behind the outputs in dy below.
+     * DoRA: y = gain (W x + LoRA) + bias. Under dropout the part that gain changes sees what LoRA sees, as in PEFT:
+     * y = W x + (gain - 1) W dropout(x) + gain LoRA + bias. */
     nib_status (*linear_forward)(nib_ops *ops, const nib_linear *linear, nib_matrix x, nib_dropout dropout,
                                  nib_matrix u, nib_matrix y);
-    /* dx = dy W + du A (+ dx before, if accumulate); da, db, dweight, dbias accumulated into. dx.data may be NULL. */
+    /* dx = dy W + du A (+ dx before, if accumulate); da, db, dmagnitude, dweight, dbias accumulated into. dx.data may
+     * be NULL. */
     nib_status (*linear_backward)(nib_ops *ops, const nib_linear *linear, nib_matrix x, nib_dropout dropout,
                                   nib_matrix u, nib_matrix dy, bool accumulate, nib_matrix dx);
+
+    /* norm and gain of a DoRA part's rows, from W [n, K], its adapter and its magnitude; after every change of these. A
+     * row that is zero has no direction: its gain is 0. NULL: the backend has no DoRA. */
+    nib_status (*dora_norm)(nib_ops *ops, const nib_linear_part *part, int64_t K);
 
     /* h = activation(gate) * up (Shazeer, "GLU Variants", 2020); gate_up [T, 2F]: gate left, up right; h [T, F]. */
     nib_status (*glu_forward)(nib_ops *ops, nib_activation activation, nib_matrix gate_up, nib_matrix h);

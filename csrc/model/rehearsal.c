@@ -200,11 +200,18 @@ static nib_status linear_forward(nib_ops *ops, const nib_linear *linear, nib_mat
 static nib_status linear_backward(nib_ops *ops, const nib_linear *linear, nib_matrix x, nib_dropout dropout,
                                   nib_matrix u, nib_matrix dy, bool accumulated, nib_matrix dx)
 {
-    double tokens = (double)x.rows, products = (dx.data != NULL) + (linear->part[0].dweight != NULL);
+    double tokens = (double)x.rows;
+    double products = (dx.data != NULL) + (linear->part[0].dweight != NULL) + nib_linear_is_dora(linear);
     count_base(ops, linear, 2 * products * tokens, linear->fp8_backward && dx.data != NULL,
                tokens * (double)nib_linear_outputs(linear));
     work_of(ops)->lora_flops += 4 * tokens * lora_weights(linear);
     return DRY(linear_backward, linear, x, dropout, u, dy, accumulated, dx);
+}
+
+static nib_status dora_norm(nib_ops *ops, const nib_linear_part *part, int64_t K)
+{
+    work_of(ops)->lora_flops += 2 * (double)part->rows * (double)K * (double)(part->lora.rank + 1);
+    return DRY(dora_norm, part, K);
 }
 
 static nib_status linear_cross_entropy(nib_ops *ops, nib_matrix x, nib_matrix head, float softcap, nib_targets targets,
@@ -282,6 +289,7 @@ static const nib_ops table = {
     .attention_backward = attention_backward,
     .linear_forward = linear_forward,
     .linear_backward = linear_backward,
+    .dora_norm = dora_norm,
     .glu_forward = glu_forward,
     .glu_backward = glu_backward,
     .linear_cross_entropy = linear_cross_entropy,
@@ -310,6 +318,7 @@ nib_status nib_rehearsal_create(nib_ops *backend, nib_ops **out)
     ops->fp8 = backend->fp8;
     ops->uses_room = backend->uses_room;
     ops->shape_step = backend->shape_step;
+    if (backend->dora_norm == NULL) ops->dora_norm = NULL;
     ops->context = c;
     status = backend->rehearse(backend, &c->dry);
     if (status != NIB_OK) {

@@ -90,9 +90,10 @@ class linear_case
                        {x.a.data(), shape.rank, cpu.K, cpu.K, NIB_DTYPE_F32},
                        {x.b.data(), shape.rows, shape.rank, shape.rank, NIB_DTYPE_F32},
                        x.da.data(),
-                       x.db.data()};
-        on_device.lora = {shape.rank,        SCALE, x.device_a.matrix(), x.device_b.matrix(), x.device_da.data(),
-                          x.device_db.data()};
+                       x.db.data(),
+                       {}};
+        on_device.lora = {shape.rank,         SCALE, x.device_a.matrix(), x.device_b.matrix(), x.device_da.data(),
+                          x.device_db.data(), {}};
     }
     std::vector<std::unique_ptr<part>> parts_;
 };
