@@ -3,6 +3,7 @@
 #include "cuda/backend.h"
 #include "cuda/choice.h"
 #include "cuda/convert.h"
+#include "cuda/dora.h"
 #include "cuda/embedding.h"
 #include "cuda/global_norm.h"
 #include "cuda/glu.h"
@@ -212,6 +213,7 @@ static void fill_table(nib_ops *ops)
     ops->attention_cached = nib_cuda_attention_cached;
     ops->linear_forward = nib_cuda_linear_forward;
     ops->linear_backward = nib_cuda_linear_backward;
+    ops->dora_norm = nib_cuda_dora_norm;
     ops->glu_forward = nib_cuda_glu_forward;
     ops->glu_backward = nib_cuda_glu_backward;
     ops->linear_cross_entropy = nib_cuda_linear_cross_entropy;

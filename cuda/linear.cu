@@ -7,7 +7,7 @@
  * be faster. Few rows, as in generation: the codes are decoded in registers (cuda/nf4_small_matmul.h). In 8-bit
  * floating point the base is a product of its own (cuda/linear_fp8.h), to which the adapters', in bf16, add what they
  * have. Under dropout u and the adapters' part of dx have masks of their own (cuda/lora_masked.cu). Gradients of A and
- * B: cuda/lora_gradients.cu.
+ * B: cuda/lora_gradients.cu. DoRA: cuda/linear_dora.cu.
  *
  * Dettmers et al., "QLoRA", 2023. */
 #include "cuda/backend.h"
@@ -15,6 +15,7 @@
 #include "cuda/intrinsics.cuh"
 #include "cuda/launch.cuh"
 #include "cuda/linear.h"
+#include "cuda/linear_dora.h"
 #include "cuda/linear_fp8.h"
 #include "cuda/linear_joined.h"
 #include "cuda/lora.h"
@@ -50,6 +51,8 @@ nib_status nib_cuda_linear_check(const nib_linear *linear, nib_matrix x, nib_mat
     if (R > 0 && (u.data == NULL || u.rows != x.rows || u.columns != R || u.dtype != x.dtype))
         return NIB_FAIL(NIB_ERROR_SHAPE, "linear %s: u is [%lld, %lld], expected [%lld, %lld]", linear->name,
                         (long long)u.rows, (long long)u.columns, (long long)x.rows, (long long)R);
+    if ((linear->fp8_forward || linear->fp8_backward) && nib_linear_is_dora(linear))
+        return NIB_FAIL(NIB_ERROR_SHAPE, "linear %s: DoRA's products are in bf16, not in 8 bits", linear->name);
     return NIB_OK;
 }
 
@@ -162,11 +165,13 @@ static nib_status choose_way(forward_call *call)
 static nib_status forward(nib_ops *ops, const nib_linear *linear, nib_matrix x, nib_dropout dropout, nib_matrix u,
                           nib_matrix y)
 {
-    if (nib_cuda_nf4_small_matmul_takes(linear, x.rows)) {
+    const bool dora = nib_linear_is_dora(linear);
+    if (nib_cuda_nf4_small_matmul_takes(linear, x.rows) && !(dora && dropout.p > 0.0f)) {
         x = nib_matrix_columns(x, 0, linear->K);
         NIB_TRY(nib_cuda_lora_down_plain(ops, linear, x, dropout, u));
         return nib_cuda_nf4_small_matmul(ops, linear, x, u, y);
     }
+    if (dora) return nib_cuda_linear_dora_forward(ops, linear, x, dropout, u, y);
     if (nib_cuda_is_plain(ops, NIB_CUDA_LINEAR)) return nib_cuda_linear_forward_plain(ops, linear, x, dropout, u, y);
     if (linear->fp8_forward) return forward_fp8(ops, linear, x, dropout, u, y);
     forward_call call = {ops, linear, x, u, y, dropout, false};
@@ -214,6 +219,8 @@ static nib_status backward(nib_ops *ops, const nib_linear *linear, nib_matrix x,
 {
     nib_cuda_joined j;
     nib_matrix operand;
+    if (nib_linear_is_dora(linear))
+        return nib_cuda_linear_dora_backward(ops, linear, x, dropout, u, dy, accumulate, dx);
     if (nib_cuda_is_plain(ops, NIB_CUDA_LINEAR))
         return nib_cuda_linear_backward_plain(ops, linear, x, dropout, u, dy, accumulate, dx);
     NIB_TRY(linear->fp8_backward ? nib_cuda_joined_adapters(ops, linear, &j) : nib_cuda_joined_weight(ops, linear, &j));

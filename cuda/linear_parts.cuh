@@ -15,6 +15,7 @@ struct linear_part {
     int64_t first_row, rows; /* of the linear's outputs */
     int first_rank, rank;    /* of u's columns; rank 0: no adapter */
     float scale;
+    const float *gain;   /* [rows] of DoRA, or NULL */
     const uint64_t *key; /* of the part's dropout masks; NULL: there are none */
 };
 
@@ -45,6 +46,7 @@ inline linear_parts linear_parts_of(const nib_linear *linear, nib_dropout dropou
                          rank,
                          (int)from->lora.rank,
                          from->lora.scale,
+                         from->lora.dora.gain,
                          dropout.p > 0.0f ? dropout.key + p : nullptr};
         row += from->rows;
         rank += (int)from->lora.rank;
@@ -60,16 +62,16 @@ __device__ inline const linear_part &part_of_row(const linear_parts &parts, int6
     return parts.part[p];
 }
 
-/* What an output n of a part has beside the base product: bias[n] + scale * sum over r of u[r] b[n][r], where u is the
- * token's row over all parts' ranks, or NULL. */
-__device__ inline float beside_base(const linear_part &part, int64_t n, const __nv_bfloat16 *u)
+/* Output n of a part from its base product: gain[n] (base + scale * sum over r of u[r] b[n][r]) + bias[n], where u is
+ * the token's row over all parts' ranks, or NULL; without DoRA the gain is 1. */
+__device__ inline float output_of(const linear_part &part, int64_t n, float base, const __nv_bfloat16 *u)
 {
     const float bias = part.bias != nullptr ? part.bias[n] : 0.0f;
-    if (u == nullptr) return bias;
     float lora = 0.0f;
-    for (int r = 0; r < part.rank; r++)
+    for (int r = 0; r < part.rank && u != nullptr; r++)
         lora = fmaf(to_float(u[part.first_rank + r]), to_float(part.b[n * part.b_stride + r]), lora);
-    return fmaf(part.scale, lora, bias);
+    if (part.gain != nullptr) return fmaf(part.gain[n], fmaf(part.scale, lora, base), bias);
+    return base + fmaf(part.scale, lora, bias);
 }
 
 #endif

@@ -26,6 +26,12 @@ nib_status nib_cuda_lora_down_masked(nib_ops *ops, const nib_linear *linear, nib
 nib_status nib_cuda_lora_down_plain(nib_ops *ops, const nib_linear *linear, nib_matrix x, nib_dropout dropout,
                                     nib_matrix u);
 
+/* to = mask x / (1 - p) with the mask of one part, of tokens first, first + 1, ...; bf16. And sum += mask from / (1 -
+ * p), both fp32 [rows, K] without gaps. */
+nib_status nib_cuda_lora_drop(nib_ops *ops, int64_t first, nib_matrix x, nib_dropout dropout, int part, nib_matrix to);
+nib_status nib_cuda_lora_add_dropped(nib_ops *ops, int64_t first, nib_matrix from, nib_dropout dropout, int part,
+                                     nib_matrix sum);
+
 /* dx = dy W + mask (du A) / (1 - p) over all parts (+ dx before, if accumulate), summed in fp32 and rounded once. dy
  * [dy | du], du padded; weight [W; A] (cuda/linear_joined.h). Or dy = du, weight = A: only what the adapters have,
  * which is added to dx. */

@@ -8,6 +8,7 @@
 #include "cuda/launch.cuh"
 #include "cuda/lora.h"
 #include "cuda/matmul.h"
+#include "cuda/token_chunks.cuh"
 #include "cuda/vector.cuh"
 
 namespace
@@ -22,9 +23,9 @@ struct masked_rows {
     float p, keep;
 };
 
-/* to[t][k] = mask x[t][k] / (1 - p); to [rows, K] without gaps. */
+/* to[t][k] = mask x[t][k] / (1 - p). */
 __global__ void __launch_bounds__(THREADS)
-    lora_drop_kernel(masked_rows m, const __nv_bfloat16 *x, int64_t stride, __nv_bfloat16 *to)
+    lora_drop_kernel(masked_rows m, const __nv_bfloat16 *x, int64_t stride, __nv_bfloat16 *to, int64_t to_stride)
 {
     const int64_t groups = (m.K + 3) / 4, i = (int64_t)blockIdx.x * THREADS + threadIdx.x;
     const int64_t t = i / groups, k = i % groups * 4;
@@ -32,7 +33,7 @@ __global__ void __launch_bounds__(THREADS)
     float factor[4];
     dropout_factors(*m.key, m.p, m.keep, m.first + t, k, factor);
     for (int j = 0; j < 4 && k + j < m.K; j++)
-        to[t * m.K + k + j] = to_bf16(to_float(x[t * stride + k + j]) * factor[j]);
+        to[t * to_stride + k + j] = to_bf16(to_float(x[t * stride + k + j]) * factor[j]);
 }
 
 /* sum[t][k] += mask from[t][k] / (1 - p); both [rows, K] without gaps. */
@@ -54,6 +55,26 @@ masked_rows masked(nib_dropout dropout, int part, int64_t first, int64_t rows, i
 
 dim3 grid_of(masked_rows m) { return dim3((unsigned)divide_up(m.rows * divide_up(m.K, 4), THREADS)); }
 
+} // namespace
+
+nib_status nib_cuda_lora_drop(nib_ops *ops, int64_t first, nib_matrix x, nib_dropout dropout, int part, nib_matrix to)
+{
+    const masked_rows m = masked(dropout, part, first, x.rows, x.columns);
+    return nib_cuda_launch(lora_drop_kernel, grid_of(m), dim3(THREADS), 0, nib_cuda_stream(ops), m, bf16_of(x),
+                           x.stride, bf16_of(to), to.stride);
+}
+
+nib_status nib_cuda_lora_add_dropped(nib_ops *ops, int64_t first, nib_matrix from, nib_dropout dropout, int part,
+                                     nib_matrix sum)
+{
+    const masked_rows m = masked(dropout, part, first, sum.rows, sum.columns);
+    return nib_cuda_launch(lora_add_dropped_kernel, grid_of(m), dim3(THREADS), 0, nib_cuda_stream(ops), m,
+                           float_of(from), float_of(sum));
+}
+
+namespace
+{
+
 int64_t padded_rank(const nib_linear *linear, int p) { return divide_up(linear->part[p].lora.rank, 8) * 8; }
 
 /* u of tokens first .. first + rows - 1. */
@@ -63,11 +84,9 @@ nib_status down_chunk(nib_ops *ops, const nib_linear *linear, int64_t first, nib
     nib_matrix dropped = {NULL, x.rows, x.columns, x.columns, NIB_DTYPE_BF16};
     NIB_TRY(nib_arena_take(ops->scratch, x.rows * x.columns, sizeof(nib_bf16), &dropped.data));
     for (int64_t p = 0, rank = 0; p < linear->parts; rank += padded_rank(linear, (int)p++)) {
-        const masked_rows m = masked(dropout, (int)p, first, x.rows, x.columns);
         const int64_t ranks = padded_rank(linear, (int)p);
         if (ranks == 0) continue;
-        NIB_TRY(nib_cuda_launch(lora_drop_kernel, grid_of(m), dim3(THREADS), 0, nib_cuda_stream(ops), m, bf16_of(x),
-                                x.stride, bf16_of(dropped)));
+        NIB_TRY(nib_cuda_lora_drop(ops, first, x, dropout, (int)p, dropped));
         NIB_TRY(nib_cuda_matmul(ops, dropped, false, nib_matrix_rows(a, rank, ranks), true, false,
                                 nib_matrix_columns(u, rank, ranks)));
     }
@@ -87,27 +106,13 @@ nib_status dx_chunk(nib_ops *ops, const nib_linear *linear, int64_t first, nib_m
         NIB_TRY(nib_cuda_matmul(ops, nib_matrix_columns(dy, 0, N), false, nib_matrix_rows(weight, 0, N), false,
                                 accumulate, sum));
     for (int64_t p = 0, rank = N; p < linear->parts; rank += padded_rank(linear, (int)p++)) {
-        const masked_rows m = masked(dropout, (int)p, first, rows, K);
         const int64_t ranks = padded_rank(linear, (int)p);
         if (ranks == 0) continue;
         NIB_TRY(nib_cuda_matmul(ops, nib_matrix_columns(dy, rank, ranks), false, nib_matrix_rows(weight, rank, ranks),
                                 false, false, through));
-        NIB_TRY(nib_cuda_launch(lora_add_dropped_kernel, grid_of(m), dim3(THREADS), 0, nib_cuda_stream(ops), m,
-                                float_of(through), float_of(sum)));
+        NIB_TRY(nib_cuda_lora_add_dropped(ops, first, through, dropout, (int)p, sum));
     }
     return nib_cuda_convert(ops, sum, dx);
-}
-
-/* chunk(first, rows) for all tokens; each finds the scratch as the first did. */
-template <class Chunk> nib_status each_chunk(nib_ops *ops, int64_t T, Chunk chunk)
-{
-    const size_t mark = ops->scratch->used;
-    nib_status status = NIB_OK;
-    for (int64_t first = 0; first < T && status == NIB_OK; first += CHUNK) {
-        status = chunk(first, T - first < CHUNK ? T - first : CHUNK);
-        nib_arena_reset(ops->scratch, mark);
-    }
-    return status;
 }
 
 } // namespace
@@ -115,7 +120,7 @@ template <class Chunk> nib_status each_chunk(nib_ops *ops, int64_t T, Chunk chun
 nib_status nib_cuda_lora_down_masked(nib_ops *ops, const nib_linear *linear, nib_matrix x, nib_dropout dropout,
                                      nib_matrix a, nib_matrix u)
 {
-    return each_chunk(ops, x.rows, [&](int64_t first, int64_t rows) {
+    return for_each_chunk(ops, x.rows, CHUNK, [&](int64_t first, int64_t rows) {
         return down_chunk(ops, linear, first, nib_matrix_rows(x, first, rows), dropout, a,
                           nib_matrix_rows(u, first, rows));
     });
@@ -124,7 +129,7 @@ nib_status nib_cuda_lora_down_masked(nib_ops *ops, const nib_linear *linear, nib
 nib_status nib_cuda_lora_dx_masked(nib_ops *ops, const nib_linear *linear, nib_matrix dy, nib_dropout dropout,
                                    nib_matrix weight, bool accumulate, nib_matrix dx)
 {
-    return each_chunk(ops, dx.rows, [&](int64_t first, int64_t rows) {
+    return for_each_chunk(ops, dx.rows, CHUNK, [&](int64_t first, int64_t rows) {
         return dx_chunk(ops, linear, first, nib_matrix_rows(dy, first, rows), dropout, weight, accumulate,
                         nib_matrix_rows(dx, first, rows));
     });

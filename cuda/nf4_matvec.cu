@@ -1,4 +1,5 @@
-/* y[m][n] = sum over k of x[m][k] w[n][k], + bias[n] + scale * sum over r of u[m][r] b[n][r], for m < 8.
+/* y[m][n] = sum over k of x[m][k] w[n][k], + scale * sum over r of u[m][r] b[n][r], with DoRA times gain[n], + bias[n],
+ * for m < 8.
  *
  * Bound by reading the codes, if decoding keeps up: products are the tensor cores', which leaves the other units to
  * decode. The weights are operand A and the rows of x operand B, padded to eight with zeros: y^T = W x^T.
@@ -85,7 +86,7 @@ __global__ void __launch_bounds__(32 * WARPS)
     float sum = 0.0f;
     for (int w = 0; w < WARPS; w++) sum += sums[(w * TOKENS + m) * NF4_TILE_ROWS + row];
     const __nv_bfloat16 *u_row = u == nullptr ? nullptr : u + m * u_stride;
-    y[m * y_stride + output0 + row] = to_bf16(sum + beside_base(part, output0 + row - part.first_row, u_row));
+    y[m * y_stride + output0 + row] = to_bf16(output_of(part, output0 + row - part.first_row, sum, u_row));
 }
 
 } // namespace

@@ -1,9 +1,10 @@
-/* y[m][n] = sum over k of x[m][k] w[n][k], + bias[n] + scale * sum over r of u[m][r] b[n][r], for 9 to 64 rows m
+/* y[m][n] = sum over k of x[m][k] w[n][k], + scale * sum over r of u[m][r] b[n][r], with DoRA times gain[n], + bias[n],
+ * for 9 to 64 rows m
  * (fewer: cuda/nf4_matvec.cu).
  *
  * y^T = W x^T on tensor cores: weights are operand A, decoded in registers (nf4_fragments.cuh), rows of x operand B.
  * A block of 8 warps makes 128 outputs, 16 a warp, for all rows, over a range of columns; blockIdx.y is the range. Each
- * writes its sums in fp32, and a second kernel adds the ranges in order, bias and adapter, and rounds. The number of
+ * writes its sums in fp32, and a second kernel adds the ranges in order, then the rest, and rounds. The number of
  * ranges depends on the shape alone, so the bits do not depend on the card.
  *
  * Codes and x come by asynchronous copies, STAGES - 1 steps of NF4_STEP columns ahead. A tile of x is [TOKENS][128]
@@ -126,7 +127,7 @@ __global__ void __launch_bounds__(THREADS)
     for (int range = 0; range < ranges; range++) sum += sums[((int64_t)range * M + m) * N + output];
     const linear_part &part = part_of_row(parts, output);
     const __nv_bfloat16 *u_row = u == nullptr ? nullptr : u + m * u_stride;
-    y[m * y_stride + output] = to_bf16(sum + beside_base(part, output - part.first_row, u_row));
+    y[m * y_stride + output] = to_bf16(output_of(part, output - part.first_row, sum, u_row));
 }
 
 /* Enough blocks for two on each processor of the largest cards, but at least four steps in a range. */

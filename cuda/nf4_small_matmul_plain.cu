@@ -1,4 +1,5 @@
-/* y[m][n] = sum over k of x[m][k] w[n][k], + bias[n] + scale * sum over r of u[m][r] b[n][r], for few rows m.
+/* y[m][n] = sum over k of x[m][k] w[n][k], + scale * sum over r of u[m][r] b[n][r], with DoRA times gain[n], + bias[n],
+ * for few rows m.
  *
  * One warp an output feature n, eight warps a block. A lane decodes 8 weights at a time (a warp reads 128 consecutive
  * bytes of codes) and multiplies them with the same 8 columns of up to 8 rows of x; more rows take another pass over
@@ -67,7 +68,7 @@ __global__ void __launch_bounds__(32 * WARPS)
             const float base = warp_sum(sum[m]);
             if (lane == m && m < rows) {
                 const __nv_bfloat16 *u_row = u == nullptr ? nullptr : u + (m0 + m) * u_stride;
-                y[(m0 + m) * y_stride + output] = to_bf16(base + beside_base(part, n, u_row));
+                y[(m0 + m) * y_stride + output] = to_bf16(output_of(part, n, base, u_row));
             }
         }
     }

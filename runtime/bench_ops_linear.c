@@ -87,8 +87,21 @@ static nib_status call_backward(nib_ops_bench *bench, void *user)
     return bench->ops->linear_backward(bench->ops, &l->linear, l->x, (nib_dropout){0}, l->u, l->y, false, l->dx);
 }
 
+/* Makes every part DoRA's, with gains of about 1. */
+static nib_status add_magnitudes(nib_ops_bench *bench, layer *l)
+{
+    for (int p = 0; p < l->linear.parts; p++) {
+        nib_linear_part *part = &l->linear.part[p];
+        nib_matrix vector[4]; /* magnitude, norm, gain, dmagnitude */
+        for (int i = 0; i < 4; i++) NIB_TRY(nib_ops_bench_matrix(bench, 1, part->rows, NIB_DTYPE_F32, &vector[i]));
+        part->lora.dora = (nib_dora){vector[0].data, vector[1].data, vector[2].data, vector[3].data};
+        NIB_TRY(bench->ops->dora_norm(bench->ops, part, l->linear.K));
+    }
+    return NIB_OK;
+}
+
 /* fp8: nothing where the device does not have it. */
-static nib_status run_trained(nib_ops_bench *bench, const char *op, nib_ops_bench_call call, bool fp8)
+static nib_status run_trained(nib_ops_bench *bench, const char *op, nib_ops_bench_call call, bool fp8, bool dora)
 {
     if (fp8 && !bench->ops->fp8) return NIB_OK;
     const int64_t T = bench->shape.T, R = bench->shape.R;
@@ -100,6 +113,7 @@ static nib_status run_trained(nib_ops_bench *bench, const char *op, nib_ops_benc
             layer l;
             NIB_TRY(make_layer(bench, which, T, R, dtype, &l));
             l.linear.fp8_forward = l.linear.fp8_backward = fp8;
+            if (dora) NIB_TRY(add_magnitudes(bench, &l));
             const int64_t outputs = nib_linear_outputs(&l.linear);
             snprintf(text, sizeof text, "%s, T %d, %d -> %d, r %d, %s", l.linear.name, (int)T, (int)l.linear.K,
                      (int)outputs, (int)R, nib_dtype_name(dtype));
@@ -112,14 +126,50 @@ static nib_status run_trained(nib_ops_bench *bench, const char *op, nib_ops_benc
 
 static nib_status run_forward(nib_ops_bench *bench)
 {
-    NIB_TRY(run_trained(bench, "linear_forward", call_forward, false));
-    return run_trained(bench, "linear_forward_fp8", call_forward, true);
+    NIB_TRY(run_trained(bench, "linear_forward", call_forward, false, false));
+    return run_trained(bench, "linear_forward_fp8", call_forward, true, false);
 }
 
 static nib_status run_backward(nib_ops_bench *bench)
 {
-    NIB_TRY(run_trained(bench, "linear_backward", call_backward, false));
-    return run_trained(bench, "linear_backward_fp8", call_backward, true);
+    NIB_TRY(run_trained(bench, "linear_backward", call_backward, false, false));
+    return run_trained(bench, "linear_backward_fp8", call_backward, true, false);
+}
+
+static nib_status run_dora_forward(nib_ops_bench *bench)
+{
+    return run_trained(bench, "linear_forward_dora", call_forward, false, true);
+}
+static nib_status run_dora_backward(nib_ops_bench *bench)
+{
+    return run_trained(bench, "linear_backward_dora", call_backward, false, true);
+}
+
+static nib_status call_norms(nib_ops_bench *bench, void *user)
+{
+    const layer *l = user;
+    for (int p = 0; p < l->linear.parts; p++)
+        NIB_TRY(bench->ops->dora_norm(bench->ops, &l->linear.part[p], l->linear.K));
+    return NIB_OK;
+}
+
+/* Half a byte a weight is read, and 2 R flops done with it. */
+static nib_status run_norms(nib_ops_bench *bench)
+{
+    for (int which = 0; which < LINEARS; which++) {
+        const size_t mark = bench->memory.used;
+        char text[80];
+        layer l;
+        NIB_TRY(make_layer(bench, which, 1, bench->shape.R, NIB_DTYPE_BF16, &l));
+        NIB_TRY(add_magnitudes(bench, &l));
+        const int64_t outputs = nib_linear_outputs(&l.linear);
+        snprintf(text, sizeof text, "%s, %d x %d, r %d", l.linear.name, (int)outputs, (int)l.linear.K,
+                 (int)bench->shape.R);
+        NIB_TRY(nib_ops_bench_copy(bench, "dora_norm", text, call_norms, &l,
+                                   (double)(outputs * l.linear.K) * (0.5 + 1.0 / 64)));
+        nib_arena_reset(&bench->memory, mark);
+    }
+    return NIB_OK;
 }
 
 /* forward with the named choice switched off, which leaves one way for the weights of many rows. */
@@ -231,8 +281,15 @@ static nib_status run_quantize(nib_ops_bench *bench)
 }
 
 const nib_ops_bench_row nib_bench_ops_linear[] = {
-    {"linear_forward", run_forward},         {"linear_backward", run_backward},
-    {"linear_dequantized", run_dequantized}, {"linear_decoded", run_decoded},
-    {"linear_few_rows", run_few_rows},       {"nf4_dequantize", run_dequantize},
-    {"nf4_quantize", run_quantize},          {0},
+    {"linear_forward", run_forward},
+    {"linear_backward", run_backward},
+    {"linear_dequantized", run_dequantized},
+    {"linear_decoded", run_decoded},
+    {"linear_few_rows", run_few_rows},
+    {"nf4_dequantize", run_dequantize},
+    {"nf4_quantize", run_quantize},
+    {"dora_norm", run_norms},
+    {"linear_forward_dora", run_dora_forward},
+    {"linear_backward_dora", run_dora_backward},
+    {0},
 };

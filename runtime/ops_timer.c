@@ -52,6 +52,7 @@
       (nib_ops * ops, const nib_linear *linear, nib_matrix x, nib_dropout dropout, nib_matrix u, nib_matrix dy,        \
        bool accumulate, nib_matrix dx),                                                                                \
       (linear, x, dropout, u, dy, accumulate, dx))                                                                     \
+    X(dora_norm, (nib_ops * ops, const nib_linear_part *part, int64_t K), (part, K))                                   \
     X(glu_forward, (nib_ops * ops, nib_activation activation, nib_matrix gate_up, nib_matrix h),                       \
       (activation, gate_up, h))                                                                                        \
     X(glu_backward, (nib_ops * ops, nib_activation activation, nib_matrix dh, nib_matrix gate_up),                     \

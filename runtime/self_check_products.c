@@ -54,8 +54,31 @@ typedef struct {
     nib_matrix x, u, y;
 } layer;
 
-/* size: T, K, rows and rank of the first part, of the second, dropout in percent. */
-static nib_status make_layer(nib_check_run *run, const int64_t *size, layer *l)
+/* Makes a part DoRA's, which it must be before the linear is computed. */
+static nib_status add_magnitudes(nib_check_run *run, uint64_t seed, int64_t K, nib_linear_part *part)
+{
+    nib_dora *dora = &part->lora.dora;
+    float *magnitude;
+    NIB_TRY(nib_check_floats(run, seed, part->rows, &magnitude));
+    NIB_TRY(nib_check_floats(run, seed + 1, part->rows, &dora->dmagnitude));
+    NIB_TRY(nib_check_empty_floats(run, part->rows, &dora->norm));
+    NIB_TRY(nib_check_empty_floats(run, part->rows, &dora->gain));
+    dora->magnitude = magnitude;
+    return run->ops->dora_norm(run->ops, part, K);
+}
+
+static nib_status dora_norm(nib_check_run *run, const int64_t *size)
+{
+    nib_linear_part part;
+    NIB_TRY(make_part(run, 10, size[1], size[0], size[2], &part));
+    NIB_TRY(add_magnitudes(run, 18, size[1], &part));
+    NIB_TRY(nib_check_keep_floats(run, "norm", part.lora.dora.norm, part.rows, NIB_CHECK_FP32));
+    return nib_check_keep_floats(run, "gain", part.lora.dora.gain, part.rows, NIB_CHECK_FP32);
+}
+
+/* size: T, K, rows and rank of the first part, of the second, dropout in percent. DoRA: the first part, if asked for.
+ */
+static nib_status make_layer(nib_check_run *run, const int64_t *size, bool dora, layer *l)
 {
     const int64_t T = size[0], K = size[1];
     const uint64_t key[] = {0x1234567, 0x89abcdef01};
@@ -63,25 +86,26 @@ static nib_status make_layer(nib_check_run *run, const int64_t *size, layer *l)
     NIB_TRY(nib_check_upload(run, key, sizeof key, &l->dropout.key));
     NIB_TRY(make_part(run, 10, K, size[2], size[3], &l->linear.part[0]));
     NIB_TRY(make_part(run, 20, K, size[4], size[5], &l->linear.part[1]));
+    if (dora) NIB_TRY(add_magnitudes(run, 18, K, &l->linear.part[0]));
     NIB_TRY(nib_check_matrix(run, 1, T, K, &l->x));
     NIB_TRY(nib_check_empty(run, T, size[3] + size[5], &l->u));
     NIB_TRY(nib_check_empty(run, T, size[2] + size[4], &l->y));
     return run->ops->linear_forward(run->ops, &l->linear, l->x, l->dropout, l->u, l->y);
 }
 
-static nib_status linear_forward(nib_check_run *run, const int64_t *size)
+static nib_status forward(nib_check_run *run, const int64_t *size, bool dora)
 {
     layer l;
-    NIB_TRY(make_layer(run, size, &l));
+    NIB_TRY(make_layer(run, size, dora, &l));
     NIB_TRY(nib_check_keep(run, "u", l.u, NIB_CHECK_BF16));
     return nib_check_keep(run, "y", l.y, NIB_CHECK_BF16);
 }
 
-static nib_status linear_backward(nib_check_run *run, const int64_t *size)
+static nib_status backward(nib_check_run *run, const int64_t *size, bool dora)
 {
     layer l;
     nib_matrix dy, dx;
-    NIB_TRY(make_layer(run, size, &l));
+    NIB_TRY(make_layer(run, size, dora, &l));
     NIB_TRY(nib_check_matrix(run, 2, size[0], l.y.columns, &dy));
     NIB_TRY(nib_check_matrix(run, 3, size[0], size[1], &dx));
     NIB_TRY(run->ops->linear_backward(run->ops, &l.linear, l.x, l.dropout, l.u, dy, true, dx));
@@ -91,9 +115,16 @@ static nib_status linear_backward(nib_check_run *run, const int64_t *size)
         if (part->lora.rank == 0) continue;
         NIB_TRY(nib_check_keep_floats(run, "da", part->lora.da, part->lora.rank * size[1], NIB_CHECK_BF16));
         NIB_TRY(nib_check_keep_floats(run, "db", part->lora.db, part->rows * part->lora.rank, NIB_CHECK_BF16));
+        if (part->lora.dora.gain == NULL) continue;
+        NIB_TRY(nib_check_keep_floats(run, "dmagnitude", part->lora.dora.dmagnitude, part->rows, NIB_CHECK_BF16));
     }
     return NIB_OK;
 }
+
+static nib_status linear_forward(nib_check_run *run, const int64_t *size) { return forward(run, size, false); }
+static nib_status linear_backward(nib_check_run *run, const int64_t *size) { return backward(run, size, false); }
+static nib_status dora_forward(nib_check_run *run, const int64_t *size) { return forward(run, size, true); }
+static nib_status dora_backward(nib_check_run *run, const int64_t *size) { return backward(run, size, true); }
 
 /* Numbers of four bits, which e4m3 holds: eighths up to 15. */
 static nib_status eighths(nib_check_run *run, uint64_t seed, int64_t rows, int64_t columns, nib_matrix *m)
@@ -380,6 +411,14 @@ const nib_check_case nib_check_products[] = {
     {"linear_backward", LINEAR, linear_backward, .two = true, .full = true, .size = {259, 2048, 1024, 64, 512, 16, 10}},
     {"linear, fp8", "T %lld, K %lld, 2 x %lld outputs, dropout %lld %%", linear_fp8, .two = true, .size = {65, 144, 48, 25}},
     {"linear, fp8", "T %lld, K %lld, 2 x %lld outputs, dropout %lld %%", linear_fp8, .two = true, .full = true, .size = {259, 2048, 1024, 0}},
+    {"dora_norm", "[%lld, %lld], rank %lld", dora_norm, .size = {33, 128, 4}},
+    {"dora_norm", "[%lld, %lld], rank %lld", dora_norm, .size = {20, 100, 40}},
+    {"dora_norm", "[%lld, %lld], rank %lld", dora_norm, .full = true, .size = {1024, 2048, 16}},
+    {"linear_forward, DoRA", LINEAR, dora_forward, .two = true, .size = {12, 192, 48, 4, 16, 8, 0}},
+    {"linear_forward, DoRA", LINEAR, dora_forward, .two = true, .size = {65, 128, 48, 4, 24, 0, 0}},
+    {"linear_forward, DoRA", LINEAR, dora_forward, .two = true, .size = {65, 128, 48, 4, 24, 0, 25}},
+    {"linear_backward, DoRA", LINEAR, dora_backward, .two = true, .size = {65, 128, 48, 4, 24, 0, 0}},
+    {"linear_backward, DoRA", LINEAR, dora_backward, .two = true, .full = true, .size = {259, 2048, 1024, 64, 512, 16, 10}},
     {"linear, trained", "T %lld, K %lld, %lld outputs", linear_dense, .two = true, .size = {33, 72, 40}},
     {"attention_forward", ATTENTION, attention_forward, .two = true, .size = {70, 2, 1, 64, 0, 0}},
     {"attention_forward", ATTENTION, attention_forward, .two = true, .size = {70, 2, 1, 128, 0, 0}},

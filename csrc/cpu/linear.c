@@ -379,8 +379,9 @@ static nib_status backward(nib_ops *ops, const nib_linear *linear, nib_matrix x,
     const nib_matrix du = nib_matrix_columns(joined, N, ranks), unscaled = dy;
     dy = nib_matrix_columns(joined, 0, N);
     if (nib_linear_is_dora(linear)) NIB_TRY(dora_backward(ops, linear, x, dropout, u, unscaled, dy));
+    const nib_matrix of_output = nib_linear_is_dora(linear) ? unscaled : dy; /* a bias is not scaled */
     for (int64_t p = 0, first = 0; p < linear->parts; first += linear->part[p++].rows)
-        NIB_TRY(weight_backward(ops, &linear->part[p], x, nib_matrix_columns(dy, first, linear->part[p].rows)));
+        NIB_TRY(weight_backward(ops, &linear->part[p], x, nib_matrix_columns(of_output, first, linear->part[p].rows)));
     if (ranks > 0) NIB_TRY(lora_backward(ops, linear, x, dropout, u, dy, du));
     if (dx.data == NULL) return NIB_OK;
     if (ranks > 0 && dropout.p > 0.0f) {

@@ -3,23 +3,18 @@
  * change of theirs (ops->dora_norm), not in every forward pass. */
 #include "model/model_internal.h"
 
-nib_status nib_dora_check(const nib_model *model)
-{
-    if (model->lora == NULL || !nib_lora_config_dora(model->lora) || model->ops->dora_norm != NULL) return NIB_OK;
-    return NIB_FAIL(NIB_ERROR_CONFIG,
-                    "DoRA (\"use_dora\") is not computed on \"%s\"; use the device \"cpu\", or an adapter without it",
-                    model->ops->name);
-}
-
-/* visit(part, K) of every part that has magnitudes. */
+/* visit(part, K) of every part that has magnitudes, whose weights are there; on every rank that divides the base. */
 static nib_status each_part(nib_model *model, nib_status (*visit)(nib_ops *ops, const nib_linear_part *part, int64_t K))
 {
-    for (int64_t l = 0; l < model->config.layers; l++)
+    if (model->lora == NULL || !nib_lora_config_dora(model->lora)) return NIB_OK;
+    for (int64_t l = 0; l < model->config.layers; l++) {
+        NIB_TRY(nib_base_use_layer(model, l, l + 1));
         for (int i = 0; i < NIB_MODULES; i++) {
             const nib_module module = nib_model_module(&model->config, i);
             const nib_linear_part *part = nib_layer_part(&model->layers[l], &module);
             if (part->lora.dora.gain != NULL) NIB_TRY(visit(model->ops, part, module.columns));
         }
+    }
     return NIB_OK;
 }
 
@@ -39,7 +34,4 @@ nib_status nib_dora_initialize(nib_model *model)
     return nib_dora_refresh(model);
 }
 
-nib_status nib_dora_refresh(nib_model *model)
-{
-    return model->ops->dora_norm == NULL ? NIB_OK : each_part(model, model->ops->dora_norm);
-}
+nib_status nib_dora_refresh(nib_model *model) { return each_part(model, model->ops->dora_norm); }

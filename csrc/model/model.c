@@ -19,6 +19,8 @@ static nib_status check_options(const nib_model *model)
         return NIB_FAIL(NIB_ERROR_CONFIG, "the GPU computes in bf16; \"compute\" \"fp32\" needs the device \"cpu\"");
     if (o->fp8 && (o->quantization != NIB_QUANT_NF4 || o->compute != NIB_DTYPE_BF16))
         return NIB_FAIL(NIB_ERROR_CONFIG, "\"compute\" \"fp8\" is for an NF4 base: it needs \"quantization\" \"nf4\"");
+    if (o->fp8 && model->lora != NULL && nib_lora_config_dora(model->lora))
+        return NIB_FAIL(NIB_ERROR_CONFIG, "\"compute\" \"fp8\" has no DoRA: it needs \"use_dora\" false, or \"bf16\"");
     if (o->fp8 && !model->ops->fp8)
         return NIB_FAIL(NIB_ERROR_CONFIG,
                         "\"compute\" \"fp8\" needs a GPU of sm_89 or later (RTX 40, L40S, H100), which has products in "
@@ -60,7 +62,6 @@ static nib_status begin(nib_ops *ops, const nib_model_options *options, nib_mode
     NIB_TRY(options->random ? nib_weight_source_open_random(options->path, &model->source)
                             : nib_weight_source_open(options->path, &model->source));
     NIB_TRY(read_lora(model));
-    NIB_TRY(nib_dora_check(model));
     return check_options(model);
 }
 

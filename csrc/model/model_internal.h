@@ -148,9 +148,8 @@ void nib_token_rows_of(const nib_model *model, const nib_micro_batch *batch, int
 nib_status nib_token_rows_backward_head(nib_model *model, nib_targets targets, float gradient_scale);
 nib_status nib_token_rows_backward(nib_model *model);
 
-/* dora.c. check: can the backend do what the adapter asks for? initialize: a fresh adapter's magnitudes, which are the
+/* dora.c. initialize: a fresh adapter's magnitudes, which are the
  * norms of the base's rows, so that it changes nothing yet. refresh: norms and gains. */
-nib_status nib_dora_check(const nib_model *model);
 nib_status nib_dora_initialize(nib_model *model);
 nib_status nib_dora_refresh(nib_model *model);
 

@@ -318,7 +318,6 @@ nib_status nib_rehearsal_create(nib_ops *backend, nib_ops **out)
     ops->fp8 = backend->fp8;
     ops->uses_room = backend->uses_room;
     ops->shape_step = backend->shape_step;
-    if (backend->dora_norm == NULL) ops->dora_norm = NULL;
     ops->context = c;
     status = backend->rehearse(backend, &c->dry);
     if (status != NIB_OK) {

@@ -14,6 +14,7 @@ extern "C" {
 struct part_shape {
     int64_t rows, rank;
     bool bias;
+    bool dora = false;
 };
 
 class linear_case
@@ -39,26 +40,43 @@ class linear_case
     std::vector<float> device_db(int p) const { return parts_[(size_t)p]->device_db.download(); }
     const std::vector<float> &cpu_dbias(int p) const { return parts_[(size_t)p]->dbias; }
     std::vector<float> device_dbias(int p) const { return parts_[(size_t)p]->device_dbias.download(); }
+    const std::vector<float> &cpu_dmagnitude(int p) const { return parts_[(size_t)p]->dmagnitude; }
+    const std::vector<float> &cpu_norm(int p) const { return parts_[(size_t)p]->norm; }
+    const std::vector<float> &cpu_gain(int p) const { return parts_[(size_t)p]->gain; }
+    std::vector<float> device_dmagnitude(int p) const { return parts_[(size_t)p]->device_dmagnitude.download(); }
+    std::vector<float> device_norm(int p) const { return parts_[(size_t)p]->device_norm.download(); }
+    std::vector<float> device_gain(int p) const { return parts_[(size_t)p]->device_gain.download(); }
 
   private:
     static constexpr float SCALE = 1.5f, OFFSET = 0.0625f;
     struct part {
         std::vector<uint8_t> codes, absmax_codes;
-        std::vector<float> nested, bias, a, b, da, db, dbias;
+        std::vector<float> nested, bias, a, b, da, db, dbias, magnitude, norm, gain, dmagnitude;
         device_buffer<uint8_t> device_codes, device_absmax_codes;
         device_buffer<float> device_nested, device_map, device_bias, device_da, device_db, device_dbias;
+        device_buffer<float> device_magnitude, device_norm, device_gain, device_dmagnitude;
         strided_matrix device_a, device_b;
         part(int64_t K, part_shape shape, uint64_t seed)
             : codes((size_t)(shape.rows * K / 2)), absmax_codes((size_t)(shape.rows * K + 63) / 64),
               nested((absmax_codes.size() + 255) / 256), bias(random_bf16(seed + 1, shape.rows)),
               a(random_bf16(seed + 2, shape.rank * K)), b(random_bf16(seed + 3, shape.rows * shape.rank)),
               da(random_bf16(seed + 4, shape.rank * K)), db(random_bf16(seed + 5, shape.rows * shape.rank)),
-              dbias(random_bf16(seed + 9, shape.rows)), device_codes(random_codes(codes, seed + 6)),
-              device_absmax_codes(random_codes(absmax_codes, seed + 7)), device_nested(random_scales(nested, seed + 8)),
+              dbias(random_bf16(seed + 9, shape.rows)), magnitude(random_magnitudes(seed + 9, shape.rows, K)),
+              norm((size_t)shape.rows), gain((size_t)shape.rows), dmagnitude(random_bf16(seed + 4, shape.rows)),
+              device_codes(random_codes(codes, seed + 6)), device_absmax_codes(random_codes(absmax_codes, seed + 7)),
+              device_nested(random_scales(nested, seed + 8)),
               device_map(std::vector<float>(nib_nf4_dynamic_map, nib_nf4_dynamic_map + 256)), device_bias(bias),
-              device_da(da), device_db(db), device_dbias(dbias), device_a(a, shape.rank, K, K % 8 == 0 ? 8 : 0),
-              device_b(b, shape.rows, shape.rank, 0)
+              device_da(da), device_db(db), device_dbias(dbias), device_magnitude(magnitude),
+              device_norm((size_t)shape.rows), device_gain((size_t)shape.rows), device_dmagnitude(dmagnitude),
+              device_a(a, shape.rank, K, K % 8 == 0 ? 8 : 0), device_b(b, shape.rows, shape.rank, 0)
         {
+        }
+        static std::vector<float> random_magnitudes(uint64_t seed, int64_t rows, int64_t K)
+        {
+            std::vector<float> values((size_t)rows);
+            for (size_t i = 0; i < values.size(); i++)
+                values[i] = std::sqrt((float)K) * (1.0f + 0.5f * uniform_value(seed, i));
+            return values;
         }
         static const std::vector<uint8_t> &random_codes(std::vector<uint8_t> &values, uint64_t seed)
         {
@@ -94,6 +112,10 @@ class linear_case
                        {}};
         on_device.lora = {shape.rank,         SCALE, x.device_a.matrix(), x.device_b.matrix(), x.device_da.data(),
                           x.device_db.data(), {}};
+        if (!shape.dora) return;
+        on_cpu.lora.dora = {x.magnitude.data(), x.norm.data(), x.gain.data(), x.dmagnitude.data()};
+        on_device.lora.dora = {x.device_magnitude.data(), x.device_norm.data(), x.device_gain.data(),
+                               x.device_dmagnitude.data()};
     }
     std::vector<std::unique_ptr<part>> parts_;
 };

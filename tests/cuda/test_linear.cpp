@@ -69,6 +69,15 @@ struct dropout_case {
     uint64_t seed;
 };
 
+static void find_norms(const both_backends &on, const linear_case &linear)
+{
+    for (int p = 0; p < linear.cpu.parts; p++) {
+        if (linear.cpu.part[p].lora.dora.gain == nullptr) continue;
+        check_ok(on.cpu->dora_norm(on.cpu, &linear.cpu.part[p], linear.cpu.K));
+        check_ok(on.ops->dora_norm(on.ops, &linear.device.part[p], linear.cpu.K));
+    }
+}
+
 static void check_case(const both_backends &on, const form &form, const shape &shape, int64_t T, dropout_case drop)
 {
     std::vector<uint64_t> key;
@@ -78,6 +87,7 @@ static void check_case(const both_backends &on, const form &form, const shape &s
     const int64_t K = shape.K, gap = 8;
     linear_case linear(K, shape.parts, 77);
     const int64_t outputs = linear.outputs(), ranks = linear.ranks(), room = nib_linear_room(&linear.cpu);
+    find_norms(on, linear);
     for (uint64_t batch = 0; batch < 2; batch++) {
         const std::vector<float> x = random_bf16(10 * batch + 1, T * K), dy = random_bf16(10 * batch + 2, T * outputs);
         const std::vector<float> before = random_bf16(10 * batch + 3, T * K);
@@ -103,6 +113,8 @@ static void check_case(const both_backends &on, const form &form, const shape &s
         check_near("da", linear.device_da(part), linear.cpu_da(part), TOLERANCE);
         check_near("db", linear.device_db(part), linear.cpu_db(part), TOLERANCE);
         check_near("dbias", linear.device_dbias(part), linear.cpu_dbias(part), TOLERANCE);
+        if (!shape.parts[(size_t)part].dora) continue;
+        check_near("dmagnitude", linear.device_dmagnitude(part), linear.cpu_dmagnitude(part), TOLERANCE);
     }
 }
 
@@ -171,6 +183,39 @@ static void sums_over_many_tokens_are_split(void **)
     check_case(on, JOINED, {64, {{16, 8, false}}}, 2100, {0.1f, 3});
 }
 
+/* DoRA in some parts and not in others, few rows and many, chunks of tokens whose last is short. */
+static const shape DORA = {128, {{48, 4, false, true}, {24, 0, true}, {16, 8, true, true}}};
+
+static void dora_scales_what_is_summed(void **)
+{
+    const both_backends on;
+    const shape shapes[] = {{64, {{32, 1, true, true}}},
+                            {192, {{40, 20, false, true}, {136, 64, true}}},
+                            {100, {{21, 3, true, true}, {12, 8, false, true}}}};
+    for (int64_t T : {1, 3, 9, 63, 65, 129}) check_case(on, JOINED, DORA, T, {});
+    for (const shape &s : shapes) check_case(on, JOINED, s, 65, {});
+    check_case(on, IN_PLACE, DORA, 65, {});
+    check_case(on, JOINED, {64, {{24, 8, true, true}}}, 1100, {});
+}
+
+static void dora_drops_what_it_changes(void **)
+{
+    const both_backends on;
+    for (int64_t T : {1, 9, 65, 129}) check_case(on, JOINED, DORA, T, {0.25f, 0x1234567});
+    check_case(on, JOINED, {100, {{21, 3, true, true}, {12, 8, false}}}, 67, {0.5f, 99});
+    check_case(on, IN_PLACE, {64, {{24, 8, true, true}}}, 1100, {0.1f, 3});
+}
+
+static void dora_agrees_with_plain_kernels_too(void **)
+{
+    const both_backends on;
+    on.ops->use_plain(on.ops, ~0u);
+    for (int64_t T : {1, 9, 65}) {
+        check_case(on, JOINED, DORA, T, {});
+        check_case(on, JOINED, DORA, T, {0.25f, 5});
+    }
+}
+
 static void a_shape_that_does_not_fit_is_named(void **)
 {
     nib_ops *ops;
@@ -192,6 +237,9 @@ int main()
         cmocka_unit_test_setup(weights_decoded_in_registers_agree_too, reset_emulator),
         cmocka_unit_test_setup(the_plain_form_agrees_too, reset_emulator),
         cmocka_unit_test_setup(sums_over_many_tokens_are_split, reset_emulator),
+        cmocka_unit_test_setup(dora_scales_what_is_summed, reset_emulator),
+        cmocka_unit_test_setup(dora_drops_what_it_changes, reset_emulator),
+        cmocka_unit_test_setup(dora_agrees_with_plain_kernels_too, reset_emulator),
         cmocka_unit_test_setup(a_shape_that_does_not_fit_is_named, reset_emulator),
     };
     return cmocka_run_group_tests(tests, nullptr, nullptr);
