@@ -11,7 +11,7 @@
 static const int THREADS = 256;
 static const int64_t BLOCK_VALUES = 8192;
 
-/* The sum over a block's threads, in thread 0. */
+/* The sum over a block's threads for thread 0, 0 for the others. */
 __device__ static double block_total(double own, double *shared)
 {
     shared[threadIdx.x] = own;
@@ -19,7 +19,7 @@ __device__ static double block_total(double own, double *shared)
         __syncthreads();
         if ((int)threadIdx.x < half) shared[threadIdx.x] += shared[threadIdx.x + half];
     }
-    return shared[0];
+    return threadIdx.x == 0 ? shared[0] : 0;
 }
 
 __global__ void sum_of_squares_kernel(const float *x, int64_t n, double *partial)
