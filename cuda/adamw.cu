@@ -5,20 +5,16 @@
  * array, and a grid strides over all. Every step is rounded by itself (no fused multiply-add), in the CPU backend's
  * order. */
 #include "cuda/adamw.h"
+#include "cuda/adamw_step.cuh"
 #include "cuda/backend.h"
 #include "cuda/launch.cuh"
 #include "cuda/vector.cuh"
 
 constexpr int THREADS = 256;
 
-/* nib_adamw as its kernel uses it. */
-typedef struct {
-    float decay, beta1, beta2, rest1, rest2, step_size, root, epsilon;
-} factors;
-
 template <int N>
 __global__ void __launch_bounds__(THREADS)
-    adamw_kernel(factors f, const nib_clip *clip, int64_t n, float *parameter, const float *gradient,
+    adamw_kernel(adamw_factors f, const nib_clip *clip, int64_t n, float *parameter, const float *gradient,
                  float *first_moment, float *second_moment)
 {
     if (!isfinite(clip->norm)) return;
@@ -30,13 +26,7 @@ __global__ void __launch_bounds__(THREADS)
         load(first_moment + at, m);
         load(second_moment + at, v);
 #pragma unroll
-        for (int i = 0; i < width.N; i++) {
-            const float slope = __fmul_rn(g[i], scale);
-            m[i] = __fadd_rn(__fmul_rn(m[i], f.beta1), __fmul_rn(slope, f.rest1));
-            v[i] = __fadd_rn(__fmul_rn(v[i], f.beta2), __fmul_rn(__fmul_rn(slope, slope), f.rest2));
-            const float size = __fadd_rn(__fdiv_rn(__fsqrt_rn(v[i]), f.root), f.epsilon);
-            p[i] = __fsub_rn(__fmul_rn(p[i], f.decay), __fdiv_rn(__fmul_rn(f.step_size, m[i]), size));
-        }
+        for (int i = 0; i < width.N; i++) adamw_step(f, __fmul_rn(g[i], scale), m[i], v[i], p[i]);
         store(parameter + at, p);
         store(first_moment + at, m);
         store(second_moment + at, v);
@@ -47,17 +37,9 @@ nib_status nib_cuda_adamw(nib_ops *ops, nib_adamw o, const nib_clip *clip, int64
                           const float *gradient, float *first_moment, float *second_moment)
 {
     if (n == 0) return NIB_OK;
-    factors f = {(float)(1.0 - o.learning_rate * o.weight_decay),
-                 (float)o.beta1,
-                 (float)o.beta2,
-                 (float)(1.0 - o.beta1),
-                 (float)(1.0 - o.beta2),
-                 (float)(o.learning_rate / (1.0 - pow(o.beta1, (double)o.step))),
-                 (float)sqrt(1.0 - pow(o.beta2, (double)o.step)),
-                 (float)o.epsilon};
     const bool vectors = whole_vectors(parameter) && whole_vectors(gradient) && whole_vectors(first_moment) &&
                          whole_vectors(second_moment);
     return nib_cuda_launch(vectors ? adamw_kernel<4> : adamw_kernel<1>, vector_grid(n, vectors ? 4 : 1, THREADS),
-                           dim3(THREADS), 0, nib_cuda_stream(ops), f, clip, n, parameter, gradient, first_moment,
-                           second_moment);
+                           dim3(THREADS), 0, nib_cuda_stream(ops), adamw_factors_of(o), clip, n, parameter, gradient,
+                           first_moment, second_moment);
 }

@@ -1,4 +1,5 @@
 #include "cuda/adamw.h"
+#include "cuda/adamw_8bit.h"
 #include "cuda/attention.h"
 #include "cuda/backend.h"
 #include "cuda/choice.h"
@@ -225,6 +226,7 @@ static void fill_table(nib_ops *ops)
     ops->nf4_dequantize = nib_cuda_nf4_dequantize;
     ops->global_norm = nib_cuda_global_norm;
     ops->adamw = nib_cuda_adamw;
+    ops->adamw_8bit = nib_cuda_adamw_8bit;
 }
 
 static nib_status dry_zero(nib_ops *ops, void *block, size_t bytes)

@@ -12,6 +12,7 @@ typedef struct {
     nib_matrix x, dx, gate_up, h, q, k, v, out, dq, dk, dv, head, norm, moment[4], table;
     int32_t *position, *end, *token, *label;
     float *lse, *nll, *weight;
+    nib_moments_8bit quantised;
     int32_t range_begin[2];
     nib_cache_range range;
 } operands;
@@ -270,6 +271,36 @@ static nib_status run_adamw(nib_ops_bench *b)
     return nib_ops_bench_copy(b, "adamw", text, call_adamw, &o, 7.0 * (double)o.parameters * 4);
 }
 
+static nib_status call_adamw_8bit(nib_ops_bench *b, void *user)
+{
+    operands *o = user;
+    const nib_adamw options = {.learning_rate = 1e-4, .beta1 = 0.9, .beta2 = 0.999, .epsilon = 1e-8, .step = 1};
+    return b->ops->adamw_8bit(b->ops, options, (nib_clip *)o->weight, o->parameters, o->moment[0].data,
+                              o->moment[1].data, o->quantised);
+}
+static nib_status run_adamw_8bit(nib_ops_bench *b)
+{
+    operands o = {.parameters = nib_ops_bench_parameters(b->shape)};
+    const nib_clip clip = {1.0, 1.0f};
+    const int64_t blocks = (o.parameters + NIB_MOMENT_BLOCK - 1) / NIB_MOMENT_BLOCK;
+    float *maps;
+    char text[64];
+    for (int i = 0; i < 2; i++) NIB_TRY(nib_ops_bench_matrix(b, 1, o.parameters, NIB_DTYPE_F32, &o.moment[i]));
+    for (int i = 2; i < 4; i++) NIB_TRY(nib_ops_bench_matrix(b, 1, blocks, NIB_DTYPE_F32, &o.moment[i]));
+    NIB_TRY(nib_ops_bench_bytes(b, o.parameters, &o.quantised.first));
+    NIB_TRY(nib_ops_bench_bytes(b, o.parameters, &o.quantised.second));
+    NIB_TRY(nib_arena_take(&b->memory, 512, sizeof *maps, &maps));
+    NIB_TRY(b->ops->upload(b->ops, maps, nib_nf4_dynamic_map, 256 * sizeof *maps));
+    NIB_TRY(b->ops->upload(b->ops, maps + 256, nib_dynamic_map_unsigned, 256 * sizeof *maps));
+    NIB_TRY(nib_ops_bench_upload(b, &clip, sizeof clip, &o.weight));
+    o.quantised.maps = maps;
+    o.quantised.first_absmax = o.moment[2].data;
+    o.quantised.second_absmax = o.moment[3].data;
+    NIB_TRY(b->ops->zero(b->ops, o.quantised.second_absmax, (size_t)blocks * sizeof(float))); /* never negative */
+    snprintf(text, sizeof text, "%.1f M parameters, 8-bit moments", (double)o.parameters * 1e-6);
+    return nib_ops_bench_copy(b, "adamw_8bit", text, call_adamw_8bit, &o, 16.0 * (double)o.parameters);
+}
+
 /* A slot that completes three levels of the tree: what every eighth does. */
 static nib_status call_tree_sum(nib_ops_bench *b, void *user)
 {
@@ -361,5 +392,6 @@ const nib_ops_bench_row nib_bench_ops_layer[] = {
     {"sample", run_sample},
     {"tree_sum", run_tree_sum},
     {"adamw", run_adamw},
+    {"adamw_8bit", run_adamw_8bit},
     {0},
 };

@@ -72,7 +72,11 @@
     X(adamw,                                                                                                           \
       (nib_ops * ops, nib_adamw options, const nib_clip *clip, int64_t n, float *parameter, const float *gradient,     \
        float *first_moment, float *second_moment),                                                                     \
-      (options, clip, n, parameter, gradient, first_moment, second_moment))
+      (options, clip, n, parameter, gradient, first_moment, second_moment))                                            \
+    X(adamw_8bit,                                                                                                      \
+      (nib_ops * ops, nib_adamw options, const nib_clip *clip, int64_t n, float *parameter, const float *gradient,     \
+       nib_moments_8bit moments),                                                                                      \
+      (options, clip, n, parameter, gradient, moments))
 
 enum {
 #define INDEX(op, parameters, arguments) INDEX_##op,

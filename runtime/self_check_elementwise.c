@@ -238,6 +238,46 @@ static nib_status adamw(nib_check_run *run, const int64_t *size)
     return nib_check_keep_floats(run, "second moment", second, n, NIB_CHECK_BITS);
 }
 
+static nib_status empty_moments(nib_check_run *run, int64_t n, nib_moments_8bit *moments)
+{
+    const int64_t blocks = (n + NIB_MOMENT_BLOCK - 1) / NIB_MOMENT_BLOCK;
+    float maps[2][256], *absmax;
+    for (int i = 0; i < 256; i++) {
+        maps[0][i] = nib_nf4_dynamic_map[i];
+        maps[1][i] = nib_dynamic_map_unsigned[i];
+    }
+    NIB_TRY(nib_check_upload(run, maps, sizeof maps, &moments->maps));
+    NIB_TRY(empty_bytes(run, n, &moments->first));
+    NIB_TRY(empty_bytes(run, n, &moments->second));
+    NIB_TRY(nib_arena_take(&run->memory, 2 * blocks, sizeof *absmax, &absmax));
+    moments->first_absmax = absmax;
+    moments->second_absmax = absmax + blocks;
+    return run->ops->zero(run->ops, absmax, (size_t)(2 * blocks) * sizeof *absmax);
+}
+
+/* Two steps, so that moments are read that were written. */
+static nib_status adamw_8bit(nib_check_run *run, const int64_t *size)
+{
+    const int64_t n = size[0];
+    const nib_clip host = {2.0, 0.5f};
+    float *parameter, *gradient;
+    nib_moments_8bit moments;
+    nib_clip *clip;
+    NIB_TRY(nib_check_floats(run, 1, n, &parameter));
+    NIB_TRY(nib_check_upload(run, &host, sizeof host, &clip));
+    NIB_TRY(empty_moments(run, n, &moments));
+    for (int64_t step = 1; step <= 2; step++) {
+        const nib_adamw options = {1e-3, 0.9, 0.999, 1e-8, 0.01, step};
+        NIB_TRY(nib_check_floats(run, 2 + (uint64_t)step, n, &gradient));
+        NIB_TRY(run->ops->adamw_8bit(run->ops, options, clip, n, parameter, gradient, moments));
+    }
+    NIB_TRY(nib_check_keep_floats(run, "parameter", parameter, n, NIB_CHECK_BITS));
+    NIB_TRY(nib_check_keep_bytes(run, "first moment", moments.first, n));
+    NIB_TRY(nib_check_keep_bytes(run, "second moment", moments.second, n));
+    return nib_check_keep_floats(run, "absmax", moments.first_absmax,
+                                 2 * ((n + NIB_MOMENT_BLOCK - 1) / NIB_MOMENT_BLOCK), NIB_CHECK_BITS);
+}
+
 /* clang-format off */
 const nib_check_case nib_check_elementwise[] = {
     {"convert", "[%lld, %lld]", convert, .size = {5, 100}},
@@ -274,6 +314,8 @@ const nib_check_case nib_check_elementwise[] = {
     {"sample", "V %lld, temperature %lld %%, top-k %lld, top-p %lld %%", sample, .full = true, .size = {128256, 100, 0, 95}},
     {"global_norm", "%lld and %lld values", global_norm, .size = {2001, 99}},
     {"adamw", "%lld values", adamw, .size = {1003}},
+    {"adamw_8bit", "%lld values", adamw_8bit, .size = {1003}},
+    {"adamw_8bit", "%lld values", adamw_8bit, .full = true, .size = {1000000}},
     {0},
 };
 /* clang-format on */

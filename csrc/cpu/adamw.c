@@ -1,4 +1,5 @@
 #include "cpu/adamw.h"
+#include "cpu/adamw_step.h"
 #include "cpu/backend_internal.h"
 
 #include <math.h>
@@ -36,27 +37,15 @@ nib_status nib_cpu_global_norm(nib_ops *ops, int count, float *const *array, con
     return NIB_OK;
 }
 
-/* PyTorch's order of operations: decay, moments, then lr / (1 - beta1^t) * m / (sqrt(v) / sqrt(1 - beta2^t) + epsilon).
- */
-nib_status nib_cpu_adamw(nib_ops *ops, nib_adamw o, const nib_clip *clip, int64_t n, float *parameter,
+nib_status nib_cpu_adamw(nib_ops *ops, nib_adamw options, const nib_clip *clip, int64_t n, float *parameter,
                          const float *gradient, float *first_moment, float *second_moment)
 {
     (void)ops;
     if (!isfinite(clip->norm)) return NIB_OK;
-    float gradient_scale = clip->scale;
-    float decay = (float)(1.0 - o.learning_rate * o.weight_decay);
-    float beta1 = (float)o.beta1, beta2 = (float)o.beta2, rest1 = (float)(1.0 - o.beta1),
-          rest2 = (float)(1.0 - o.beta2);
-    float step_size = (float)(o.learning_rate / (1.0 - pow(o.beta1, (double)o.step)));
-    float root = (float)sqrt(1.0 - pow(o.beta2, (double)o.step)), epsilon = (float)o.epsilon;
+    const adamw_factors f = adamw_factors_of(options);
+    const float scale = clip->scale;
 #pragma omp parallel for simd schedule(static)
-    for (int64_t i = 0; i < n; i++) {
-        float g = gradient[i] * gradient_scale;
-        float m = first_moment[i] * beta1 + g * rest1;
-        float v = second_moment[i] * beta2 + g * g * rest2;
-        first_moment[i] = m;
-        second_moment[i] = v;
-        parameter[i] = parameter[i] * decay - step_size * m / (sqrtf(v) / root + epsilon);
-    }
+    for (int64_t i = 0; i < n; i++)
+        adamw_step(f, gradient[i] * scale, &first_moment[i], &second_moment[i], &parameter[i]);
     return NIB_OK;
 }

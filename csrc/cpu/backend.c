@@ -1,6 +1,7 @@
 #include "cpu/backend.h"
 #include "base/memory.h"
 #include "cpu/adamw.h"
+#include "cpu/adamw_8bit.h"
 #include "cpu/attention.h"
 #include "cpu/backend_internal.h"
 #include "cpu/convert.h"
@@ -144,6 +145,7 @@ static const nib_ops table = {
     .nf4_dequantize = nib_cpu_nf4_dequantize,
     .global_norm = nib_cpu_global_norm,
     .adamw = nib_cpu_adamw,
+    .adamw_8bit = nib_cpu_adamw_8bit,
 };
 
 static void *wait_at(void *gate)

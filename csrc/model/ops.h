@@ -166,6 +166,15 @@ typedef enum { NIB_ROTARY_HALF_SPLIT, NIB_ROTARY_INTERLEAVED } nib_rotary_layout
 
 typedef enum { NIB_ACTIVATION_SILU, NIB_ACTIVATION_GELU_TANH, NIB_ACTIVATION_GELU } nib_activation;
 
+/* AdamW's moments in 8 bits (Dettmers et al., "8-bit Optimizers via Block-wise Quantization", 2022), in bitsandbytes'
+ * layout: value i is map[code[i]] * absmax[i / 256]. */
+#define NIB_MOMENT_BLOCK 256
+typedef struct {
+    uint8_t *first, *second;             /* codes [n] */
+    float *first_absmax, *second_absmax; /* [ceil(n / 256)] */
+    const float *maps;                   /* [2][256]: nib_nf4_dynamic_map, nib_dynamic_map_unsigned */
+} nib_moments_8bit;
+
 typedef struct nib_recording nib_recording;
 
 typedef struct nib_ops nib_ops;
@@ -332,11 +341,17 @@ struct nib_ops {
      * Changes nothing if clip->norm is not finite. */
     nib_status (*adamw)(nib_ops *ops, nib_adamw options, const nib_clip *clip, int64_t n, float *parameter,
                         const float *gradient, float *first_moment, float *second_moment);
+    /* The same with moments of 8 bits: they are widened, the step is taken with the new moments in fp32, then these are
+     * quantised: absmax of the block, and of value / absmax the nearest of the map, of two as near the lower. Zeros at
+     * the start are code 0 and absmax 0. */
+    nib_status (*adamw_8bit)(nib_ops *ops, nib_adamw options, const nib_clip *clip, int64_t n, float *parameter,
+                             const float *gradient, nib_moments_8bit moments);
 };
 
 /* The 16 NF4 values, and bitsandbytes' signed dynamic map of 256 values (Dettmers et al., "8-bit Optimizers", 2021);
  * defined in model/nf4_tables.c. */
 extern const float nib_nf4_values[16];
 extern const float nib_nf4_dynamic_map[256];
+extern const float nib_dynamic_map_unsigned[256];
 
 #endif

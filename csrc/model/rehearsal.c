@@ -256,6 +256,13 @@ static nib_status adamw(nib_ops *ops, nib_adamw options, const nib_clip *clip, i
     return DRY(adamw, options, clip, n, parameter, gradient, first_moment, second_moment);
 }
 
+static nib_status adamw_8bit(nib_ops *ops, nib_adamw options, const nib_clip *clip, int64_t n, float *parameter,
+                             const float *gradient, nib_moments_8bit moments)
+{
+    work_of(ops)->optimizer_bytes += (3 * 4.0 + 4 * 1.0) * (double)n; /* parameter and codes read and written */
+    return DRY(adamw_8bit, options, clip, n, parameter, gradient, moments);
+}
+
 static void close_rehearsal(nib_ops *ops)
 {
     if (ops == NULL) return;
@@ -298,6 +305,7 @@ static const nib_ops table = {
     .sample = sample,
     .global_norm = global_norm,
     .adamw = adamw,
+    .adamw_8bit = adamw_8bit,
 };
 
 nib_status nib_rehearsal_create(nib_ops *backend, nib_ops **out)

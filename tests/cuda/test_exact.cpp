@@ -140,6 +140,42 @@ static void adamw_is_exact(void **)
         }
 }
 
+static void adamw_with_8_bits_is_exact(void **)
+{
+    backends b;
+    std::vector<float> maps(nib_nf4_dynamic_map, nib_nf4_dynamic_map + 256);
+    maps.insert(maps.end(), nib_dynamic_map_unsigned, nib_dynamic_map_unsigned + 256);
+    for (int64_t n :
+         {int64_t{1}, int64_t{7}, int64_t{256}, int64_t{1023}, int64_t{20001}, int64_t{4096 * 2048 / 8 + 5}})
+        for (int64_t shift : {0, 3}) {
+            const size_t blocks = (size_t)(n + NIB_MOMENT_BLOCK - 1) / NIB_MOMENT_BLOCK;
+            std::vector<float> p = random_floats(1, n), g = spread_floats(2, n), a1(blocks), a2(blocks);
+            std::vector<uint8_t> c1((size_t)n), c2((size_t)n);
+            for (size_t i = 0; i < c1.size(); i++) {
+                c1[i] = (uint8_t)(i * 37);
+                c2[i] = (uint8_t)(i * 101 + 7);
+            }
+            for (size_t i = 0; i < blocks; i++) {
+                a1[i] = 0.5f + (float)(i % 7);
+                a2[i] = i % 3 == 0 ? 0.0f : 1e-3f * (float)i;
+            }
+            const nib_clip clip = {2.0, 0.5f};
+            shifted dp(p, 0), dg(g, shift), da1(a1, 0), da2(a2, 0);
+            device_buffer<uint8_t> dc1(c1), dc2(c2);
+            device_buffer<float> device_maps(maps);
+            device_buffer<nib_clip> device_clip(std::vector<nib_clip>(1, clip));
+            for (int64_t step = 3; step <= 4; step++) {
+                nib_adamw options = {1e-3, 0.9, 0.999, 1e-8, 0.01, step};
+                check_ok(b.cpu->adamw_8bit(b.cpu, options, &clip, n, p.data(), g.data(),
+                                           {c1.data(), c2.data(), a1.data(), a2.data(), maps.data()}));
+                check_ok(b.cuda->adamw_8bit(b.cuda, options, device_clip.data(), n, dp.data(), dg.data(),
+                                            {dc1.data(), dc2.data(), da1.data(), da2.data(), device_maps.data()}));
+                assert_true(dp.download() == p && dc1.download() == c1 && dc2.download() == c2);
+                assert_true(da1.download() == a1 && da2.download() == a2);
+            }
+        }
+}
+
 /* The norm is a double's sum in another order than the CPU's. A gradient that is no number changes nothing. */
 static void the_global_norm_is_the_cpu_backends(void **)
 {
@@ -173,6 +209,7 @@ int main()
         cmocka_unit_test_setup(conversions_are_exact, reset_emulator),
         cmocka_unit_test_setup(sums_of_gradient_slots_are_exact, reset_emulator),
         cmocka_unit_test_setup(adamw_is_exact, reset_emulator),
+        cmocka_unit_test_setup(adamw_with_8_bits_is_exact, reset_emulator),
         cmocka_unit_test_setup(the_global_norm_is_the_cpu_backends, reset_emulator),
     };
     return cmocka_run_group_tests(tests, nullptr, nullptr);

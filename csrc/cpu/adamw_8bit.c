@@ -1,0 +1,43 @@
+#include "cpu/adamw_8bit.h"
+#include "cpu/adamw_step.h"
+#include "cpu/backend_internal.h"
+
+/* The entry nearest to x, which is at most 1; of two as near the lower. */
+static uint8_t nearest(float x, const float *map)
+{
+    int low = 0; /* the last entry that is not above x, or the first */
+    for (int step = 128; step > 0; step /= 2) low += step * (map[low + step] <= x); /* no branch to guess */
+    return (uint8_t)(low + (low < 255 && map[low + 1] - x < x - map[low]));
+}
+
+/* One block of n values. */
+static void quantise(const float *value, int64_t n, const float *map, uint8_t *code, float *absmax)
+{
+    float largest = 0.0f;
+    for (int64_t i = 0; i < n; i++) largest = fmaxf(largest, fabsf(value[i]));
+    for (int64_t i = 0; i < n; i++) code[i] = nearest(largest > 0.0f ? value[i] / largest : 0.0f, map);
+    *absmax = largest;
+}
+
+nib_status nib_cpu_adamw_8bit(nib_ops *ops, nib_adamw options, const nib_clip *clip, int64_t n, float *parameter,
+                              const float *gradient, nib_moments_8bit moments)
+{
+    (void)ops;
+    if (!isfinite(clip->norm)) return NIB_OK;
+    const adamw_factors f = adamw_factors_of(options);
+    const float scale = clip->scale, *signed_map = moments.maps, *unsigned_map = moments.maps + 256;
+#pragma omp parallel for schedule(static)
+    for (int64_t block = 0; block < (n + NIB_MOMENT_BLOCK - 1) / NIB_MOMENT_BLOCK; block++) {
+        float first[NIB_MOMENT_BLOCK], second[NIB_MOMENT_BLOCK];
+        const int64_t at = block * NIB_MOMENT_BLOCK, left = n - at;
+        const int64_t count = left < NIB_MOMENT_BLOCK ? left : NIB_MOMENT_BLOCK;
+        for (int64_t i = 0; i < count; i++) {
+            first[i] = signed_map[moments.first[at + i]] * moments.first_absmax[block];
+            second[i] = unsigned_map[moments.second[at + i]] * moments.second_absmax[block];
+            adamw_step(f, gradient[at + i] * scale, &first[i], &second[i], &parameter[at + i]);
+        }
+        quantise(first, count, signed_map, moments.first + at, &moments.first_absmax[block]);
+        quantise(second, count, unsigned_map, moments.second + at, &moments.second_absmax[block]);
+    }
+    return NIB_OK;
+}
