@@ -1,7 +1,9 @@
 """Adapters and merged models, from Nibble to the real PEFT and transformers and back; all in fp32 over 16-bit weights:
 
-  trained    `nibble train`'s adapter loads in PEFT, no key missing or left over, with the loss of `nibble score`
-  foreign    adapters saved by PEFT (random A and B; plain, rslora, patterns, few targets) have PEFT's loss in `nibble score`
+  trained    `nibble train`'s adapter (plain, DoRA, with rows of the embedding) loads in PEFT, no key missing or left over,
+             with the loss of `nibble score`
+  foreign    adapters saved by PEFT (random values; plain, rslora, patterns, few targets, DoRA, rows of the embedding) have
+             PEFT's loss in `nibble score`
   merged     `nibble export --to merged` loads in transformers with the weights of PEFT's own merge and its loss
 
   python=$(tests/peers/environment peft)
@@ -9,6 +11,7 @@
 
 Prints the figures and exits with 1 if one is beyond its tolerance. Without --model only the tiny models are used."""
 import argparse
+import copy
 import json
 import os
 import random
@@ -43,7 +46,14 @@ FOREIGN = {
                      rank_pattern={"q_proj": 6, "layers.1.mlp.down_proj": 2}, alpha_pattern={"v_proj": 32}),
     "few_targets": dict(r=3, lora_alpha=5, target_modules=["q_proj", "v_proj"]),
     "one_layer": dict(r=4, lora_alpha=8, target_modules=TARGETS, layers_to_transform=[1]),
+    "dora": dict(r=4, lora_alpha=8, target_modules="all-linear", use_dora=True),
+    "dora_patterns": dict(r=4, lora_alpha=8, target_modules=["q_proj", "up_proj"], rank_pattern={"q_proj": 6}, use_dora=True),
+    "token_rows": dict(r=4, lora_alpha=8, target_modules="all-linear", trainable_token_indices=True),
+    "dora_token_rows": dict(r=4, lora_alpha=8, target_modules="all-linear", use_dora=True, trainable_token_indices=True),
 }
+# By the names of a config's "lora" and of PEFT alike. Token rows: which ones is the case's.
+TRAINED = {"": {}, "_dora": {"use_dora": True}, "_token_rows": {"trainable_token_indices": True},
+           "_dora_token_rows": {"use_dora": True, "trainable_token_indices": True}}
 
 
 def nibble(*arguments):
@@ -107,23 +117,29 @@ class Case:
         return {"base_loss": self.base_loss, "torch_loss": theirs, "nibble_loss": ours, "relative_difference": difference,
                 "within": difference <= LOSS_TOLERANCE and effect >= LEAST_EFFECT}
 
-    def train(self):
-        config = {"model": self.path, "output": os.path.join(self.folder, "run"), "lora": {"r": 4, "lora_alpha": 8},
+    def options(self, options):
+        """With the tokens of the first row in place of True."""
+        tokens = sorted(set(self.rows[0]["input_ids"]))
+        return {key: tokens if key == "trainable_token_indices" else value for key, value in options.items()}
+
+    def train(self, name, options):
+        config = {"model": self.path, "output": os.path.join(self.folder, "run" + name),
+                  "lora": {"r": 4, "lora_alpha": 8, **self.options(options)},
                   "data": {"train": [{"path": self.data}], "max_length": 1024},
                   "train": {"max_steps": 4, "batch_size": 4, "learning_rate": 1e-2, "compute": "fp32"}}
-        path = os.path.join(self.folder, "config.json")
+        path = os.path.join(self.folder, f"config{name}.json")
         with open(path, "w") as f:
             json.dump(config, f)
         nibble("train", path)
         return os.path.join(config["output"], "adapter")
 
-    def trained(self):
-        adapter = self.train()
+    def trained(self, name, options):
+        adapter = self.train(name, options)
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message="Found missing adapter keys")
             model = PeftModel.from_pretrained(self.model, adapter)
         loaded = model.load_adapter(adapter, "again")
-        missing = [key for key in loaded.missing_keys if "lora_" in key and ".again." in key]
+        missing = [key for key in loaded.missing_keys if ("lora_" in key or "trainable_tokens" in key) and ".again" in key]
         result = self.compare(torch_loss(model.eval(), self.rows), self.score(adapter=adapter))
         result.update(missing_keys=missing, unexpected_keys=list(loaded.unexpected_keys))
         result["within"] = result["within"] and not missing and not loaded.unexpected_keys
@@ -133,21 +149,25 @@ class Case:
 
     def foreign(self, options):
         torch.manual_seed(2)
-        model = get_peft_model(self.model, LoraConfig(task_type="CAUSAL_LM", **options))
+        model = get_peft_model(self.model, LoraConfig(task_type="CAUSAL_LM", **self.options(options)))
         for name, parameter in model.named_parameters():
-            if "lora_" in name:
+            if "lora_magnitude" in name:
+                parameter.data *= 1 + 0.2 * torch.randn_like(parameter)
+            elif "lora_" in name:
                 torch.nn.init.normal_(parameter, std=0.2)
+            elif "trainable_tokens_delta" in name:
+                parameter.data += 0.5 * parameter.data.std() * torch.randn_like(parameter)
         folder = tempfile.mkdtemp(dir=self.folder)
         model.save_pretrained(folder)
         result = self.compare(torch_loss(model.eval(), self.rows), self.score(adapter=folder))
         self.model = model.unload()
         return result
 
-    def merged(self, adapter):
-        folder = os.path.join(self.folder, "merged")
+    def merged(self, name, adapter):
+        folder = os.path.join(self.folder, "merged" + name)
         nibble("export", "--model", self.path, "--adapter", adapter, "--to", "merged", "--out", folder)
         ours = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        theirs = round_weights(PeftModel.from_pretrained(self.model, adapter).merge_and_unload())
+        theirs = round_weights(PeftModel.from_pretrained(copy.deepcopy(self.model), adapter).merge_and_unload())
         far, different, count = 0, 0, 0
         for (name, a), (_, b) in zip(sorted(ours.state_dict().items()), sorted(theirs.state_dict().items()), strict=True):
             apart = (a - b).abs()
@@ -180,10 +200,11 @@ def main():
             cases.append(Case("smollm2_135m", os.path.abspath(arguments.model), os.path.join(folder, "smollm2"), rows))
         for case in cases:
             result = results[case.name] = {}
-            adapter, result["trained"] = case.trained()
             for name, options in FOREIGN.items():
                 result["foreign_" + name] = case.foreign(options)
-            result["merged"] = case.merged(adapter)
+            for name, options in TRAINED.items():
+                adapter, result["trained" + name] = case.trained(name, options)
+                result["merged" + name] = case.merged(name, adapter)
     text = json.dumps(results, indent=1)
     print(text)
     if arguments.out:
