@@ -12,17 +12,27 @@ namespace nib_emulator
 {
 
 #if defined(__SANITIZE_ADDRESS__)
+struct Stack {
+    void *bottom;
+    size_t size;
+};
+
+/* Asked for once: for a process's first thread, glibc reads all of /proc/self/maps. */
+static Stack own_stack()
+{
+    Stack stack;
+    pthread_attr_t attributes;
+    pthread_getattr_np(pthread_self(), &attributes);
+    pthread_attr_getstack(&attributes, &stack.bottom, &stack.size);
+    pthread_attr_destroy(&attributes);
+    return stack;
+}
+
 static void before_switch(Context &from, const Context &to)
 {
-    void *stack = to.stack;
-    size_t size = to.stack_size;
-    if (stack == nullptr) { /* the OS thread's own */
-        pthread_attr_t attributes;
-        pthread_getattr_np(pthread_self(), &attributes);
-        pthread_attr_getstack(&attributes, &stack, &size);
-        pthread_attr_destroy(&attributes);
-    }
-    __sanitizer_start_switch_fiber(&from.fake_stack, stack, size);
+    static thread_local const Stack own = own_stack();
+    const Stack stack = to.stack == nullptr ? own : Stack{to.stack, to.stack_size};
+    __sanitizer_start_switch_fiber(&from.fake_stack, stack.bottom, stack.size);
 }
 static void after_switch(void *fake_stack) { __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr); }
 static void clean_stack(void *stack, size_t size) { __asan_unpoison_memory_region(stack, size); }
