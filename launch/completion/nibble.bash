@@ -14,7 +14,7 @@ _nibble_options() { # COMMAND: its options
     score) echo --model --adapter --quant --compute --per-token --device --data --out --help ;;
     pack) echo --in --out --tokenizer --template --help ;;
     quantize) echo --model --out --help ;;
-    bench) echo --model --random --breakdown --batch --length --rank --tokens --seconds --op --compute --json --adapter \
+    bench) echo --model --random --fp8 --breakdown --batch --length --rank --tokens --seconds --op --compute --json --adapter \
         --prompt-tokens --new-tokens --quant --device --help ;;
     tokenize) echo --tokenizer --no-special --decode --skip-special --help ;;
     render) echo --template --model --messages --tools --generation-prompt --bos-token --eos-token --now --help ;;
