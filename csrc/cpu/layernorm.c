@@ -46,13 +46,7 @@ static void forward_row(void *x, const void *delta, nib_dtype dtype, int64_t C, 
                         float epsilon, void *y)
 {
     float row[MAX_COLUMNS], other[MAX_COLUMNS];
-    nib_load_row(x, dtype, C, row);
-    if (delta != NULL) {
-        nib_load_row(delta, dtype, C, other);
-        for (int64_t c = 0; c < C; c++) row[c] += other[c];
-        nib_store_row(row, dtype, C, x);
-        nib_load_row(x, dtype, C, row); /* the norm sees the rounded sum, which the backward pass sees too */
-    }
+    nib_load_residual_row(x, delta, dtype, C, row, other);
     if (y == NULL) return;
     standardize(row, C, epsilon);
     for (int64_t c = 0; c < C; c++) row[c] = row[c] * weight[c] + (bias == NULL ? 0.0f : bias[c]);

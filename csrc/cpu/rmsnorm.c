@@ -30,13 +30,7 @@ NIB_CPU_CLONES static void forward_row(void *x, const void *delta, nib_dtype dty
                                        float epsilon, void *y)
 {
     float row[MAX_COLUMNS], other[MAX_COLUMNS];
-    nib_load_row(x, dtype, C, row);
-    if (delta != NULL) {
-        nib_load_row(delta, dtype, C, other);
-        for (int64_t c = 0; c < C; c++) row[c] += other[c];
-        nib_store_row(row, dtype, C, x);
-        nib_load_row(x, dtype, C, row); /* the norm sees the rounded sum, which the backward pass sees too */
-    }
+    nib_load_residual_row(x, delta, dtype, C, row, other);
     if (y == NULL) return;
     float r = 1.0f / sqrtf(dot(row, row, C) / (float)C + epsilon);
     for (int64_t c = 0; c < C; c++) row[c] = row[c] * r * weight[c];

@@ -110,4 +110,16 @@ NIB_INLINE void nib_store_row(const float *from, nib_dtype dtype, int64_t n, voi
     for (; i < n; i++) out[i] = nib_bf16_from_float(from[i]);
 }
 
+/* A row of the residual stream, before its norm: x += delta, rounded to dtype; row: the rounded sum, which the norm and
+ * the backward pass see. delta NULL: x as it is. other: n floats of scratch. */
+NIB_INLINE void nib_load_residual_row(void *x, const void *delta, nib_dtype dtype, int64_t n, float *row, float *other)
+{
+    nib_load_row(x, dtype, n, row);
+    if (delta == NULL) return;
+    nib_load_row(delta, dtype, n, other);
+    for (int64_t i = 0; i < n; i++) row[i] += other[i];
+    nib_store_row(row, dtype, n, x);
+    nib_load_row(x, dtype, n, row);
+}
+
 #endif
