@@ -3,6 +3,7 @@
 #include "command.h"
 #include "cpu/backend.h"
 #include "device.h"
+#include "doctor_links.h"
 #include "doctor_machine.h"
 #include "options.h"
 #include "self_check.h"
@@ -185,7 +186,10 @@ static nib_status run(int argc, char **argv)
         {.name = "--device", .kind = NIB_OPTION_DEVICE, .value = &device},
         {.name = "--json", .kind = NIB_OPTION_FLAG, .value = &r.json},
     };
+    nib_ranks ranks;
     NIB_TRY(nib_options_read(argc, argv, options, sizeof options / sizeof *options));
+    NIB_TRY(nib_ranks_read(&ranks));
+    if (ranks.size > 1) return nib_doctor_links(&ranks, device, r.json);
     nib_status status = examine(&r, device);
     nib_buffer_free(&r.out);
     nib_buffer_free(&r.block);
@@ -194,7 +198,7 @@ static nib_status run(int argc, char **argv)
 
 const nib_command nib_command_doctor = {
     .name = "doctor",
-    .summary = "says what this machine has, and checks every op on it",
+    .summary = "says what this machine has, and checks every op on it, or the links between ranks",
     .usage =
         "usage: nibble doctor [--device auto|cpu|cuda|emulated] [--json]\n\n"
         "Lists processor, memory, disk, GPUs, driver, NCCL and MPI. Then every op runs on random data by its fast\n"
@@ -202,6 +206,10 @@ const nib_command nib_command_doctor = {
         "shape and the result that is furthest off, relative to its size; on a GPU the instructions that kernels\n"
         "build on are tried one by one besides. Ends with a block for a report.\n"
         "Exit code 0 if all agree, 69 if not.\n\n"
+        "Started by nibble-launch, mpirun, torchrun or srun it checks the links between the ranks instead: known\n"
+        "bytes between every two, over what carries the collectives and, where every rank has a GPU, over NCCL.\n"
+        "Rank 0 prints latency and bandwidth of each pair, in both directions; slow pairs are named. Exit code 0 if\n"
+        "all bytes arrive right, 69 with the pair or the rank if not.\n\n"
         "  --device D  what is checked; auto: the GPU if there is one, else the CPU's vector kernels\n"
         "  --json      one object on standard output\n",
     .run = run,

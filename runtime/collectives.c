@@ -107,7 +107,8 @@ nib_status nib_collectives_open(const nib_ranks *ranks, nib_collectives **collec
         *collectives = NULL;
         return status;
     }
-    nib_log("%d ranks over %s, started by %s", ranks->size, (*collectives)->name, ranks->launcher);
+    nib_log("%d ranks over %s, started by %s; their check took %.1f ms", ranks->size, (*collectives)->name,
+            ranks->launcher, 1e3 * (*collectives)->check_seconds);
     return NIB_OK;
 }
 

@@ -32,6 +32,7 @@ struct nib_collectives {
     const char *name; /* "alone", "tcp", "mpi" */
     int rank, size;
     int local_rank, local_size; /* on this machine */
+    double check_seconds;       /* that their check took at the start */
     void *context;              /* the implementation's own */
 
     /* data of `root` into data of all. */

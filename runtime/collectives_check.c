@@ -1,6 +1,7 @@
 #include "collectives_check.h"
 #include "base/memory.h"
 #include "base/random.h"
+#include "train.h"
 
 #define MOST_ROOTS 16 /* of broadcasts: every one costs a round trip */
 
@@ -91,8 +92,11 @@ nib_status nib_collectives_check(nib_collectives *c)
         b.send[p] = (nib_part){b.sent + p * NIB_CHECK_WORDS, NIB_CHECK_WORDS * sizeof *b.sent};
         b.receive[p] = (nib_part){b.received + p * NIB_CHECK_WORDS, NIB_CHECK_WORDS * sizeof *b.received};
     }
+    NIB_TRY_GOTO(c->barrier(c), done);
+    const double begun = nib_train_clock();
     NIB_TRY_GOTO(exchange(c, &b, &wrong), done);
     status = nib_check_report(c, wrong, c->name);
+    c->check_seconds = nib_train_clock() - begun;
 done:
     nib_free(b.sent);
     nib_free(b.received);

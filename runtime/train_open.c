@@ -347,6 +347,9 @@ nib_status nib_train_open(nib_config *config, bool resume, nib_collectives *coll
     collectives->note(collectives, "opening data and model");
     nib_train_settle(config); /* as the folder's config.json has it */
     NIB_TRY(open_folder(t, resume));
+    if (collectives->size > 1)
+        nib_log_file_only("%d ranks over %s; their check took %.1f ms", collectives->size, collectives->name,
+                          1e3 * collectives->check_seconds);
     NIB_TRY(nib_train_open_data(t));
     NIB_TRY(compare_backends(t));
     NIB_TRY(nib_device_exchange_open(collectives, t->ops, &t->exchange));

@@ -1,7 +1,8 @@
 /* Preloaded: makes the n-th call of one function fail once. NIB_FAULT is "write:N", "fsync:N" or "rename:N", counted
  * from 1 over calls that concern the folder named by NIB_FAULT_FOLDER; or "malloc:N" (calloc, realloc and aligned_alloc
  * too) or "mmap:N", counted over the program's own calls, not its libraries'. The errors are those of a full or broken
- * disk, or of no memory. "recv:N" damages what the n-th recv of at least a KiB has brought.
+ * disk, or of no memory. "recv:N" damages what the n-th recv of at least a KiB has brought. "slow:N" lets every sendmsg
+ * of at least 64 KiB wait for N milliseconds first.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -129,4 +130,15 @@ ssize_t recv(int fd, void *bytes, size_t length, int flags)
     ssize_t got = real(fd, bytes, length, flags);
     if (got >= 1024 && counts("recv")) ((unsigned char *)bytes)[got / 2] ^= 1;
     return got;
+}
+
+ssize_t sendmsg(int fd, const struct msghdr *message, int flags)
+{
+    ssize_t (*real)(int, const struct msghdr *, int);
+    const char *fault = getenv("NIB_FAULT");
+    size_t bytes = 0;
+    *(void **)&real = dlsym(RTLD_NEXT, "sendmsg");
+    for (size_t i = 0; i < message->msg_iovlen; i++) bytes += message->msg_iov[i].iov_len;
+    if (bytes >= 65536 && fault != NULL && strncmp(fault, "slow:", 5) == 0) usleep(1000 * (useconds_t)atoi(fault + 5));
+    return real(fd, message, flags);
 }
