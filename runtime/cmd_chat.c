@@ -2,6 +2,7 @@
 #include "command.h"
 #include "conversation.h"
 #include "options.h"
+#include "signals.h"
 #include "terminal.h"
 #include "token_stream.h"
 
@@ -9,7 +10,6 @@
 #include "base/log.h"
 #include "model/generate.h"
 
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -68,24 +68,6 @@ typedef struct {
     bool terminal, color;
 } chat;
 
-/* Ctrl-C while an answer runs. */
-static volatile sig_atomic_t interrupted;
-
-static void on_interrupt(int number)
-{
-    (void)number;
-    interrupted = 1;
-}
-
-/* SIGINT stops the answer in work, and ends the program otherwise. */
-static void catch_interrupt(bool catch)
-{
-    struct sigaction action = {.sa_handler = catch ? on_interrupt : SIG_DFL, .sa_flags = SA_RESTART};
-    sigemptyset(&action.sa_mask);
-    interrupted = 0;
-    sigaction(SIGINT, &action, NULL);
-}
-
 /* An answer on its way out. */
 typedef struct {
     nib_token_stream stream;
@@ -109,7 +91,7 @@ static bool print_token(void *user, int sequence, int32_t id)
     (void)sequence;
     a->status = nib_token_stream_put(&a->stream, id, &a->piece);
     if (a->status == NIB_OK && a->piece.length > 0) a->status = print_piece(a);
-    return a->status == NIB_OK && interrupted == 0;
+    return a->status == NIB_OK && !nib_interrupt_take();
 }
 
 static nib_status generate(chat *c, answer *a)
@@ -136,10 +118,12 @@ static nib_status reply(chat *c, const char *message, size_t length)
     NIB_TRY(nib_conversation_add(&c->conversation, "user", message, length));
     nib_status status = nib_conversation_prompt(&c->conversation, &c->prompt);
     if (status == NIB_OK) {
-        catch_interrupt(true);
+        nib_interrupt_hold(true); /* Ctrl-C stops the answer in work, and ends the program otherwise */
         status = generate(c, &a);
-        catch_interrupt(false);
-        putchar('\n');
+        (void)nib_interrupt_take();
+        nib_interrupt_hold(false);
+        if (status == NIB_OK && (putchar('\n') == EOF || fflush(stdout) != 0))
+            status = NIB_FAIL(NIB_ERROR_IO, "standard output: cannot write the answer");
     }
     if (status == NIB_OK)
         status = nib_conversation_add(&c->conversation, "assistant", a.all.length > 0 ? a.all.data : "", a.all.length);
@@ -232,7 +216,10 @@ static nib_status open_chat(chat *c)
 {
     const arguments *a = c->arguments;
     NIB_TRY(nib_text_open_for(a->model, a->adapter, a->tokenizer, a->chat_template, &c->text));
-    NIB_TRY(nib_open_backend(a->device, a->compute, 0, &c->ops));
+    nib_interrupt_hold(true); /* for the backend's threads */
+    nib_status opened = nib_open_backend(a->device, a->compute, 0, &c->ops);
+    nib_interrupt_hold(false);
+    NIB_TRY(opened);
     nib_model_options options = {
         .path = a->model, .quantization = a->quantization, .compute = a->compute, .adapter = a->adapter};
     NIB_TRY(nib_model_open(c->ops, &options, &c->model));

@@ -39,7 +39,7 @@ static nib_status parse_and_run(int argc, char **argv)
     if (device_name != NULL) NIB_TRY(nib_parse_device(device_name, &device));
     nib_ranks ranks;
     nib_collectives *collectives;
-    nib_signals_install(); /* what is asked while ranks meet and files are read is done before the first step */
+    NIB_TRY(nib_signals_watch()); /* what is asked while ranks meet and files are read is done before the first step */
     NIB_TRY(nib_ranks_read(&ranks));
     if (ranks.rank > 0) nib_log_quiet();
     NIB_TRY(nib_collectives_open(&ranks, &collectives));

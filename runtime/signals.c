@@ -1,27 +1,47 @@
 #include "signals.h"
 
+#include <pthread.h>
 #include <signal.h>
 #include <stddef.h>
+#include <time.h>
 #include <unistd.h>
 
 static volatile sig_atomic_t requested;
 
-static void on_signal(int number)
+static bool is_ignored(int number)
 {
-    if (requested != 0 && number != SIGUSR1) _exit(128 + number);
-    requested = number;
+    struct sigaction now;
+    return sigaction(number, NULL, &now) == 0 && now.sa_handler == SIG_IGN;
 }
 
-void nib_signals_install(void)
+static void *wait_for_signals(void *watched)
 {
-    struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
-    sigemptyset(&action.sa_mask);
-    sigaction(SIGINT, &action, NULL);
-    sigaction(SIGTERM, &action, NULL);
-    sigaction(SIGUSR1, &action, NULL);
+    for (int number; sigwait(watched, &number) == 0;) {
+        if (is_ignored(number)) continue; /* a blocked signal is delivered all the same */
+        if (requested != 0 && number != SIGUSR1) _exit(128 + number);
+        requested = number;
+    }
+    return NULL;
+}
+
+nib_status nib_signals_watch(void)
+{
+    static sigset_t watched;
+    const int numbers[] = {SIGINT, SIGTERM, SIGUSR1};
+    sigemptyset(&watched);
+    for (int i = 0; i < 3; i++) {
+        signal(numbers[i], SIG_DFL); /* a script's background job is started with SIGINT ignored */
+        sigaddset(&watched, numbers[i]);
+    }
     /* Ctrl-C also ends the `tee` that a run is piped into, and a checkpoint matters more than the reader of its lines.
      */
     signal(SIGPIPE, SIG_IGN);
+    pthread_t watcher;
+    if (pthread_sigmask(SIG_BLOCK, &watched, NULL) != 0 ||
+        pthread_create(&watcher, NULL, wait_for_signals, &watched) != 0)
+        return NIB_FAIL(NIB_ERROR_MEMORY, "no thread to wait for signals");
+    pthread_detach(watcher);
+    return NIB_OK;
 }
 
 void nib_signals_settled(void) { signal(SIGTERM, SIG_IGN); }
@@ -29,3 +49,23 @@ void nib_signals_settled(void) { signal(SIGTERM, SIG_IGN); }
 bool nib_signals_stop_requested(void) { return requested != 0; }
 
 int nib_signals_last(void) { return (int)requested; }
+
+static sigset_t interrupt(void)
+{
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGINT);
+    return set;
+}
+
+void nib_interrupt_hold(bool held)
+{
+    sigset_t set = interrupt();
+    pthread_sigmask(held ? SIG_BLOCK : SIG_UNBLOCK, &set, NULL);
+}
+
+bool nib_interrupt_take(void)
+{
+    sigset_t set = interrupt();
+    return sigtimedwait(&set, NULL, &(struct timespec){0}) == SIGINT;
+}
