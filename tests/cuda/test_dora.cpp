@@ -76,7 +76,8 @@ static void scaling_and_sums_are_as_written(void **)
     const backends on;
     const int64_t T = 70;
     const std::vector<std::vector<part_shape>> shapes = {{{48, 4, true, true}, {16, 4, false, true}, {8, 0, true}},
-                                                         {{21, 4, true, true}, {12, 4, false}}};
+                                                         {{21, 4, true, true}, {12, 4, false}},
+                                                         {{24, 4, false, true}}};
     for (const auto &parts : shapes) {
         linear_case linear(64, parts, 7);
         const int64_t N = linear.outputs();
@@ -114,6 +115,28 @@ static void scaling_and_sums_are_as_written(void **)
     }
 }
 
+#ifdef NIB_CUDA_EMULATED
+/* Where a slice of tokens ends the next one begins: whole vectors, which are counted, are read and written once. */
+static void every_value_moves_once(void **)
+{
+    const backends on;
+    const int64_t T = 70, N = 24;
+    linear_case linear(64, {{N, 4, false, true}}, 7);
+    const strided_matrix dy(random_bf16(1, T * N), T, N, 8), to(T, N, 8);
+    const device_buffer<float> base(random_bf16(2, T * N)), through(random_bf16(3, T * N));
+    check_ok(on.cuda->dora_norm(on.cuda, &linear.device.part[0], 64));
+    check_cuda(cudaDeviceSynchronize());
+    nib_emulator::reset_counters();
+    check_ok(nib_cuda_dora_gradient(on.cuda, &linear.device, dy.matrix(), 0.0f, to.matrix()));
+    check_ok(nib_cuda_dora_output(on.cuda, &linear.device, {base.data(), T, N, N, NIB_DTYPE_F32},
+                                  {through.data(), T, N, N, NIB_DTYPE_F32}, to.matrix()));
+    check_cuda(cudaDeviceSynchronize());
+    const nib_emulator::Counters counters = nib_emulator::counters();
+    assert_int_equal(counters.global_written, 2 * T * N * 2);
+    assert_int_equal(counters.global_read, T * N * (2 + 4 + 4));
+}
+#endif
+
 static void what_does_not_fit_is_refused(void **)
 {
     const backends on;
@@ -135,6 +158,9 @@ int main()
         cmocka_unit_test_setup(dense_weights_have_the_same_norms, reset_emulator),
         cmocka_unit_test_setup(a_row_of_zeros_has_gain_zero, reset_emulator),
         cmocka_unit_test_setup(scaling_and_sums_are_as_written, reset_emulator),
+#ifdef NIB_CUDA_EMULATED
+        cmocka_unit_test_setup(every_value_moves_once, reset_emulator),
+#endif
         cmocka_unit_test_setup(what_does_not_fit_is_refused, reset_emulator),
     };
     return cmocka_run_group_tests(tests, nullptr, nullptr);

@@ -140,41 +140,101 @@ static void adamw_is_exact(void **)
         }
 }
 
+/* Parameters, gradients, codes and block maxima of the moments, all of n values. */
+struct moments_case {
+    std::vector<float> p, g, a1, a2;
+    std::vector<uint8_t> c1, c2;
+    explicit moments_case(int64_t n)
+        : p(random_floats(1, n)), g(spread_floats(2, n)), a1((size_t)(n + NIB_MOMENT_BLOCK - 1) / NIB_MOMENT_BLOCK),
+          a2(a1.size()), c1(p.size()), c2(p.size())
+    {
+        for (size_t i = 0; i < c1.size(); i++) {
+            c1[i] = (uint8_t)(i * 37);
+            c2[i] = (uint8_t)(i * 101 + 7);
+        }
+        for (size_t i = 0; i < a1.size(); i++) {
+            a1[i] = 0.5f + (float)(i % 7);
+            a2[i] = i % 3 == 0 ? 0.0f : 1e-3f * (float)i;
+        }
+    }
+};
+
+/* Two steps of both backends, the gradient `shift` elements behind whole vectors. */
+static void check_8bit_steps(const backends &b, moments_case x, double beta1, double beta2, int64_t shift)
+{
+    const int64_t n = (int64_t)x.p.size();
+    const nib_clip clip = {2.0, 0.5f};
+    std::vector<float> maps(nib_nf4_dynamic_map, nib_nf4_dynamic_map + 256);
+    maps.insert(maps.end(), nib_dynamic_map_unsigned, nib_dynamic_map_unsigned + 256);
+    shifted dp(x.p, 0), dg(x.g, shift), da1(x.a1, 0), da2(x.a2, 0);
+    device_buffer<uint8_t> dc1(x.c1), dc2(x.c2);
+    device_buffer<float> device_maps(maps);
+    device_buffer<nib_clip> device_clip(std::vector<nib_clip>(1, clip));
+    for (int64_t step = 3; step <= 4; step++) {
+        nib_adamw options = {1e-3, beta1, beta2, 1e-8, 0.01, step};
+        check_ok(b.cpu->adamw_8bit(b.cpu, options, &clip, n, x.p.data(), x.g.data(),
+                                   {x.c1.data(), x.c2.data(), x.a1.data(), x.a2.data(), maps.data()}));
+        check_ok(b.cuda->adamw_8bit(b.cuda, options, device_clip.data(), n, dp.data(), dg.data(),
+                                    {dc1.data(), dc2.data(), da1.data(), da2.data(), device_maps.data()}));
+        assert_true(dp.download() == x.p && dc1.download() == x.c1 && dc2.download() == x.c2);
+        assert_true(da1.download() == x.a1 && da2.download() == x.a2);
+    }
+}
+
 static void adamw_with_8_bits_is_exact(void **)
 {
     backends b;
-    std::vector<float> maps(nib_nf4_dynamic_map, nib_nf4_dynamic_map + 256);
-    maps.insert(maps.end(), nib_dynamic_map_unsigned, nib_dynamic_map_unsigned + 256);
-    for (int64_t n :
-         {int64_t{1}, int64_t{7}, int64_t{256}, int64_t{1023}, int64_t{20001}, int64_t{4096 * 2048 / 8 + 5}})
+    for (int64_t n : {1, 7, 256, 1023, 20001, 4096 * 2048 / 8 + 5})
+        for (int64_t shift : {0, 3}) check_8bit_steps(b, moments_case(n), 0.9, 0.999, shift);
+}
+
+/* Moments that are the gradient alone, and the largest of the block 1: every number half way between two codes, and
+ * the codes' own numbers; then a block without gradient or moments. */
+static void eight_bits_are_the_nearest_also_at_ties(void **)
+{
+    backends b;
+    moments_case x(4 * NIB_MOMENT_BLOCK);
+    for (size_t i = 0; i < x.g.size(); i++) {
+        const float *map = nib_nf4_dynamic_map;
+        const size_t c = i % NIB_MOMENT_BLOCK;
+        x.g[i] = c == 255 ? 1.0f : i < NIB_MOMENT_BLOCK ? (map[c] + map[c + 1]) / 2 : map[c];
+        if (i >= 2 * NIB_MOMENT_BLOCK) x.g[i] = c == 255 ? 1.0f : std::sqrt(nib_dynamic_map_unsigned[c]);
+        if (i >= 3 * NIB_MOMENT_BLOCK) x.g[i] = 0.0f;
+        x.g[i] *= 2.0f; /* the clip halves it */
+    }
+    x.a1[3] = x.a2[3] = 0.0f;
+    check_8bit_steps(b, x, 0.0, 0.0, 0);
+}
+
+/* Codes and gradients far below what lanes without a value would have from code 0, which is the map's largest
+ * magnitude. */
+static void what_lies_behind_the_last_value_is_not_its_blocks_largest(void **)
+{
+    backends b;
+    for (int64_t n : {1, 7, 8, 249, 263})
         for (int64_t shift : {0, 3}) {
-            const size_t blocks = (size_t)(n + NIB_MOMENT_BLOCK - 1) / NIB_MOMENT_BLOCK;
-            std::vector<float> p = random_floats(1, n), g = spread_floats(2, n), a1(blocks), a2(blocks);
-            std::vector<uint8_t> c1((size_t)n), c2((size_t)n);
-            for (size_t i = 0; i < c1.size(); i++) {
-                c1[i] = (uint8_t)(i * 37);
-                c2[i] = (uint8_t)(i * 101 + 7);
+            moments_case x(n);
+            for (size_t i = 0; i < x.g.size(); i++) {
+                x.g[i] = 1e-3f * uniform_value(4, i);
+                x.c1[i] = (uint8_t)(120 + i % 16);
             }
-            for (size_t i = 0; i < blocks; i++) {
-                a1[i] = 0.5f + (float)(i % 7);
-                a2[i] = i % 3 == 0 ? 0.0f : 1e-3f * (float)i;
-            }
-            const nib_clip clip = {2.0, 0.5f};
-            shifted dp(p, 0), dg(g, shift), da1(a1, 0), da2(a2, 0);
-            device_buffer<uint8_t> dc1(c1), dc2(c2);
-            device_buffer<float> device_maps(maps);
-            device_buffer<nib_clip> device_clip(std::vector<nib_clip>(1, clip));
-            for (int64_t step = 3; step <= 4; step++) {
-                nib_adamw options = {1e-3, 0.9, 0.999, 1e-8, 0.01, step};
-                check_ok(b.cpu->adamw_8bit(b.cpu, options, &clip, n, p.data(), g.data(),
-                                           {c1.data(), c2.data(), a1.data(), a2.data(), maps.data()}));
-                check_ok(b.cuda->adamw_8bit(b.cuda, options, device_clip.data(), n, dp.data(), dg.data(),
-                                            {dc1.data(), dc2.data(), da1.data(), da2.data(), device_maps.data()}));
-                assert_true(dp.download() == p && dc1.download() == c1 && dc2.download() == c2);
-                assert_true(da1.download() == a1 && da2.download() == a2);
-            }
+            check_8bit_steps(b, x, 0.9, 0.999, shift);
         }
 }
+
+#ifdef NIB_CUDA_EMULATED
+/* Parameters, gradient and codes are read as whole vectors, which are counted, where all of a lane's are there. */
+static void eight_bits_move_as_vectors(void **)
+{
+    backends b;
+    const int64_t n = 2 * NIB_MOMENT_BLOCK;
+    check_cuda(cudaDeviceSynchronize());
+    nib_emulator::reset_counters();
+    check_8bit_steps(b, moments_case(n), 0.9, 0.999, 0);
+    assert_int_equal(nib_emulator::counters().global_read, 2 * n * (4 + 4 + 1 + 1));
+    assert_int_equal(nib_emulator::counters().global_written, 2 * n * (4 + 1 + 1));
+}
+#endif
 
 /* The norm is a double's sum in another order than the CPU's. A gradient that is no number changes nothing. */
 static void the_global_norm_is_the_cpu_backends(void **)
@@ -210,6 +270,11 @@ int main()
         cmocka_unit_test_setup(sums_of_gradient_slots_are_exact, reset_emulator),
         cmocka_unit_test_setup(adamw_is_exact, reset_emulator),
         cmocka_unit_test_setup(adamw_with_8_bits_is_exact, reset_emulator),
+        cmocka_unit_test_setup(eight_bits_are_the_nearest_also_at_ties, reset_emulator),
+        cmocka_unit_test_setup(what_lies_behind_the_last_value_is_not_its_blocks_largest, reset_emulator),
+#ifdef NIB_CUDA_EMULATED
+        cmocka_unit_test_setup(eight_bits_move_as_vectors, reset_emulator),
+#endif
         cmocka_unit_test_setup(the_global_norm_is_the_cpu_backends, reset_emulator),
     };
     return cmocka_run_group_tests(tests, nullptr, nullptr);

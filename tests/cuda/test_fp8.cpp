@@ -29,17 +29,23 @@ template <class T> std::vector<T> download(nib_ops *ops, const T *from, int64_t 
     return values;
 }
 
+/* Of a row; NaN if it holds what is not finite. */
+float row_scale(const float *row, int64_t K)
+{
+    float largest = 0;
+    for (int64_t k = 0; k < K; k++) {
+        const float size = std::fabs(row[k]);
+        largest = std::isfinite(largest) && !(size <= largest) ? size : largest;
+    }
+    return std::isfinite(largest) ? e4m3_scale(largest) : NAN;
+}
+
 /* x as the format holds it, row by row; NaN in a row that holds what is not finite. */
 std::vector<float> rounded_rows(const std::vector<float> &x, int64_t T, int64_t K)
 {
     std::vector<float> rounded(x.size());
     for (int64_t t = 0; t < T; t++) {
-        float largest = 0;
-        for (int64_t k = 0; k < K; k++) {
-            const float size = std::fabs(x[(size_t)(t * K + k)]);
-            largest = std::isfinite(largest) && !(size <= largest) ? size : largest;
-        }
-        const float scale = std::isfinite(largest) ? e4m3_scale(largest) : NAN;
+        const float scale = row_scale(x.data() + t * K, K);
         for (int64_t k = 0; k < K; k++)
             rounded[(size_t)(t * K + k)] =
                 std::isnan(scale) ? NAN : scale * e4m3_number(nearest_e4m3(x[(size_t)(t * K + k)] / scale));
@@ -57,13 +63,16 @@ void check_quantized(nib_ops *ops, const std::vector<float> &x, int64_t T, int64
     check_ok(nib_cuda_quantize_e4m3(ops, device_x.matrix(), &out));
     const std::vector<uint8_t> data = download(ops, out.data, T * out.stride);
     const std::vector<float> scale = download(ops, out.scale, T);
-    for (int64_t t = 0; t < T; t++)
+    for (int64_t t = 0; t < T; t++) {
+        assert_true(same(scale[(size_t)t], row_scale(x.data() + t * K, K)));
         for (int64_t k = 0; k < K; k++) {
-            const float found = scale[(size_t)t] * e4m3_number(data[(size_t)(t * out.stride + k)]);
+            const float number = e4m3_number(data[(size_t)(t * out.stride + k)]), found = scale[(size_t)t] * number;
+            assert_int_equal(std::isnan(number), std::isnan(scale[(size_t)t]));
             if (!same(found, expected[(size_t)(t * K + k)]))
                 fail_msg("row %d, column %d: %.9g becomes %.9g, expected %.9g", (int)t, (int)k, x[(size_t)(t * K + k)],
                          found, expected[(size_t)(t * K + k)]);
         }
+    }
     nib_arena_reset(ops->scratch, 0);
 }
 
@@ -299,6 +308,27 @@ void linears_multiply_rounded_operands(void **)
     }
 }
 
+/* A whole group of absmax, restored to fp32 by hand: another bound of the weights, another scale, the same product. */
+void weights_quantised_once_give_the_same_product(void **)
+{
+    const backends on;
+    const int64_t T = 2, K = 64, N = 256;
+    linear_case linear(K, {{N, 0, false}}, 77);
+    const nib_nf4 &twice = linear.cpu.part[0].nf4;
+    std::vector<float> absmax;
+    for (int64_t i = 0; i < N * K / 64; i++) {
+        const float code = twice.nested_map[twice.absmax_codes[i]] * twice.nested_absmax[i / 256];
+        absmax.push_back(code + twice.nested_offset);
+    }
+    const device_buffer<float> device_absmax(absmax);
+    const strided_matrix x(random_bf16(1, T * K), T, K, 8), y(T, N, 8), again(T, N, 8);
+    check_ok(nib_cuda_linear_fp8_forward(on.cuda, &linear.device, x.matrix(), y.matrix()));
+    nib_linear once = linear.device;
+    once.part[0].nf4 = {once.part[0].nf4.codes, device_absmax.data(), nullptr, nullptr, nullptr, 0.0f};
+    check_ok(nib_cuda_linear_fp8_forward(on.cuda, &once, x.matrix(), again.matrix()));
+    assert_true(y.download() == again.download());
+}
+
 } // namespace
 
 int main()
@@ -312,6 +342,7 @@ int main()
         cmocka_unit_test_setup(an_older_card_is_refused, reset_emulator),
 #endif
         cmocka_unit_test_setup(linears_multiply_rounded_operands, reset_emulator),
+        cmocka_unit_test_setup(weights_quantised_once_give_the_same_product, reset_emulator),
     };
     return cmocka_run_group_tests(tests, nullptr, nullptr);
 }

@@ -153,6 +153,30 @@ static void targets_outside_are_no_numbers(void **)
     ops->close(ops);
 }
 
+/* The same where one of a target's row, its label and a selected row is not there: the gradients that it is part of are
+ * no numbers, and nothing beside x and the head is read. */
+static void selected_rows_of_what_is_not_there_are_no_numbers(void **)
+{
+    backends b;
+    const int32_t T = 3, V = 16;
+    for (int64_t C : {8, 9})
+        for (int what = 0; what < 6; what++) {
+            const int32_t outside = what % 2 == 0 ? -1 : what / 2 == 0 ? T : V;
+            const int32_t at = what / 2 == 0 ? outside : T - 1, label = what / 2 == 1 ? outside : V - 1,
+                          selected = what / 2 == 2 ? outside : 0;
+            strided_matrix x(random_bf16(1, T * C), T, C, 0), head(random_bf16(2, V * C), V, C, 0);
+            device_buffer<int32_t> row(std::vector<int32_t>{0, at}), labels(std::vector<int32_t>{2, label});
+            device_buffer<int32_t> rows(std::vector<int32_t>{V - 1, selected});
+            device_buffer<float> weight(std::vector<float>(2, 1.0f)), nll(std::vector<float>(2, 2.5f));
+            device_buffer<float> drows(std::vector<float>((size_t)(2 * C), 0.0f));
+            check_ok(b.cuda->head_rows_backward(b.cuda, x.matrix(), head.matrix(),
+                                                {2, row.data(), labels.data(), weight.data()}, 1.0f, nll.data(), 2,
+                                                rows.data(), drows.data()));
+            const std::vector<float> found = drows.download();
+            for (int64_t i = 0; i < 2 * C; i++) assert_int_equal(std::isnan(found[(size_t)i]), what / 2 < 2 || i >= C);
+        }
+}
+
 static void logits_are_the_cpu_backends(void **)
 {
     nib_ops *ops, *cpu;
@@ -210,6 +234,7 @@ int main()
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup(losses_and_gradients_are_the_cpu_backends, reset_emulator),
         cmocka_unit_test_setup(selected_rows_are_the_cpu_backends, reset_emulator),
+        cmocka_unit_test_setup(selected_rows_of_what_is_not_there_are_no_numbers, reset_emulator),
         cmocka_unit_test_setup(targets_outside_are_no_numbers, reset_emulator),
         cmocka_unit_test_setup(logits_are_the_cpu_backends, reset_emulator),
         cmocka_unit_test_setup(rows_without_targets_get_zeros, reset_emulator),

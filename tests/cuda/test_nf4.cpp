@@ -205,7 +205,7 @@ void offsets_have_the_cpus_bits(void **)
         std::vector<float> absmax((size_t)blocks), nested((size_t)(blocks + 255) / 256);
         std::vector<uint8_t> codes((size_t)blocks);
         for (int64_t i = 0; i < blocks; i++) absmax[(size_t)i] = 1.0f + uniform_value(9, (uint64_t)(blocks + i));
-        if (blocks == 8) absmax = {1.0f, 0x1p-24f, 0x1p-24f, 0, 0, 0, 0, 0}; /* in order: 1; by pairs: more */
+        if (blocks == 8) absmax = {1.0f, 0, 0x1p-24f, 0x1p-24f, 0, 0, 0, 0}; /* in order: 1; by pairs: more */
         device_buffer<float> on_device(absmax), found_nested(nested.size());
         device_buffer<uint8_t> found((size_t)blocks);
         float offset, found_offset;

@@ -19,11 +19,11 @@ static const nib_sampling samplings[] = {
 
 /* Rows of logits [rows, V], and what both backends choose. */
 static std::vector<int32_t> choose_alike(backends &b, nib_sampling sampling, const std::vector<float> &logits,
-                                         int64_t rows, int64_t V)
+                                         int64_t rows, int64_t V, int64_t first_position = 1)
 {
     std::vector<int64_t> position;
     std::vector<int32_t> id((size_t)rows);
-    for (int64_t i = 0; i < rows; i++) position.push_back(1000 * i + 1);
+    for (int64_t i = 0; i < rows; i++) position.push_back(1000 * i + first_position);
     device_buffer<float> device_logits(logits);
     device_buffer<int32_t> device_id((size_t)rows);
     check_ok(b.cpu->sample(b.cpu, sampling, logits.data(), rows, V, position.data(), id.data()));
@@ -72,6 +72,19 @@ static void greedy_and_one_candidate_take_the_first_of_the_largest(void **)
     }
 }
 
+/* Tokens that weigh 1 beside one of 2^44: at this position the random number is one of the few, 2^-27 of all, that
+ * reach beyond the heavy one, by 39656. What is a bit further below weighs nothing. */
+static void the_least_weight_counts(void **)
+{
+    backends b;
+    const nib_sampling sampling = {1.44269504088896340736, 1.0, 0, 3}; /* weights are powers of 2 */
+    std::vector<float> logits(1 << 17, 0.0f);
+    logits[0] = NIB_SAMPLE_WEIGHT_BITS;
+    assert_int_equal(choose_alike(b, sampling, logits, 1, (int64_t)logits.size(), 28196538)[0], 39657);
+    for (size_t v = 1; v < logits.size(); v++) logits[v] = -0x1p-18f;
+    assert_int_equal(choose_alike(b, sampling, logits, 1, (int64_t)logits.size(), 28196538)[0], 0);
+}
+
 /* Wherever it stands, and in its own row alone. */
 static void a_logit_that_is_no_number_is_told(void **)
 {
@@ -101,6 +114,7 @@ int main()
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup(the_token_is_the_cpu_backends, reset_emulator),
         cmocka_unit_test_setup(greedy_and_one_candidate_take_the_first_of_the_largest, reset_emulator),
+        cmocka_unit_test_setup(the_least_weight_counts, reset_emulator),
         cmocka_unit_test_setup(a_logit_that_is_no_number_is_told, reset_emulator),
         cmocka_unit_test_setup(what_is_too_large_is_refused, reset_emulator),
     };
