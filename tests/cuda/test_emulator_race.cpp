@@ -125,6 +125,32 @@ void an_mbarrier_hands_on_what_its_threads_know(void **)
     check_race(true);
 }
 
+/* Thread 0 writes what its own copy brings, and a neighbour of it: nobody else is near. */
+template <int WAIT> __global__ void overtake_kernel(const float *x, int at)
+{
+    float *shared = dynamic_shared<float>();
+    cp_async_16(shared, x, true);
+    cp_async_commit();
+    if (WAIT) cp_async_wait<0>();
+    shared[at] = 1.0f;
+}
+
+void an_own_copy_is_waited_for(void **)
+{
+    for (int at : {0, 3, 4}) {
+        reset_emulator(nullptr);
+        device_buffer<float> x(std::vector<float>(4, 1.0f));
+        check_ok(nib_cuda_launch(overtake_kernel<1>, 1, 1, 64, nullptr, x.data(), at));
+        check_cuda(cudaDeviceSynchronize());
+        check_ok(nib_cuda_launch(overtake_kernel<0>, 1, 1, 64, nullptr, x.data(), at));
+        if (at < 4)
+            check_kernel_fails("an own cp_async_16 brings");
+        else
+            check_cuda(cudaDeviceSynchronize());
+    }
+    reset_emulator(nullptr);
+}
+
 __global__ void reading_kernel(const float *x, int n, float *out) { *out = x[n]; }
 
 void a_read_beyond_a_buffer_is_found(void **)
@@ -145,6 +171,7 @@ int main()
         cmocka_unit_test_setup(bytes_are_told_apart, reset_emulator),
         cmocka_unit_test_setup(a_write_after_a_read_is_a_race, reset_emulator),
         cmocka_unit_test_setup(an_mbarrier_hands_on_what_its_threads_know, reset_emulator),
+        cmocka_unit_test_setup(an_own_copy_is_waited_for, reset_emulator),
         cmocka_unit_test_setup(a_read_beyond_a_buffer_is_found, reset_emulator),
     };
     return cmocka_run_group_tests(tests, nullptr, nullptr);

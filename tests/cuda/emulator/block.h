@@ -154,6 +154,8 @@ class Block
     /* The running thread's access: a plain one, anywhere; to shared memory, which must not race. */
     void watch(const void *address, size_t bytes, Access kind);
     void share(size_t byte, size_t bytes, Access kind);
+    /* Whether the running thread's own copies to some of these bytes have not landed. */
+    bool on_its_way(const void *address, size_t bytes);
     /* Lets others run and comes back. */
     void yield();
     /* Blocks until wake() names this thread. */

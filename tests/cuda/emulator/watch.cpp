@@ -1,9 +1,12 @@
 /* Plain loads and stores of the kernels, which no function of ours makes: their sources are compiled with g++'s
  * -fsanitize=thread, which calls these functions before every access; none of that sanitizer's own code is linked.
- * An access to memory of the device has to lie in a buffer, one to shared memory must not race. */
+ * An access to memory of the device has to lie in a buffer; one to shared memory must not race, and not meet the
+ * thread's own asynchronous copies before they have landed, whose place among its accesses nothing says. */
 #include "block.h"
 
 #include "memory.h"
+
+#include <algorithm>
 
 namespace nib_emulator
 {
@@ -15,12 +18,31 @@ void Block::watch(const void *address, size_t bytes, Access kind)
         if (byte + bytes > launch_->shared_bytes)
             fail(lane().passed, "behind this line: %zu bytes at byte %zu of shared memory, %zu bytes were asked for",
                  bytes, byte, launch_->shared_bytes);
+        if (on_its_way(address, bytes))
+            fail(lane().passed,
+                 "behind this line: %zu bytes at byte %zu of shared memory, which an own cp_async_16 brings that this "
+                 "thread has not waited for",
+                 bytes, byte);
         share(byte, bytes, kind);
         if (kind != Access::read) hopper_.wrote(running_, byte, bytes);
     } else if (is_device_space(address)) {
         check_global(kind == Access::read ? "a read behind this line" : "a write behind this line", lane().passed,
                      address, bytes);
     }
+}
+
+bool Block::on_its_way(const void *address, size_t bytes)
+{
+    const uint8_t *begin = static_cast<const uint8_t *>(address);
+    const auto meets = [&](const AsyncCopy &copy) {
+        const uint8_t *to = static_cast<const uint8_t *>(copy.shared);
+        return begin < to + sizeof copy.bytes && to < begin + bytes;
+    };
+    const Lane &own = lane();
+    return std::any_of(own.open.begin(), own.open.end(), meets) ||
+           std::any_of(own.committed.begin(), own.committed.end(), [&](const std::vector<AsyncCopy> &group) {
+               return std::any_of(group.begin(), group.end(), meets);
+           });
 }
 
 void Block::share(size_t byte, size_t bytes, Access kind)
