@@ -73,12 +73,13 @@ nib_ops *create_backend()
 
 /* bf16 rounds by 2^-9 at most. Plain: out on its way out; gradients also through the rounded out. Tiled: out and the
  * gradients also by rounded probabilities and dS. */
-void check_all(forward_function forward, backward_function backward, double rounding, uint32_t mask)
+void check_all(forward_function forward, backward_function backward, double rounding, uint32_t mask, int64_t longest)
 {
     nib_ops *ops = create_backend();
     ops->use_plain(ops, mask);
     uint64_t seed = 100;
     for (const problem &each : cases) {
+        if (each.T > longest) continue;
         attention_case c(each.shape, each.T, each.length, each.depth, seed += 100);
         results r = run(ops, c, forward, backward);
         check_close("out", r.out, c.out, rounding);
@@ -90,14 +91,16 @@ void check_all(forward_function forward, backward_function backward, double roun
     ops->close(ops);
 }
 
+/* Takes 32 keys at a time: the cases of many tiles would show nothing else, and last a minute. */
 void plain_meets_the_cpu(void **)
 {
-    check_all(nib_cuda_attention_forward_plain, nib_cuda_attention_backward_plain, 1.0 / 512, 0);
+    check_all(nib_cuda_attention_forward_plain, nib_cuda_attention_backward_plain, 1.0 / 512, 0, 300);
 }
 
 void tiled_meets_the_cpu(void **)
 {
-    for (uint32_t mask : masks) check_all(nib_cuda_attention_forward, nib_cuda_attention_backward, 2.0 / 512, mask);
+    for (uint32_t mask : masks)
+        check_all(nib_cuda_attention_forward, nib_cuda_attention_backward, 2.0 / 512, mask, INT64_MAX);
 }
 
 /* The definition, in double arithmetic: sum of dout times out. */

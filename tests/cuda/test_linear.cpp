@@ -131,6 +131,36 @@ static void dropout_has_the_cpu_backends_masks(void **)
     for (int64_t T : {1, 9, 65, 129}) check_case(on, JOINED, THREE, T, {0.25f, 0x1234567});
 }
 
+/* p is the very number that the first element of the first mask is compared with. */
+static void a_number_that_is_p_is_not_dropped(void **)
+{
+    const both_backends on;
+    for (uint64_t seed : {2, 9, 10}) {
+        uint32_t word[4];
+        nib_philox(nib_random_key(seed, 0), 0, 0, word);
+        for (int64_t T : {1, 65}) check_case(on, JOINED, THREE, T, {nib_uniform(word[0]), seed});
+    }
+}
+
+#ifdef NIB_CUDA_EMULATED
+/* dA and dB ask for each tile of 32 tokens once: 128 columns and 16 ranks, 16 bytes a copy. */
+static void the_copies_are_those_of_the_tiles(void **)
+{
+    const both_backends on;
+    for (int64_t T : {65, 64}) {
+        const linear_case linear(128, {{48, 4, false}}, 77);
+        const strided_matrix x(random_bf16(1, T * 128), T, 128, 8), u(random_bf16(2, T * 4), T, 4, 8);
+        const strided_matrix dy(random_bf16(3, T * 48), T, 48, 8), dx(T, 128, 8);
+        check_cuda(cudaDeviceSynchronize());
+        nib_emulator::reset_counters();
+        check_ok(on.ops->linear_backward(on.ops, &linear.device, x.matrix(), {}, u.matrix(), dy.matrix(), false,
+                                         dx.matrix()));
+        check_cuda(cudaDeviceSynchronize());
+        assert_int_equal(nib_emulator::counters().async_copies, 2 * ((T + 31) / 32) * 32 * (128 + 16) * 2 / 16);
+    }
+}
+#endif
+
 /* Ranks below, at and above what a tile holds; a linear without adapters; rows that are no whole vectors. */
 static void any_rank_and_width_is_taken(void **)
 {
@@ -232,6 +262,10 @@ int main()
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup(forward_and_backward_are_the_cpu_backends, reset_emulator),
         cmocka_unit_test_setup(dropout_has_the_cpu_backends_masks, reset_emulator),
+        cmocka_unit_test_setup(a_number_that_is_p_is_not_dropped, reset_emulator),
+#ifdef NIB_CUDA_EMULATED
+        cmocka_unit_test_setup(the_copies_are_those_of_the_tiles, reset_emulator),
+#endif
         cmocka_unit_test_setup(any_rank_and_width_is_taken, reset_emulator),
         cmocka_unit_test_setup(room_beside_x_and_dy_is_used, reset_emulator),
         cmocka_unit_test_setup(weights_decoded_in_registers_agree_too, reset_emulator),

@@ -207,18 +207,24 @@ static void rows_without_targets_get_zeros(void **)
 }
 
 /* Rows that descend, that alternate more often than x has rows, that begin and end outside of x: every loss is NaN,
- * none is left as it was, and no row of dx either. */
+ * none is left as it was, and no row of dx either. The first has as many rows as fill the scratch of a new backend to
+ * its last byte, so that a write behind them is found. */
 static void a_list_that_is_none_has_no_losses(void **)
 {
-    const std::vector<std::vector<int32_t>> lists = {
-        {3, 1}, {0, 1, 0, 1, 0, 1, 0, 1}, {-1, 0, 1, 2, 3, 4}, {0, 2, 2, 1}};
-    const int64_t T = 4, C = 16, V = 20;
+    std::vector<int32_t> alternating;
+    for (int i = 0; i < 35; i++) alternating.insert(alternating.end(), {0, 1});
+    const struct {
+        int64_t T;
+        std::vector<int32_t> rows;
+    } lists[] = {
+        {64, alternating}, {4, {3, 1}}, {4, {0, 1, 0, 1, 0, 1, 0, 1}}, {4, {-1, 0, 1, 2, 3, 4}}, {4, {0, 2, 2, 1}}};
+    const int64_t C = 16, V = 20;
     nib_ops *ops;
     check_ok(nib_cuda_backend_create(0, &ops));
-    for (const std::vector<int32_t> &list : lists) {
-        const int64_t N = (int64_t)list.size();
+    for (const auto &list : lists) {
+        const int64_t T = list.T, N = (int64_t)list.rows.size();
         strided_matrix x(random_bf16(1, T * C), T, C, 8), head(random_bf16(2, V * C), V, C, 0), dx(T, C, 8);
-        device_buffer<int32_t> row(list), label(std::vector<int32_t>((size_t)N, 3));
+        device_buffer<int32_t> row(list.rows), label(std::vector<int32_t>((size_t)N, 3));
         device_buffer<float> weight(std::vector<float>((size_t)N, 1.0f)), nll(std::vector<float>((size_t)N, 7.0f));
         check_ok(ops->linear_cross_entropy(ops, x.matrix(), head.matrix(), 0,
                                            {N, row.data(), label.data(), weight.data()}, 1, nll.data(), dx.matrix(),

@@ -58,6 +58,32 @@ void the_plain_product(void **)
     check_product(with, nib_cuda_nf4_small_matmul, 12, 192, {{24, 4, true}, {7, 1, false}}); /* odd parts fall back */
 }
 
+#ifdef NIB_CUDA_EMULATED
+/* A matvec reads codes once, rows of x once for 16 outputs, and an absmax once for each half of its block, for one
+ * product of 16 outputs and 16 columns each. A product of more rows asks for a step's tiles once: x [16][128] and codes
+ * [128][128], 16 bytes a copy. */
+void the_bytes_are_those_of_the_tiles(void **)
+{
+    backends with;
+    const int64_t K = 4096, N = 48, steps = K / 128;
+    for (int64_t M : {3, 8, 9}) {
+        const linear_case linear(K, one, 7);
+        strided_matrix x(random_bf16(1, M * K), M, K, 8), y(M, N, 8);
+        check_cuda(cudaDeviceSynchronize());
+        nib_emulator::reset_counters();
+        check_ok(nib_cuda_nf4_small_matmul(with.cuda, &linear.device, x.matrix(), {}, y.matrix()));
+        check_cuda(cudaDeviceSynchronize());
+        const nib_emulator::Counters counters = nib_emulator::counters();
+        const int64_t absmax = N * K / 64 * (1 + 4 + 4);
+        if (M <= NIB_CUDA_MATVEC_ROWS) {
+            assert_int_equal(counters.global_read, N * K / 2 + N / 16 * M * K * 2 + 2 * absmax);
+            assert_int_equal(counters.matrix_products, N / 16 * K / 16);
+        } else
+            assert_int_equal(counters.async_copies, steps * (16 * 128 * 2 + 128 * 128 / 2) / 16);
+    }
+}
+#endif
+
 void what_is_not_supported_is_refused(void **)
 {
     backends with;
@@ -82,6 +108,9 @@ int main()
         cmocka_unit_test_setup(rows_of_a_matvec, reset_emulator),
         cmocka_unit_test_setup(rows_of_a_small_product, reset_emulator),
         cmocka_unit_test_setup(the_plain_product, reset_emulator),
+#ifdef NIB_CUDA_EMULATED
+        cmocka_unit_test_setup(the_bytes_are_those_of_the_tiles, reset_emulator),
+#endif
         cmocka_unit_test_setup(what_is_not_supported_is_refused, reset_emulator),
     };
     return cmocka_run_group_tests(tests, nullptr, nullptr);
