@@ -213,6 +213,51 @@ void hidden_tiles_are_not_loaded(void **)
     ops->close(ops);
 }
 
+/* Whether one of `queries` queries from `query` on sees one of `keys` keys from `key` on, in one document. */
+bool sees(int64_t query, int64_t queries, int64_t key, int64_t keys, int64_t window)
+{
+    bool any = false;
+    for (int64_t q = query; q < query + queries; q++)
+        for (int64_t k = key; k < key + keys; k++) any = any || (k <= q && (window == 0 || q - k < window));
+    return any;
+}
+
+/* Of the kernels for every device, at heads of 128: a block copies the tiles of 32 that one of its rows sees, keys and
+ * values, or queries, gradients and the sums beside them; a warp multiplies those that do not lie wholly above its
+ * diagonal. Windows that end where a tile begins. */
+void tiles_that_nobody_sees_cost_nothing(void **)
+{
+    const int64_t T = 256, HD = 128, TILE = 32, TILE_COPIES = 2 * TILE * HD / 8, PRODUCTS = 2 * TILE / 8 * HD / 16;
+    nib_ops *ops = create_backend();
+    ops->use_plain(ops, masks[1]);
+    for (int64_t window : {0, 33, 65}) {
+        attention_case c(shape_of(1, 1, HD, window), T, T, 1, 3);
+        uint64_t copies = 0, products = 0;
+        for (int64_t tile = 0; tile < T; tile += TILE) {
+            for (int64_t query = 0; query < T; query += 128) /* forward; 32 queries a warp, as two rows of products */
+                if (sees(query, 128, tile, TILE, window)) {
+                    copies += TILE_COPIES;
+                    for (int64_t own = query; own < query + 128; own += 32)
+                        products += tile < own + 32 ? 2 * PRODUCTS : 0;
+                }
+            for (int64_t own = 0; own < T; own += 64) { /* backward; 16 rows a warp, the 64 of a block */
+                const bool seen_by = sees(own, 64, tile, TILE, window), sees_it = sees(tile, TILE, own, 64, window);
+                copies += (seen_by ? TILE_COPIES : 0) + (sees_it ? TILE_COPIES + TILE : 0);
+                for (int64_t row = own; row < own + 64; row += 16) {
+                    products += seen_by && tile < row + 16 ? PRODUCTS + PRODUCTS / 2 : 0; /* dQ */
+                    products += sees_it && row < tile + TILE ? 2 * PRODUCTS : 0;          /* dK and dV */
+                }
+            }
+        }
+        copies += (T + 2 * 2 * T) * HD / 8; /* each block's own rows: queries; and two matrices of the other kernels */
+        nib_emulator::reset_counters();
+        run(ops, c, nib_cuda_attention_forward, nib_cuda_attention_backward);
+        assert_int_equal(nib_emulator::counters().async_copies, copies);
+        assert_int_equal(nib_emulator::counters().matrix_products, products);
+    }
+    ops->close(ops);
+}
+
 /* Hopper's forward kernel: of tiles before the first and behind the last that a group of 64 queries sees it starts no
  * product, whatever the other group of the block sees. One head; a tile is 128 keys, of heads of 256 only 64. */
 void hopper_multiplies_what_a_group_sees(void **)
@@ -330,6 +375,7 @@ int main()
         cmocka_unit_test_setup(order_changes_no_bit, reset_emulator),
 #ifdef NIB_CUDA_EMULATED
         cmocka_unit_test_setup(hidden_tiles_are_not_loaded, reset_emulator),
+        cmocka_unit_test_setup(tiles_that_nobody_sees_cost_nothing, reset_emulator),
         cmocka_unit_test_setup(hopper_multiplies_what_a_group_sees, reset_emulator),
         cmocka_unit_test_setup(other_cards_get_the_others, reset_emulator),
 #endif
