@@ -14,10 +14,11 @@ constexpr int THREADS = 256;
 
 template <int N>
 __global__ void __launch_bounds__(THREADS)
-    adamw_kernel(adamw_factors f, const nib_clip *clip, int64_t n, float *parameter, const float *gradient,
-                 float *first_moment, float *second_moment)
+    adamw_kernel(const nib_adamw_factors *factors, const nib_clip *clip, int64_t n, float *parameter,
+                 const float *gradient, float *first_moment, float *second_moment)
 {
     if (!isfinite(clip->norm)) return;
+    const nib_adamw_factors f = *factors;
     const float scale = clip->scale;
     for_each_vector<N>(n, [&](auto width, int64_t at) {
         float p[width.N], g[width.N], m[width.N], v[width.N];
@@ -33,13 +34,13 @@ __global__ void __launch_bounds__(THREADS)
     });
 }
 
-nib_status nib_cuda_adamw(nib_ops *ops, nib_adamw o, const nib_clip *clip, int64_t n, float *parameter,
-                          const float *gradient, float *first_moment, float *second_moment)
+nib_status nib_cuda_adamw(nib_ops *ops, const nib_adamw_factors *factors, const nib_clip *clip, int64_t n,
+                          float *parameter, const float *gradient, float *first_moment, float *second_moment)
 {
     if (n == 0) return NIB_OK;
     const bool vectors = whole_vectors(parameter) && whole_vectors(gradient) && whole_vectors(first_moment) &&
                          whole_vectors(second_moment);
     return nib_cuda_launch(vectors ? adamw_kernel<4> : adamw_kernel<1>, vector_grid(n, vectors ? 4 : 1, THREADS),
-                           dim3(THREADS), 0, nib_cuda_stream(ops), adamw_factors_of(o), clip, n, parameter, gradient,
-                           first_moment, second_moment);
+                           dim3(THREADS), 0, nib_cuda_stream(ops), factors, clip, n, parameter, gradient, first_moment,
+                           second_moment);
 }

@@ -80,13 +80,14 @@ __device__ __forceinline__ void quantise(const float (&x)[EACH], int count, cons
 
 template <bool VECTORS>
 __global__ void __launch_bounds__(THREADS)
-    adamw_8bit_kernel(adamw_factors f, const nib_clip *clip, int64_t n, float *parameter, const float *gradient,
-                      nib_moments_8bit moments)
+    adamw_8bit_kernel(const nib_adamw_factors *factors, const nib_clip *clip, int64_t n, float *parameter,
+                      const float *gradient, nib_moments_8bit moments)
 {
     float *maps = dynamic_shared<float>();
     for (int i = threadIdx.x; i < 512; i += THREADS) maps[i] = moments.maps[i];
     __syncthreads();
     if (!isfinite(clip->norm)) return;
+    const nib_adamw_factors f = *factors;
     const float scale = clip->scale;
     const int64_t blocks = (n + NIB_MOMENT_BLOCK - 1) / NIB_MOMENT_BLOCK, warps = (int64_t)gridDim.x * (THREADS / 32);
     for (int64_t b = (int64_t)blockIdx.x * (THREADS / 32) + threadIdx.x / 32; b < blocks; b += warps) {
@@ -106,13 +107,13 @@ __global__ void __launch_bounds__(THREADS)
     }
 }
 
-nib_status nib_cuda_adamw_8bit(nib_ops *ops, nib_adamw options, const nib_clip *clip, int64_t n, float *parameter,
-                               const float *gradient, nib_moments_8bit moments)
+nib_status nib_cuda_adamw_8bit(nib_ops *ops, const nib_adamw_factors *factors, const nib_clip *clip, int64_t n,
+                               float *parameter, const float *gradient, nib_moments_8bit moments)
 {
     if (n == 0) return NIB_OK;
     const bool vectors = whole_vectors(parameter) && whole_vectors(gradient) && whole_vectors(moments.first) &&
                          whole_vectors(moments.second);
     return nib_cuda_launch(vectors ? adamw_8bit_kernel<true> : adamw_8bit_kernel<false>, vector_grid(n, EACH, THREADS),
-                           dim3(THREADS), 512 * sizeof(float), nib_cuda_stream(ops), adamw_factors_of(options), clip, n,
-                           parameter, gradient, moments);
+                           dim3(THREADS), 512 * sizeof(float), nib_cuda_stream(ops), factors, clip, n, parameter,
+                           gradient, moments);
 }

@@ -1,7 +1,10 @@
-/* Copies between pageable host memory and the device by way of pinned buffers.
+/* Copies between pageable host memory and the device by way of pinned memory.
  *
  * A copy from pageable memory would make the host wait for everything that the stream holds. Here the host copies a
- * piece into one of a ring of pinned buffers and goes on; it waits only for a buffer that is still being read.
+ * piece into a ring of pinned bytes and goes on; it waits only where the ring has come round to a piece that is still
+ * being copied. So a step waits for none as long as its micro-batches and losses are less than the ring: at 12 bytes a
+ * token and 16 a target some hundred thousand tokens; beyond that the host is so far ahead that the device has enough
+ * to do.
  */
 #ifndef NIB_CUDA_STAGING_H
 #define NIB_CUDA_STAGING_H
@@ -10,20 +13,22 @@
 
 #include <cuda_runtime.h>
 
-#define NIB_CUDA_STAGING_BUFFERS 8
-#define NIB_CUDA_STAGING_BYTES   ((size_t)1 << 20) /* of a buffer */
+#define NIB_CUDA_STAGING_BYTES  ((size_t)8 << 20) /* of the ring */
+#define NIB_CUDA_STAGING_PIECE  ((size_t)1 << 20) /* of a piece at most */
+#define NIB_CUDA_STAGING_PIECES 256               /* on their way at most */
 
 typedef struct {
-    char *memory;       /* pinned [NIB_CUDA_STAGING_BYTES] */
-    cudaEvent_t copied; /* the last copy out of or into it */
-    void *host;         /* where what was fetched has still to go, or NULL */
-    size_t bytes;
-} nib_cuda_staging_buffer;
+    size_t begin, bytes; /* in the ring */
+    cudaEvent_t copied;  /* recorded behind its copy */
+    void *host;          /* where what is fetched has still to go, or NULL */
+} nib_cuda_staging_piece;
 
 typedef struct {
     cudaStream_t stream;
-    nib_cuda_staging_buffer buffer[NIB_CUDA_STAGING_BUFFERS];
-    int next;
+    char *memory;                                          /* pinned [NIB_CUDA_STAGING_BYTES] */
+    size_t next;                                           /* where the next piece begins, if there is room behind it */
+    nib_cuda_staging_piece piece[NIB_CUDA_STAGING_PIECES]; /* a ring, too: `count` from `first` on are on their way */
+    int first, count;
 } nib_cuda_staging;
 
 /* *staging is to be freed whatever the outcome. */
@@ -34,7 +39,7 @@ void nib_cuda_staging_free(nib_cuda_staging *staging);
 nib_status nib_cuda_staging_upload(nib_cuda_staging *staging, void *to, const void *host, size_t bytes);
 /* host is filled when finish has returned. */
 nib_status nib_cuda_staging_fetch(nib_cuda_staging *staging, void *host, const void *from, size_t bytes);
-/* Waits for what is being fetched. */
+/* Waits for what is on its way. */
 nib_status nib_cuda_staging_finish(nib_cuda_staging *staging);
 
 #endif

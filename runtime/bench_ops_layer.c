@@ -12,6 +12,8 @@ typedef struct {
     nib_matrix x, dx, gate_up, h, q, k, v, out, dq, dk, dv, head, norm, moment[4], table;
     int32_t *position, *end, *token, *label;
     float *lse, *nll, *weight;
+    nib_clip *clip;
+    nib_adamw_factors *factors;
     nib_moments_8bit quantised;
     int32_t range_begin[2];
     nib_cache_range range;
@@ -176,8 +178,7 @@ static nib_status call_sample(nib_ops_bench *b, void *user)
 static nib_status call_adamw(nib_ops_bench *b, void *user)
 {
     operands *o = user;
-    const nib_adamw options = {.learning_rate = 1e-4, .beta1 = 0.9, .beta2 = 0.999, .epsilon = 1e-8, .step = 1};
-    return b->ops->adamw(b->ops, options, (nib_clip *)o->weight, o->parameters, o->moment[0].data, o->moment[1].data,
+    return b->ops->adamw(b->ops, o->factors, o->clip, o->parameters, o->moment[0].data, o->moment[1].data,
                          o->moment[2].data, o->moment[3].data);
 }
 
@@ -258,15 +259,24 @@ static nib_status run_attention_cached(nib_ops_bench *b)
                      2.0 * activation_bytes(b, b->shape.NKV * b->shape.HD));
 }
 
+/* A first step that clips nothing. */
+static nib_status upload_step(nib_ops_bench *b, operands *o)
+{
+    const nib_clip clip = {1.0, 1.0f};
+    const nib_adamw_factors factors = nib_adamw_factors_of(
+        (nib_adamw){.learning_rate = 1e-4, .beta1 = 0.9, .beta2 = 0.999, .epsilon = 1e-8, .step = 1});
+    NIB_TRY(nib_ops_bench_upload(b, &clip, sizeof clip, &o->clip));
+    return nib_ops_bench_upload(b, &factors, sizeof factors, &o->factors);
+}
+
 static nib_status run_adamw(nib_ops_bench *b)
 {
     operands o = {.parameters = nib_ops_bench_parameters(b->shape)};
-    const nib_clip clip = {1.0, 1.0f};
     char text[64];
     for (int i = 0; i < 4; i++) NIB_TRY(nib_ops_bench_matrix(b, 1, o.parameters, NIB_DTYPE_F32, &o.moment[i]));
     /* a second moment is not negative */
     NIB_TRY(b->ops->zero(b->ops, o.moment[3].data, (size_t)o.parameters * sizeof(float)));
-    NIB_TRY(nib_ops_bench_upload(b, &clip, sizeof clip, &o.weight));
+    NIB_TRY(upload_step(b, &o));
     snprintf(text, sizeof text, "%.1f M parameters, fp32", (double)o.parameters * 1e-6);
     return nib_ops_bench_copy(b, "adamw", text, call_adamw, &o, 7.0 * (double)o.parameters * 4);
 }
@@ -274,14 +284,12 @@ static nib_status run_adamw(nib_ops_bench *b)
 static nib_status call_adamw_8bit(nib_ops_bench *b, void *user)
 {
     operands *o = user;
-    const nib_adamw options = {.learning_rate = 1e-4, .beta1 = 0.9, .beta2 = 0.999, .epsilon = 1e-8, .step = 1};
-    return b->ops->adamw_8bit(b->ops, options, (nib_clip *)o->weight, o->parameters, o->moment[0].data,
-                              o->moment[1].data, o->quantised);
+    return b->ops->adamw_8bit(b->ops, o->factors, o->clip, o->parameters, o->moment[0].data, o->moment[1].data,
+                              o->quantised);
 }
 static nib_status run_adamw_8bit(nib_ops_bench *b)
 {
     operands o = {.parameters = nib_ops_bench_parameters(b->shape)};
-    const nib_clip clip = {1.0, 1.0f};
     const int64_t blocks = (o.parameters + NIB_MOMENT_BLOCK - 1) / NIB_MOMENT_BLOCK;
     float *maps;
     char text[64];
@@ -292,7 +300,7 @@ static nib_status run_adamw_8bit(nib_ops_bench *b)
     NIB_TRY(nib_arena_take(&b->memory, 512, sizeof *maps, &maps));
     NIB_TRY(b->ops->upload(b->ops, maps, nib_nf4_dynamic_map, 256 * sizeof *maps));
     NIB_TRY(b->ops->upload(b->ops, maps + 256, nib_dynamic_map_unsigned, 256 * sizeof *maps));
-    NIB_TRY(nib_ops_bench_upload(b, &clip, sizeof clip, &o.weight));
+    NIB_TRY(upload_step(b, &o));
     o.quantised.maps = maps;
     o.quantised.first_absmax = o.moment[2].data;
     o.quantised.second_absmax = o.moment[3].data;

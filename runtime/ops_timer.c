@@ -70,13 +70,13 @@
       (nib_ops * ops, int count, float *const *array, const int64_t *length, double max_norm, nib_clip *clip),         \
       (count, array, length, max_norm, clip))                                                                          \
     X(adamw,                                                                                                           \
-      (nib_ops * ops, nib_adamw options, const nib_clip *clip, int64_t n, float *parameter, const float *gradient,     \
-       float *first_moment, float *second_moment),                                                                     \
-      (options, clip, n, parameter, gradient, first_moment, second_moment))                                            \
+      (nib_ops * ops, const nib_adamw_factors *factors, const nib_clip *clip, int64_t n, float *parameter,             \
+       const float *gradient, float *first_moment, float *second_moment),                                              \
+      (factors, clip, n, parameter, gradient, first_moment, second_moment))                                            \
     X(adamw_8bit,                                                                                                      \
-      (nib_ops * ops, nib_adamw options, const nib_clip *clip, int64_t n, float *parameter, const float *gradient,     \
-       nib_moments_8bit moments),                                                                                      \
-      (options, clip, n, parameter, gradient, moments))
+      (nib_ops * ops, const nib_adamw_factors *factors, const nib_clip *clip, int64_t n, float *parameter,             \
+       const float *gradient, nib_moments_8bit moments),                                                               \
+      (factors, clip, n, parameter, gradient, moments))
 
 enum {
 #define INDEX(op, parameters, arguments) INDEX_##op,

@@ -18,6 +18,7 @@ typedef struct {
     int32_t *position, *end, *row, *label;
     float *weight;
     nib_clip *clip;
+    nib_adamw_factors *factors;
 } bench;
 
 static nib_status take(bench *b, int64_t rows, int64_t columns, nib_dtype dtype, nib_matrix *matrix)
@@ -74,7 +75,8 @@ static nib_status place(bench *b, bool nf4)
     NIB_TRY(nib_arena_take(&b->arena, T, sizeof(int32_t), &b->end));
     NIB_TRY(nib_arena_take(&b->arena, T, sizeof(int32_t), &b->row));
     NIB_TRY(nib_arena_take(&b->arena, T, sizeof(int32_t), &b->label));
-    return nib_arena_take(&b->arena, 1, sizeof(nib_clip), &b->clip);
+    NIB_TRY(nib_arena_take(&b->arena, 1, sizeof *b->clip, &b->clip));
+    return nib_arena_take(&b->arena, 1, sizeof *b->factors, &b->factors);
 }
 
 static nib_status run_linear(bench *b, const nib_linear *linear)
@@ -123,9 +125,8 @@ static nib_status run_elementwise(bench *b)
 
 static nib_status run_optimizer(bench *b)
 {
-    nib_adamw options = {.learning_rate = 1e-4, .beta1 = 0.9, .beta2 = 0.999, .epsilon = 1e-8, .step = 1};
-    return b->ops->adamw(b->ops, options, b->clip, b->T * b->config->hidden, b->values[0], b->values[1], b->values[2],
-                         b->values[3]);
+    return b->ops->adamw(b->ops, b->factors, b->clip, b->T * b->config->hidden, b->values[0], b->values[1],
+                         b->values[2], b->values[3]);
 }
 
 /* The better of two runs after one that makes code and touches pages. */
@@ -180,6 +181,8 @@ nib_status nib_rates_measure(nib_ops *ops, const nib_model_options *options, con
     void *block = NULL;
     size_t bytes;
     nib_status status;
+    const nib_adamw_factors factors = nib_adamw_factors_of(
+        (nib_adamw){.learning_rate = 1e-4, .beta1 = 0.9, .beta2 = 0.999, .epsilon = 1e-8, .step = 1});
     int64_t most = T < MOST_TOKENS ? T : MOST_TOKENS;
     b.T = clamp(MOST_OPERATIONS / (8.0 * (double)(c->hidden * c->feed_forward)), most < 32 ? most : 32, most);
     b.rank = options->lora.rank > 0 ? options->lora.rank : 1;
@@ -191,6 +194,7 @@ nib_status nib_rates_measure(nib_ops *ops, const nib_model_options *options, con
     NIB_TRY_GOTO(ops->zero(ops, block, bytes), done);
     b.arena = (nib_arena){.name = b.arena.name, .block = block, .capacity = bytes};
     NIB_TRY_GOTO(place(&b, nf4), done);
+    NIB_TRY_GOTO(ops->upload(ops, b.factors, &factors, sizeof factors), done);
     for (int32_t t = 0; t < b.T; t++) {
         int32_t all = (int32_t)b.T;
         NIB_TRY_GOTO(ops->upload(ops, b.position + t, &t, sizeof t), done);

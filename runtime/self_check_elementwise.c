@@ -222,9 +222,10 @@ static nib_status global_norm(nib_check_run *run, const int64_t *size)
 static nib_status adamw(nib_check_run *run, const int64_t *size)
 {
     const int64_t n = size[0];
-    const nib_adamw options = {1e-3, 0.9, 0.999, 1e-8, 0.01, 3};
+    const nib_adamw_factors host_factors = nib_adamw_factors_of((nib_adamw){1e-3, 0.9, 0.999, 1e-8, 0.01, 3});
     const nib_clip host = {2.0, 0.5f};
     float *parameter, *gradient, *first, *second;
+    nib_adamw_factors *factors;
     nib_clip *clip;
     NIB_TRY(nib_check_floats(run, 1, n, &parameter));
     NIB_TRY(nib_check_floats(run, 2, n, &gradient));
@@ -232,7 +233,8 @@ static nib_status adamw(nib_check_run *run, const int64_t *size)
     NIB_TRY(nib_check_floats(run, 0, n, &second));
     NIB_TRY(run->ops->zero(run->ops, second, (size_t)n * sizeof *second)); /* never negative */
     NIB_TRY(nib_check_upload(run, &host, sizeof host, &clip));
-    NIB_TRY(run->ops->adamw(run->ops, options, clip, n, parameter, gradient, first, second));
+    NIB_TRY(nib_check_upload(run, &host_factors, sizeof host_factors, &factors));
+    NIB_TRY(run->ops->adamw(run->ops, factors, clip, n, parameter, gradient, first, second));
     NIB_TRY(nib_check_keep_floats(run, "parameter", parameter, n, NIB_CHECK_BITS));
     NIB_TRY(nib_check_keep_floats(run, "first moment", first, n, NIB_CHECK_BITS));
     return nib_check_keep_floats(run, "second moment", second, n, NIB_CHECK_BITS);
@@ -267,9 +269,11 @@ static nib_status adamw_8bit(nib_check_run *run, const int64_t *size)
     NIB_TRY(nib_check_upload(run, &host, sizeof host, &clip));
     NIB_TRY(empty_moments(run, n, &moments));
     for (int64_t step = 1; step <= 2; step++) {
-        const nib_adamw options = {1e-3, 0.9, 0.999, 1e-8, 0.01, step};
+        const nib_adamw_factors host_factors = nib_adamw_factors_of((nib_adamw){1e-3, 0.9, 0.999, 1e-8, 0.01, step});
+        nib_adamw_factors *factors;
+        NIB_TRY(nib_check_upload(run, &host_factors, sizeof host_factors, &factors));
         NIB_TRY(nib_check_floats(run, 2 + (uint64_t)step, n, &gradient));
-        NIB_TRY(run->ops->adamw_8bit(run->ops, options, clip, n, parameter, gradient, moments));
+        NIB_TRY(run->ops->adamw_8bit(run->ops, factors, clip, n, parameter, gradient, moments));
     }
     NIB_TRY(nib_check_keep_floats(run, "parameter", parameter, n, NIB_CHECK_BITS));
     NIB_TRY(nib_check_keep_bytes(run, "first moment", moments.first, n));

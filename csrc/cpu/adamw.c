@@ -37,12 +37,12 @@ nib_status nib_cpu_global_norm(nib_ops *ops, int count, float *const *array, con
     return NIB_OK;
 }
 
-nib_status nib_cpu_adamw(nib_ops *ops, nib_adamw options, const nib_clip *clip, int64_t n, float *parameter,
-                         const float *gradient, float *first_moment, float *second_moment)
+nib_status nib_cpu_adamw(nib_ops *ops, const nib_adamw_factors *factors, const nib_clip *clip, int64_t n,
+                         float *parameter, const float *gradient, float *first_moment, float *second_moment)
 {
     (void)ops;
     if (!isfinite(clip->norm)) return NIB_OK;
-    const adamw_factors f = adamw_factors_of(options);
+    const nib_adamw_factors f = *factors;
     const float scale = clip->scale;
 #pragma omp parallel for simd schedule(static)
     for (int64_t i = 0; i < n; i++)

@@ -6,7 +6,7 @@
 
 nib_status nib_cpu_global_norm(nib_ops *ops, int count, float *const *array, const int64_t *length, double max_norm,
                                nib_clip *clip);
-nib_status nib_cpu_adamw(nib_ops *ops, nib_adamw options, const nib_clip *clip, int64_t n, float *parameter,
-                         const float *gradient, float *first_moment, float *second_moment);
+nib_status nib_cpu_adamw(nib_ops *ops, const nib_adamw_factors *factors, const nib_clip *clip, int64_t n,
+                         float *parameter, const float *gradient, float *first_moment, float *second_moment);
 
 #endif

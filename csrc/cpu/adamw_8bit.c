@@ -19,12 +19,12 @@ static void quantise(const float *value, int64_t n, const float *map, uint8_t *c
     *absmax = largest;
 }
 
-nib_status nib_cpu_adamw_8bit(nib_ops *ops, nib_adamw options, const nib_clip *clip, int64_t n, float *parameter,
-                              const float *gradient, nib_moments_8bit moments)
+nib_status nib_cpu_adamw_8bit(nib_ops *ops, const nib_adamw_factors *factors, const nib_clip *clip, int64_t n,
+                              float *parameter, const float *gradient, nib_moments_8bit moments)
 {
     (void)ops;
     if (!isfinite(clip->norm)) return NIB_OK;
-    const adamw_factors f = adamw_factors_of(options);
+    const nib_adamw_factors f = *factors;
     const float scale = clip->scale, *signed_map = moments.maps, *unsigned_map = moments.maps + 256;
 #pragma omp parallel for schedule(static)
     for (int64_t block = 0; block < (n + NIB_MOMENT_BLOCK - 1) / NIB_MOMENT_BLOCK; block++) {

@@ -4,7 +4,7 @@
 
 #include "model/ops.h"
 
-nib_status nib_cpu_adamw_8bit(nib_ops *ops, nib_adamw options, const nib_clip *clip, int64_t n, float *parameter,
-                              const float *gradient, nib_moments_8bit moments);
+nib_status nib_cpu_adamw_8bit(nib_ops *ops, const nib_adamw_factors *factors, const nib_clip *clip, int64_t n,
+                              float *parameter, const float *gradient, nib_moments_8bit moments);
 
 #endif

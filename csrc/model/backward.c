@@ -97,6 +97,7 @@ nib_status nib_model_train_batch(nib_model *model, const nib_micro_batch *batch,
     /* Where the layers of a divided base lie changes from step to step, and they come over other queues. */
     NIB_TRY(model->shards.among != NULL
                 ? make_step(model)
-                : nib_recordings_run(&model->recordings, ops, a->tokens, a->targets, make_step, model));
+                : nib_recordings_run(&model->recordings, ops, (nib_step_shape){.T = a->tokens, .N = a->targets},
+                                     make_step, model));
     return ops->fetch(ops, nll, a->nll, (size_t)batch->N * sizeof(float));
 }

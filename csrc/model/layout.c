@@ -249,7 +249,8 @@ static nib_status take_parameters(nib_model *model)
     NIB_TRY(nib_arena_take(&model->arena[NIB_ARENA_GRADIENTS], elements, sizeof(float), &model->gradients));
     NIB_TRY(nib_arena_take(&model->arena[NIB_ARENA_OPTIMIZER], held, sizeof(float), &model->first_moments));
     NIB_TRY(nib_arena_take(&model->arena[NIB_ARENA_OPTIMIZER], held, sizeof(float), &model->second_moments));
-    return nib_arena_take(&model->arena[NIB_ARENA_OPTIMIZER], 1, sizeof(nib_clip), &model->clip);
+    NIB_TRY(nib_arena_take(&model->arena[NIB_ARENA_OPTIMIZER], 1, sizeof *model->clip, &model->clip));
+    return nib_arena_take(&model->arena[NIB_ARENA_OPTIMIZER], 1, sizeof *model->factors, &model->factors);
 }
 
 static nib_status allocate(nib_model *model, int index)

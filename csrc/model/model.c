@@ -138,6 +138,14 @@ int nib_model_parameters(const nib_model *model, nib_parameter **parameters)
 }
 
 nib_clip *nib_model_clip(nib_model *model) { return model->clip; }
+nib_adamw_factors *nib_model_factors(nib_model *model) { return model->factors; }
+
+nib_status nib_model_update(nib_model *model, double max_norm, nib_status (*update)(void *user), void *user)
+{
+    /* What ranks gather comes over other queues. */
+    if (model->shards.among != NULL || model->options.shard_optimizer != NULL) return update(user);
+    return nib_recordings_run(&model->recordings, model->ops, (nib_step_shape){.max_norm = max_norm}, update, user);
+}
 
 /* The rows of every rank's masters, of whose copies this rank has made its own. */
 static nib_status gather_copy(nib_model *model, const nib_parameter *p)

@@ -67,8 +67,13 @@ void nib_model_close(nib_model *model);
 const nib_model_config *nib_model_get_config(const nib_model *model);
 /* All parameters' gradients are one array, in this order: *parameters is the model's own. */
 int nib_model_parameters(const nib_model *model, nib_parameter **parameters);
-/* Where the global norm of the parameters' gradients is kept: the backend's memory. */
+/* Where the global norm of the parameters' gradients is kept, and what an update of them is made with: the backend's
+ * memory. */
 nib_clip *nib_model_clip(nib_model *model);
+nib_adamw_factors *nib_model_factors(nib_model *model);
+/* Makes an update of the parameters: calls it, or replays what it asked the ops for when it was called for this
+ * max_norm before (recording.h). So it has to ask for the same each time, and never to wait. */
+nib_status nib_model_update(nib_model *model, double max_norm, nib_status (*update)(void *user), void *user);
 /* Copies masters into the activation type, those of all ranks where they divide them; after every optimizer step and
  * after loading. */
 nib_status nib_model_refresh(nib_model *model);

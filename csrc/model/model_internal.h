@@ -109,6 +109,7 @@ struct nib_model {
     float *gradients;                                /* [parameter_elements] */
     float *masters, *first_moments, *second_moments; /* [held_elements] */
     nib_clip *clip;
+    nib_adamw_factors *factors;
 
     nib_activations activations;
     nib_recordings recordings; /* of training's steps */

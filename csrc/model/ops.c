@@ -1,5 +1,7 @@
 #include "model/ops.h"
 
+#include <math.h>
+
 nib_matrix nib_matrix_columns(nib_matrix matrix, int64_t first, int64_t columns)
 {
     if (matrix.data != NULL) matrix.data = nib_matrix_at(matrix, 0, first);
@@ -47,4 +49,16 @@ int64_t nib_linear_room(const nib_linear *linear)
     bool bias = false;
     for (int p = 0; p < linear->parts; p++) bias = bias || linear->part[p].bias != NULL;
     return nib_linear_padded_ranks(linear) + (bias ? 8 : 0);
+}
+
+nib_adamw_factors nib_adamw_factors_of(nib_adamw o)
+{
+    return (nib_adamw_factors){.decay = (float)(1.0 - o.learning_rate * o.weight_decay),
+                               .beta1 = (float)o.beta1,
+                               .beta2 = (float)o.beta2,
+                               .rest1 = (float)(1.0 - o.beta1),
+                               .rest2 = (float)(1.0 - o.beta2),
+                               .step_size = (float)(o.learning_rate / (1.0 - pow(o.beta1, (double)o.step))),
+                               .root = (float)sqrt(1.0 - pow(o.beta2, (double)o.step)),
+                               .epsilon = (float)o.epsilon};
 }

@@ -153,6 +153,13 @@ typedef struct {
     int64_t step; /* 1 for the first update */
 } nib_adamw;
 
+/* The same as the ops take it: from the backend's memory, so that a step that is recorded has another rate each time.
+ */
+typedef struct {
+    float decay, beta1, beta2, rest1, rest2, step_size, root, epsilon;
+} nib_adamw_factors;
+nib_adamw_factors nib_adamw_factors_of(nib_adamw options);
+
 /* The global norm of a step's gradients and what it makes of them, in the backend's memory, so that a step need not
  * wait for it. scale: min(1, max_norm / (norm + 1e-6)), or 1 without clipping. */
 typedef struct {
@@ -339,13 +346,13 @@ struct nib_ops {
                               nib_clip *clip);
     /* AdamW as PyTorch's (Loshchilov & Hutter, 2019); the gradient is multiplied by clip->scale first. fp32 [n].
      * Changes nothing if clip->norm is not finite. */
-    nib_status (*adamw)(nib_ops *ops, nib_adamw options, const nib_clip *clip, int64_t n, float *parameter,
-                        const float *gradient, float *first_moment, float *second_moment);
+    nib_status (*adamw)(nib_ops *ops, const nib_adamw_factors *factors, const nib_clip *clip, int64_t n,
+                        float *parameter, const float *gradient, float *first_moment, float *second_moment);
     /* The same with moments of 8 bits: they are widened, the step is taken with the new moments in fp32, then these are
      * quantised: absmax of the block, and of value / absmax the nearest of the map, of two as near the lower. Zeros at
      * the start are code 0 and absmax 0. */
-    nib_status (*adamw_8bit)(nib_ops *ops, nib_adamw options, const nib_clip *clip, int64_t n, float *parameter,
-                             const float *gradient, nib_moments_8bit moments);
+    nib_status (*adamw_8bit)(nib_ops *ops, const nib_adamw_factors *factors, const nib_clip *clip, int64_t n,
+                             float *parameter, const float *gradient, nib_moments_8bit moments);
 };
 
 /* The 16 NF4 values, and bitsandbytes' signed dynamic map of 256 values (Dettmers et al., "8-bit Optimizers", 2021);

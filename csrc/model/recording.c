@@ -12,10 +12,13 @@ void nib_recordings_clear(nib_recordings *recordings, nib_ops *ops)
     for (int i = 0; i < NIB_RECORDINGS; i++) forget(&recordings->shape[i], ops);
 }
 
-static nib_recorded_shape *find(nib_recordings *recordings, int64_t T, int64_t N)
+static nib_recorded_shape *find(nib_recordings *recordings, nib_step_shape of)
 {
-    for (int i = 0; i < NIB_RECORDINGS; i++)
-        if (recordings->shape[i].T == T && recordings->shape[i].N == N) return &recordings->shape[i];
+    for (int i = 0; i < NIB_RECORDINGS; i++) {
+        nib_recorded_shape *shape = &recordings->shape[i];
+        if (shape->used > 0 && shape->of.T == of.T && shape->of.N == of.N && shape->of.max_norm == of.max_norm)
+            return shape;
+    }
     return NULL;
 }
 
@@ -43,21 +46,29 @@ static nib_status record(nib_recorded_shape *shape, nib_ops *ops, nib_status (*s
     return status;
 }
 
-nib_status nib_recordings_run(nib_recordings *recordings, nib_ops *ops, int64_t T, int64_t N,
+static void warn(nib_step_shape of)
+{
+    if (of.T > 0)
+        nib_warn("steps of %lld tokens are not recorded: %s", (long long)of.T, nib_error_message());
+    else
+        nib_warn("the optimizer's steps are not recorded: %s", nib_error_message());
+}
+
+nib_status nib_recordings_run(nib_recordings *recordings, nib_ops *ops, nib_step_shape of,
                               nib_status (*step)(void *user), void *user)
 {
     if (ops->record_begin == NULL) return step(user);
-    nib_recorded_shape *shape = find(recordings, T, N);
+    nib_recorded_shape *shape = find(recordings, of);
     const bool met = shape != NULL;
     if (!met) {
         shape = oldest(recordings);
         forget(shape, ops);
-        *shape = (nib_recorded_shape){.T = T, .N = N};
+        *shape = (nib_recorded_shape){.of = of};
     }
     shape->used = ++recordings->clock;
     if (met && shape->scratch == ops->scratch->block && !shape->hopeless) {
         if (shape->recording == NULL && record(shape, ops, step, user) != NIB_OK) {
-            nib_warn("steps of %lld tokens are not recorded: %s", (long long)T, nib_error_message());
+            warn(of);
             shape->hopeless = true;
         }
         if (shape->recording != NULL) return ops->replay(ops, shape->recording);

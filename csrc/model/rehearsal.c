@@ -249,18 +249,18 @@ static nib_status global_norm(nib_ops *ops, int count, float *const *array, cons
     return DRY(global_norm, count, array, length, max_norm, clip);
 }
 
-static nib_status adamw(nib_ops *ops, nib_adamw options, const nib_clip *clip, int64_t n, float *parameter,
-                        const float *gradient, float *first_moment, float *second_moment)
+static nib_status adamw(nib_ops *ops, const nib_adamw_factors *factors, const nib_clip *clip, int64_t n,
+                        float *parameter, const float *gradient, float *first_moment, float *second_moment)
 {
     work_of(ops)->optimizer_bytes += 7 * 4.0 * (double)n; /* four arrays read, three written */
-    return DRY(adamw, options, clip, n, parameter, gradient, first_moment, second_moment);
+    return DRY(adamw, factors, clip, n, parameter, gradient, first_moment, second_moment);
 }
 
-static nib_status adamw_8bit(nib_ops *ops, nib_adamw options, const nib_clip *clip, int64_t n, float *parameter,
-                             const float *gradient, nib_moments_8bit moments)
+static nib_status adamw_8bit(nib_ops *ops, const nib_adamw_factors *factors, const nib_clip *clip, int64_t n,
+                             float *parameter, const float *gradient, nib_moments_8bit moments)
 {
     work_of(ops)->optimizer_bytes += (3 * 4.0 + 4 * 1.0) * (double)n; /* parameter and codes read and written */
-    return DRY(adamw_8bit, options, clip, n, parameter, gradient, moments);
+    return DRY(adamw_8bit, factors, clip, n, parameter, gradient, moments);
 }
 
 static void close_rehearsal(nib_ops *ops)

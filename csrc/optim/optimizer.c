@@ -5,10 +5,9 @@ nib_status nib_optimizer_zero(nib_ops *ops, nib_model *model)
 {
     nib_parameter *parameter;
     int count = nib_model_parameters(model, &parameter);
-    for (int i = 0; i < count; i++)
-        NIB_TRY(
-            ops->zero(ops, parameter[i].gradient, (size_t)(parameter[i].rows * parameter[i].columns) * sizeof(float)));
-    return NIB_OK;
+    int64_t elements = 0; /* one array (model.h) */
+    for (int i = 0; i < count; i++) elements += parameter[i].rows * parameter[i].columns;
+    return ops->zero(ops, parameter[0].gradient, (size_t)elements * sizeof(float));
 }
 
 static nib_status global_norm(nib_ops *ops, nib_parameter *parameter, int count, double max_norm, nib_clip *clip)
@@ -30,18 +29,36 @@ static nib_status global_norm(nib_ops *ops, nib_parameter *parameter, int count,
     return status;
 }
 
-nib_status nib_optimizer_step(nib_ops *ops, nib_model *model, const nib_optimizer_options *options, double *norm)
+typedef struct {
+    nib_ops *ops;
+    nib_model *model;
+    double max_norm;
+} update;
+
+/* All that the device does in a step, once it has the gradients and the factors. */
+static nib_status make_update(void *user)
 {
-    nib_clip *clip = nib_model_clip(model);
+    const update *u = user;
+    nib_ops *ops = u->ops;
+    nib_clip *clip = nib_model_clip(u->model);
+    const nib_adamw_factors *factors = nib_model_factors(u->model);
     nib_parameter *parameter;
-    int count = nib_model_parameters(model, &parameter);
-    NIB_TRY(global_norm(ops, parameter, count, options->max_norm, clip));
-    NIB_TRY(ops->fetch(ops, norm, &clip->norm, sizeof *norm));
+    int count = nib_model_parameters(u->model, &parameter);
+    NIB_TRY(global_norm(ops, parameter, count, u->max_norm, clip));
     for (int i = 0; i < count; i++) {
         const nib_parameter *p = &parameter[i];
         if (p->held_rows > 0)
-            NIB_TRY(ops->adamw(ops, options->adamw, clip, p->held_rows * p->columns, p->master,
+            NIB_TRY(ops->adamw(ops, factors, clip, p->held_rows * p->columns, p->master,
                                p->gradient + p->first_row * p->columns, p->first_moment, p->second_moment));
     }
-    return nib_model_refresh(model);
+    return nib_model_refresh(u->model);
+}
+
+nib_status nib_optimizer_step(nib_ops *ops, nib_model *model, const nib_optimizer_options *options, double *norm)
+{
+    const nib_adamw_factors factors = nib_adamw_factors_of(options->adamw);
+    update u = {ops, model, options->max_norm};
+    NIB_TRY(ops->upload(ops, nib_model_factors(model), &factors, sizeof factors));
+    NIB_TRY(nib_model_update(model, options->max_norm, make_update, &u));
+    return ops->fetch(ops, norm, &nib_model_clip(model)->norm, sizeof *norm);
 }

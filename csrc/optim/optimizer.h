@@ -1,4 +1,5 @@
-/* One optimizer step over all parameters of a model: global norm, clipping, AdamW, refresh of the copies. */
+/* One optimizer step over all parameters of a model: global norm, clipping, AdamW, refresh of the copies. The device
+ * needs nothing from the host in between, so the step is recorded and replayed as micro-batches are. */
 #ifndef NIB_OPTIMIZER_H
 #define NIB_OPTIMIZER_H
 

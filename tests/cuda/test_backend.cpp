@@ -58,7 +58,8 @@ static void each_rank_has_its_own_device(void **)
 static void copies_of_any_size_arrive(void **)
 {
     nib_ops *ops = open_backend();
-    for (size_t bytes : {size_t{1}, size_t{1} << 20, (size_t{9} << 20) + 5}) { /* one buffer of the ring, and all */
+    for (size_t bytes :
+         {size_t{1}, size_t{1} << 20, (size_t{9} << 20) + 5}) { /* a piece of the ring, and more than all */
         std::vector<uint8_t> sent(bytes), received(bytes), fetched(bytes);
         void *block;
         for (size_t i = 0; i < bytes; i++) sent[i] = (uint8_t)(i * 7 + i / 251);
@@ -72,6 +73,38 @@ static void copies_of_any_size_arrive(void **)
         assert_true(received == want && fetched == want);
         ops->release(ops, block, bytes);
     }
+    ops->close(ops);
+}
+
+/* Small and large pieces in both directions, more than the ring of pinned memory holds, in bytes and in number: what
+ * comes round to a piece that is on its way waits for it. Without a large one, a step's worth does not wait at all. */
+static void copies_in_flight_keep_apart(void **)
+{
+    nib_ops *ops = open_backend();
+    constexpr size_t most = size_t{3} << 19, rounds = 600;
+    std::vector<std::vector<uint8_t>> want(rounds), fetched(rounds);
+    void *block;
+    check_ok(ops->allocate(ops, "test", most, &block));
+    for (size_t i = 0; i < rounds; i++) {
+        const size_t bytes = i % 50 == 49 ? most - i : 1 + i * 13 % 70;
+        for (size_t k = 0; k < bytes; k++) want[i].push_back((uint8_t)(i * 31 + k * 7 + k / 251));
+        fetched[i].resize(bytes);
+        std::vector<uint8_t> sent = want[i];
+        check_ok(ops->upload(ops, block, sent.data(), bytes));
+        check_ok(ops->fetch(ops, fetched[i].data(), block, bytes));
+    }
+    check_ok(ops->synchronize(ops));
+    assert_true(fetched == want);
+#ifdef NIB_CUDA_EMULATED
+    const uint64_t before = nib_emulator::host_waits();
+    std::vector<uint8_t> losses(1 << 16);
+    for (int i = 0; i < 60; i++) {
+        check_ok(ops->upload(ops, block, want[49].data(), 1 << 16));
+        check_ok(ops->fetch(ops, losses.data(), block, losses.size()));
+    }
+    assert_int_equal(nib_emulator::host_waits() - before, 0);
+#endif
+    ops->release(ops, block, most);
     ops->close(ops);
 }
 
@@ -120,6 +153,7 @@ int main()
         cmocka_unit_test_setup(each_rank_has_its_own_device, reset_emulator),
 #endif
         cmocka_unit_test_setup(copies_of_any_size_arrive, reset_emulator),
+        cmocka_unit_test_setup(copies_in_flight_keep_apart, reset_emulator),
         cmocka_unit_test_setup(too_large_a_tensor_is_named, reset_emulator),
         cmocka_unit_test_setup(scratch_grows, reset_emulator),
     };

@@ -44,6 +44,41 @@ void nothing_is_done_before_a_wait(void **)
     check_cuda(cudaFreeHost(host));
 }
 
+/* A call waits where it finds something to be done, and only there; so does a copy to pageable memory, and a free. */
+void waits_are_counted(void **)
+{
+    stream s;
+    cudaEvent_t event;
+    float *x, host;
+    uint64_t before = nib_emulator::host_waits();
+    const auto waited = [&] {
+        const uint64_t count = nib_emulator::host_waits() - before;
+        before += count;
+        return count;
+    };
+    check_cuda(cudaMalloc((void **)&x, 4));
+    check_cuda(cudaEventCreate(&event));
+    check_cuda(cudaStreamSynchronize(s.handle));
+    check_cuda(cudaDeviceSynchronize());
+    check_ok(nib_cuda_launch(set_kernel, 1, 1, 0, s.handle, x, 1.0f));
+    check_cuda(cudaEventRecord(event, s.handle));
+    assert_int_equal(waited(), 0);
+    check_cuda(cudaEventSynchronize(event));
+    assert_int_equal(waited(), 1);
+    check_cuda(cudaEventSynchronize(event));
+    check_cuda(cudaStreamSynchronize(s.handle));
+    assert_int_equal(waited(), 0);
+    for (int call = 0; call < 4; call++) {
+        check_ok(nib_cuda_launch(set_kernel, 1, 1, 0, s.handle, x, 1.0f));
+        check_cuda(call == 0   ? cudaStreamSynchronize(s.handle)
+                   : call == 1 ? cudaDeviceSynchronize()
+                   : call == 2 ? cudaMemcpyAsync(&host, x, 4, cudaMemcpyDeviceToHost, s.handle)
+                               : cudaFree(x));
+        assert_int_equal(waited(), 1);
+    }
+    check_cuda(cudaEventDestroy(event));
+}
+
 /* Pageable memory, as CUDA says: read before the call returns; a copy back is waited for. */
 void pageable_copies(void **)
 {
@@ -298,6 +333,7 @@ int main()
 {
     const CMUnitTest tests[] = {
         cmocka_unit_test_setup(nothing_is_done_before_a_wait, reset_emulator),
+        cmocka_unit_test_setup(waits_are_counted, reset_emulator),
         cmocka_unit_test_setup(pageable_copies, reset_emulator),
         cmocka_unit_test_setup(streams_are_apart_without_an_event, reset_emulator),
         cmocka_unit_test_setup(events, reset_emulator),

@@ -133,9 +133,11 @@ static void adamw_is_exact(void **)
             shifted dp(p, 0), dg(g, 0), dm(m, 0), dv(v, shift);
             const nib_clip clip = {2.0, 0.5f};
             device_buffer<nib_clip> device_clip(std::vector<nib_clip>(1, clip));
-            nib_adamw options = {1e-3, 0.9, 0.999, 1e-8, 0.01, 3};
-            check_ok(b.cpu->adamw(b.cpu, options, &clip, n, p.data(), g.data(), m.data(), v.data()));
-            check_ok(b.cuda->adamw(b.cuda, options, device_clip.data(), n, dp.data(), dg.data(), dm.data(), dv.data()));
+            const nib_adamw_factors factors = nib_adamw_factors_of({1e-3, 0.9, 0.999, 1e-8, 0.01, 3});
+            const device_buffer<nib_adamw_factors> device_factors(std::vector<nib_adamw_factors>(1, factors));
+            check_ok(b.cpu->adamw(b.cpu, &factors, &clip, n, p.data(), g.data(), m.data(), v.data()));
+            check_ok(b.cuda->adamw(b.cuda, device_factors.data(), device_clip.data(), n, dp.data(), dg.data(),
+                                   dm.data(), dv.data()));
             assert_true(dp.download() == p && dm.download() == m && dv.download() == v);
         }
 }
@@ -171,10 +173,11 @@ static void check_8bit_steps(const backends &b, moments_case x, double beta1, do
     device_buffer<float> device_maps(maps);
     device_buffer<nib_clip> device_clip(std::vector<nib_clip>(1, clip));
     for (int64_t step = 3; step <= 4; step++) {
-        nib_adamw options = {1e-3, beta1, beta2, 1e-8, 0.01, step};
-        check_ok(b.cpu->adamw_8bit(b.cpu, options, &clip, n, x.p.data(), x.g.data(),
+        const nib_adamw_factors factors = nib_adamw_factors_of({1e-3, beta1, beta2, 1e-8, 0.01, step});
+        const device_buffer<nib_adamw_factors> device_factors(std::vector<nib_adamw_factors>(1, factors));
+        check_ok(b.cpu->adamw_8bit(b.cpu, &factors, &clip, n, x.p.data(), x.g.data(),
                                    {x.c1.data(), x.c2.data(), x.a1.data(), x.a2.data(), maps.data()}));
-        check_ok(b.cuda->adamw_8bit(b.cuda, options, device_clip.data(), n, dp.data(), dg.data(),
+        check_ok(b.cuda->adamw_8bit(b.cuda, device_factors.data(), device_clip.data(), n, dp.data(), dg.data(),
                                     {dc1.data(), dc2.data(), da1.data(), da2.data(), device_maps.data()}));
         assert_true(dp.download() == x.p && dc1.download() == x.c1 && dc2.download() == x.c2);
         assert_true(da1.download() == x.a1 && da2.download() == x.a2);
@@ -256,9 +259,11 @@ static void the_global_norm_is_the_cpu_backends(void **)
         std::vector<float> damaged = g;
         damaged[(size_t)(n / 2)] = NAN;
         dg.upload(damaged);
-        nib_adamw options = {1e-3, 0.9, 0.999, 1e-8, 0.01, 3};
+        const nib_adamw_factors factors = nib_adamw_factors_of({1e-3, 0.9, 0.999, 1e-8, 0.01, 3});
+        const device_buffer<nib_adamw_factors> device_factors(std::vector<nib_adamw_factors>(1, factors));
         check_ok(b.cuda->global_norm(b.cuda, 1, array, length, 1.0, device_clip.data()));
-        check_ok(b.cuda->adamw(b.cuda, options, device_clip.data(), n, dh.data(), dg.data(), dm.data(), dv.data()));
+        check_ok(b.cuda->adamw(b.cuda, device_factors.data(), device_clip.data(), n, dh.data(), dg.data(), dm.data(),
+                               dv.data()));
         assert_true(std::isnan(device_clip.download()[0].norm) && dh.download() == h && dm.download() == m);
     }
 }

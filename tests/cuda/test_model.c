@@ -234,7 +234,8 @@ static nib_status rotary_that_waits(nib_ops *ops, nib_matrix x, int64_t heads, i
     return rotary_of_backend(ops, x, heads, head_dim, table, pairs, layout, inverse);
 }
 
-/* Gradients of the fourth of four steps, on two batches in turn, of one filled-up shape but other lengths. */
+/* Gradients of the fourth of four steps, on two batches in turn, of one filled-up shape but other lengths, after
+ * updates at three rates. */
 static float *gradients_of_steps(nib_ops *ops, double dropout, double loss[4], int64_t *n)
 {
     nib_model *model = open_model_with(
@@ -249,7 +250,7 @@ static float *gradients_of_steps(nib_ops *ops, double dropout, double loss[4], i
     must(nib_model_reserve(model, 256, 256, NIB_RECOMPUTE_NONE, true));
     replays = 0;
     for (int s = 0; s < 4; s++) {
-        nib_optimizer_options options = {.adamw = {1e-3, 0.9, 0.999, 1e-8, 0.01, s + 1}, .max_norm = 1.0};
+        nib_optimizer_options options = {.adamw = {1e-3 * (s + 1), 0.9, 0.999, 1e-8, 0.01, s + 1}, .max_norm = 1.0};
         must(nib_optimizer_zero(ops, model));
         loss[s] = train_dropping(ops, model, &p[s % 2], 70 + (uint64_t)s);
         if (s < 3) must(nib_optimizer_step(ops, model, &options, &norm));
@@ -261,8 +262,8 @@ static float *gradients_of_steps(nib_ops *ops, double dropout, double loss[4], i
     return gradients;
 }
 
-/* The numbers, the scale, the parameters and the masks of a step are other ones than when it was recorded. A step with
- * an op that cannot be recorded is made as before. */
+/* The numbers, the scale, the parameters and the masks of a step are other ones than when it was recorded, and an
+ * update's rate. A step with an op that cannot be recorded is made as before. */
 static void recorded_steps_change_no_bit(void **state)
 {
     nib_ops *ops = *state;
@@ -280,12 +281,12 @@ static void recorded_steps_change_no_bit(void **state)
         without = loss[3];
         ops->record_begin = begin;
         float *recorded = gradients_of_steps(ops, 0.3 * drops, again, &n);
-        assert_int_equal(replays, 3);
+        assert_int_equal(replays, 3 + 2); /* of four steps and three updates the first is made */
         assert_memory_equal(made, recorded, (size_t)n * sizeof *made);
         assert_memory_equal(loss, again, sizeof loss);
         ops->rotary = rotary_that_waits;
         float *waited = gradients_of_steps(ops, 0.3 * drops, again, &n);
-        assert_int_equal(replays, 0);
+        assert_int_equal(replays, 2);
         assert_memory_equal(made, waited, (size_t)n * sizeof *made);
         assert_memory_equal(loss, again, sizeof loss);
         ops->rotary = rotary_of_backend;
@@ -294,6 +295,44 @@ static void recorded_steps_change_no_bit(void **state)
         nib_free(waited);
     }
     ops->replay = replay_of_backend;
+}
+
+static float *download_masters(nib_ops *ops, nib_model *model, int64_t n)
+{
+    nib_parameter *parameters;
+    nib_model_parameters(model, &parameters);
+    float *copy = nib_calloc((size_t)n, sizeof *copy);
+    must(ops->download(ops, copy, parameters[0].master, (size_t)n * sizeof *copy)); /* one array, as the gradients */
+    return copy;
+}
+
+/* A replayed update, too, leaves everything as it was if the norm is no number, and goes on when it is one again. */
+static void a_replayed_update_checks_the_norm(void **state)
+{
+    nib_ops *ops = *state;
+    nib_model *model = open_model(ops, "llama3_gqa", NIB_QUANT_NF4, NIB_DTYPE_BF16, false);
+    packed p;
+    int64_t n;
+    float *before = NULL;
+    pack_golden(&p, "llama3_gqa");
+    must(nib_model_reserve(model, p.T, p.N, NIB_RECOMPUTE_NONE, true));
+    for (int s = 0; s < 4; s++) {
+        const nib_optimizer_options options = {.adamw = {1e-3, 0.9, 0.999, 1e-8, 0.01, s + 1}, .max_norm = 1.0};
+        double norm;
+        must(nib_optimizer_zero(ops, model));
+        p.target_weight[0] = s == 2 ? NAN : 1.0f;
+        train_once(ops, model, &p);
+        must(nib_optimizer_step(ops, model, &options, &norm));
+        must(ops->synchronize(ops));
+        nib_free(download_gradients(ops, model, &n));
+        float *after = download_masters(ops, model, n);
+        assert_int_equal(isfinite(norm), s != 2);
+        if (s > 0) assert_int_equal(memcmp(before, after, (size_t)n * sizeof *before) == 0, s == 2);
+        nib_free(before);
+        before = after;
+    }
+    nib_free(before);
+    nib_model_close(model);
 }
 
 /* Tokens and targets that fill up a micro-batch add zeros to sums, and nothing else. */
@@ -485,6 +524,7 @@ int main(void)
         cmocka_unit_test(trained_token_rows_are_used),
         cmocka_unit_test(dora_trains_near_fp32),
         cmocka_unit_test(recorded_steps_change_no_bit),
+        cmocka_unit_test(a_replayed_update_checks_the_norm),
         cmocka_unit_test(filling_up_changes_no_bit),
         cmocka_unit_test(shared_prefixes_change_rounding_only),
         cmocka_unit_test(the_text_is_the_cpu_backends),

@@ -281,10 +281,10 @@ static void adamw(void **state)
     for (int i = 0; i < N; i++) wp[i] = (double)p[i];
     for (int step = 1; step <= 5; step++) {
         float *g = nib_test_values(8 + (uint64_t)step, N);
-        nib_adamw o = {
-            .learning_rate = 0.01, .beta1 = 0.9, .beta2 = 0.999, .epsilon = 1e-8, .weight_decay = 0.1, .step = step};
+        const nib_adamw_factors factors = nib_adamw_factors_of((nib_adamw){
+            .learning_rate = 0.01, .beta1 = 0.9, .beta2 = 0.999, .epsilon = 1e-8, .weight_decay = 0.1, .step = step});
         nib_clip half = {2.0, 0.5f};
-        assert_int_equal(ops->adamw(ops, o, &half, N, p, g, m, v), NIB_OK);
+        assert_int_equal(ops->adamw(ops, &factors, &half, N, p, g, m, v), NIB_OK);
         for (int i = 0; i < N; i++) {
             double gradient = 0.5 * (double)g[i];
             wm[i] = 0.9 * wm[i] + 0.1 * gradient;
@@ -308,7 +308,8 @@ static void adamw(void **state)
     assert_int_equal(ops->global_norm(ops, 2, arrays, lengths, 1.0, &clip), NIB_OK);
     assert_true(isnan(clip.norm));
     float before = p[0];
-    assert_int_equal(ops->adamw(ops, (nib_adamw){.learning_rate = 1, .step = 1}, &clip, N, p, v, m, v), NIB_OK);
+    const nib_adamw_factors factors = nib_adamw_factors_of((nib_adamw){.learning_rate = 1, .step = 1});
+    assert_int_equal(ops->adamw(ops, &factors, &clip, N, p, v, m, v), NIB_OK);
     assert_true(p[0] == before); /* a step that is not finite changes nothing */
     nib_free(p);
     nib_free(m);

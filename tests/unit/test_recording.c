@@ -66,7 +66,13 @@ static nib_recordings recordings;
 static void run(int64_t T, int64_t N)
 {
     did.shape = 1000 * T + N;
-    assert_int_equal(nib_recordings_run(&recordings, &ops, T, N, step, NULL), NIB_OK);
+    assert_int_equal(nib_recordings_run(&recordings, &ops, (nib_step_shape){.T = T, .N = N}, step, NULL), NIB_OK);
+}
+
+static void run_update(double max_norm)
+{
+    did.shape = -(int64_t)(1000 * max_norm);
+    assert_int_equal(nib_recordings_run(&recordings, &ops, (nib_step_shape){.max_norm = max_norm}, step, NULL), NIB_OK);
 }
 
 static void expect(int made, int recorded, int replayed)
@@ -98,6 +104,18 @@ static void a_shape_is_made_then_recorded_then_replayed(void **state)
     expect(2, 1, 2);
     run(128, 64);
     expect(2, 1, 3);
+}
+
+static void an_update_is_recorded_for_its_norm(void **state)
+{
+    (void)state;
+    for (int i = 0; i < 3; i++) run_update(0);
+    expect(1, 1, 2);
+    for (int i = 0; i < 3; i++) run_update(0.5);
+    expect(2, 2, 4);
+    run(128, 64);
+    run_update(0);
+    expect(3, 2, 5);
 }
 
 static void scratch_that_moved_is_recorded_again(void **state)
@@ -156,6 +174,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup(a_shape_is_made_then_recorded_then_replayed, fresh),
+        cmocka_unit_test_setup(an_update_is_recorded_for_its_norm, fresh),
         cmocka_unit_test_setup(scratch_that_moved_is_recorded_again, fresh),
         cmocka_unit_test_setup(the_shape_of_longest_ago_makes_room, fresh),
         cmocka_unit_test_setup(a_step_that_waits_is_made, fresh),

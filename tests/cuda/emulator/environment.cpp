@@ -4,6 +4,7 @@
  * - seed=N: another schedule of warps and blocks
  * - nccl=21903: the version of NCCL that it claims to have
  * - damage=RANK: the next bytes that NCCL brings to that rank are damaged
+ * - waits=FILE: each call that makes the host wait for the device is written there by its name
  * - fail=FUNCTION:AFTER:ERROR: the (AFTER + 1)-th call of a function of CUDA fails, once; ERROR is its number
  * - skip=NAME: kernels whose name begins so, or cublasLtMatmul, do nothing: outputs stay as they were
  * - crash=NAME:ERROR: kernels whose name begins so end with ERROR
@@ -65,6 +66,8 @@ static void apply(const std::string &item, long *architecture, long *memory)
         set_nccl_version(static_cast<int>(number(value[0], item)));
     else if (key == "damage" && value.size() == 1)
         set_nccl_damage(static_cast<int>(number(value[0], item)));
+    else if (key == "waits" && value.size() == 1)
+        log_host_waits(value[0].c_str());
     else if (key == "fail" && value.size() == 3)
         inject_error(value[0].c_str(), static_cast<int>(number(value[1], item)),
                      static_cast<cudaError_t>(number(value[2], item)));

@@ -373,7 +373,9 @@ cudaError_t cudaDeviceSynchronize()
 {
     cudaError_t error = enter("cudaDeviceSynchronize");
     if (error != cudaSuccess) return error;
-    return capturing() ? spoil_captures(cudaErrorStreamCaptureUnsupported) : drain_all();
+    if (capturing()) return spoil_captures(cudaErrorStreamCaptureUnsupported);
+    if (!all_done()) note_wait("cudaDeviceSynchronize");
+    return drain_all();
 }
 
 cudaError_t cudaDeviceReset()
@@ -419,6 +421,7 @@ cudaError_t cudaFree(void *block)
 {
     if (capturing()) return spoil_captures(cudaErrorStreamCaptureUnsupported);
     cudaError_t error = enter("cudaFree");
+    if (!all_done()) note_wait("cudaFree");
     if (error == cudaSuccess) error = drain_all();
     return error == cudaSuccess ? give_back(Space::device, block) : error;
 }
@@ -426,6 +429,7 @@ cudaError_t cudaFree(void *block)
 cudaError_t cudaFreeHost(void *block)
 {
     cudaError_t error = enter("cudaFreeHost");
+    if (!all_done()) note_wait("cudaFreeHost");
     if (error == cudaSuccess) error = drain_all();
     return error == cudaSuccess ? give_back(Space::pinned, block) : error;
 }

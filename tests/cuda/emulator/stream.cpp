@@ -4,6 +4,7 @@
 #include "memory.h"
 
 #include <algorithm>
+#include <cstdio>
 #include <set>
 
 namespace nib_emulator
@@ -69,6 +70,26 @@ cudaError_t run_to(nib_emulator_stream *stream, uint64_t position)
 }
 
 cudaError_t drain(nib_emulator_stream *stream) { return run_to(stream, stream->pushed); }
+
+static uint64_t waits;
+static FILE *waits_log;
+
+uint64_t host_waits() { return waits; }
+void log_host_waits(const char *path) { waits_log = std::fopen(path, "a"); }
+
+void note_wait(const char *function)
+{
+    waits++;
+    if (waits_log == nullptr) return;
+    std::fprintf(waits_log, "%s\n", function);
+    std::fflush(waits_log);
+}
+
+bool all_done()
+{
+    return default_stream.done == default_stream.pushed &&
+           std::all_of(streams().begin(), streams().end(), [](auto *stream) { return stream->done == stream->pushed; });
+}
 
 cudaError_t drain_blocking()
 {
@@ -146,6 +167,7 @@ cudaError_t cudaStreamSynchronize(cudaStream_t handle)
     nib_emulator_stream *stream = resolve(handle);
     cudaError_t error = check_waitable(stream);
     if (error != cudaSuccess) return error;
+    if (handle == nullptr ? !all_done() : stream->done < stream->pushed) note_wait("cudaStreamSynchronize");
     return handle == nullptr ? drain_blocking() : drain(stream);
 }
 
@@ -210,7 +232,9 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event)
 {
     if (event == nullptr) return remember(cudaErrorInvalidResourceHandle);
     if (event->captured) return spoil_captures(cudaErrorCapturedEvent);
-    return reached(event) ? sticky_error() : run_to(event->stream, event->position);
+    if (reached(event)) return sticky_error();
+    note_wait("cudaEventSynchronize");
+    return run_to(event->stream, event->position);
 }
 
 cudaError_t cudaEventQuery(cudaEvent_t event)

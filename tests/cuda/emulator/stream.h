@@ -52,6 +52,9 @@ void spend_time(uint64_t nanoseconds);
 /* All that the default stream would wait for; all there is. */
 cudaError_t drain_blocking();
 cudaError_t drain_all();
+/* Counts a call that is about to drain what is not done yet. */
+void note_wait(const char *function);
+bool all_done();
 /* Any of them: calls that would wait are forbidden, and spoil what is being captured. */
 bool capturing();
 cudaError_t spoil_captures(cudaError_t error);

@@ -39,6 +39,11 @@ void read_environment();
 /* cublasLt offers the first `offered` of its three algorithms, which take so long on the device's clock. */
 void set_products(int offered, const std::vector<uint64_t> &nanoseconds);
 
+/* Calls since the start that made the host wait for the device: they found something that was not done yet. */
+uint64_t host_waits();
+/* From now on each of them is written to this file, a line of its name. */
+void log_host_waits(const char *path);
+
 /* Since the start or the last reset. Reads after the work has been waited for. */
 Counters counters();
 void reset_counters();
