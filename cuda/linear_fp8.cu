@@ -23,7 +23,7 @@
 namespace
 {
 
-constexpr int THREADS = 1024, GROUP = 256; /* blocks of an nested absmax */
+constexpr int THREADS = 1024, GROUP = 256; /* blocks of a nested absmax */
 
 /* scale[0 .. count - 1] = that of all parts' weights. One block. */
 __global__ void __launch_bounds__(THREADS) linear_fp8_scale_kernel(linear_parts parts, float *scale, int64_t count)

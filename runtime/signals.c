@@ -39,7 +39,7 @@ nib_status nib_signals_watch(void)
     pthread_t watcher;
     if (pthread_sigmask(SIG_BLOCK, &watched, NULL) != 0 ||
         pthread_create(&watcher, NULL, wait_for_signals, &watched) != 0)
-        return NIB_FAIL(NIB_ERROR_MEMORY, "no thread to wait for signals");
+        return NIB_FAIL(NIB_ERROR_MEMORY, "no memory for the thread that waits for signals");
     pthread_detach(watcher);
     return NIB_OK;
 }
