@@ -7,7 +7,7 @@ FROM debian:12
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 COPY launch/dependencies /tmp/dependencies
 # hadolint ignore=DL3008
-RUN apt-get update && apt-get install -y --no-install-recommends ca-certificates ccache gdb iproute2 && /tmp/dependencies --tests \
+RUN apt-get update && apt-get install -y --no-install-recommends ca-certificates ccache gdb && /tmp/dependencies --tests \
  && rm -rf /var/lib/apt/lists/* /tmp/dependencies && useradd --uid 10001 --create-home nibble && git config --system --add safe.directory /src
 USER 10001
 WORKDIR /src

@@ -66,7 +66,7 @@ static nib_status begin(void *context, const char *what, const void *part, void 
     s->whole = whole;
     s->offset = offset;
     s->running = pthread_create(&s->thread, NULL, gather_beside, s) == 0;
-    return s->running ? NIB_OK : NIB_FAIL(NIB_ERROR_MEMORY, "no thread to gather %s", what);
+    return s->running ? NIB_OK : NIB_FAIL(NIB_ERROR_MEMORY, "no memory for the thread that gathers %s", what);
 }
 
 static nib_status end(void *context)

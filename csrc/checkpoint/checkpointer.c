@@ -88,7 +88,7 @@ nib_status nib_checkpointer_submit(nib_checkpointer *c, nib_checkpoint_carrier c
     c->count = count;
     c->state = *state;
     if (pthread_create(&c->thread, NULL, write_checkpoint, c) != 0)
-        return NIB_FAIL(NIB_ERROR_MEMORY, "%s: no thread to write a checkpoint", c->folder);
+        return NIB_FAIL(NIB_ERROR_MEMORY, "%s: no memory for the thread that writes a checkpoint", c->folder);
     c->running = true;
     return NIB_OK;
 }

@@ -96,7 +96,7 @@ nib_status nib_prefetch_create(const nib_step_plan *plan, int64_t cursor, nib_pr
         pthread_cond_destroy(&p->changed);
         pthread_mutex_destroy(&p->lock);
         nib_free(p);
-        return NIB_FAIL(NIB_ERROR_MEMORY, "no thread to read data ahead");
+        return NIB_FAIL(NIB_ERROR_MEMORY, "no memory for the thread that reads data ahead");
     }
     *prefetch = p;
     return NIB_OK;
