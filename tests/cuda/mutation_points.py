@@ -14,8 +14,8 @@ comparison and none inside the brackets of a template."""
 import collections
 import re
 
-# Functions of cuda/intrinsics*.cuh and CUDA's own whose whole call is the point.
-STATEMENT = re.compile(r"\b(__syncthreads|__syncwarp|named_barrier_sync|named_barrier_arrive|__threadfence(?:_block|_system)?|"
+# Functions of cuda/intrinsics*.cuh, CUDA's own, and the kernels' waits (wait_filled, ...), whose whole call is the point.
+STATEMENT = re.compile(r"(?:\b\w+\.)?\b(wait_\w+|__syncthreads|__syncwarp|named_barrier_sync|named_barrier_arrive|__threadfence(?:_block|_system)?|"
                        r"cp_async_commit|cluster_\w*(?:sync|arrive|wait)\w*|mbarrier_\w+|\w*fence\w*|tma_\w*(?:commit|wait)\w*|"
                        r"wgmma_(?:fence|commit|wait)\w*|cp_async_wait|\w*_wait_group)\s*(<[^;()]*>)?\(")
 VOTE = re.compile(r"\b__syncthreads_(?:and|or|count)\(")

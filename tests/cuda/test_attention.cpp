@@ -274,6 +274,10 @@ void hopper_multiplies_what_a_group_sees(void **)
          512,
          {512, 448, 448, 448, 448, 448, 448, 512},
          1 + 1 + 2 + 2 + 3 + 3 + 4 + 4}, /* a prefix and two answers */
+        {64,
+         512,
+         {448, 448, 448, 448, 448, 448, 448, 512},
+         1 + 1 + 2 + 2 + 3 + 3 + 4 + 1}, /* a group whose document is another skips three tiles in a row */
         {128, 256, {128, 128, 256, 256}, 1 + 1 + 1 + 1},
     };
     nib_ops *ops = create_backend();
