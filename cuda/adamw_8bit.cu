@@ -1,5 +1,5 @@
 /* m = map1[c1] a1,  v = map2[c2] a2;  AdamW's step with them (adamw_step.cuh);  then for each of m and v
- * a = max |m| over the block of 256 values,  c = the nearest of the map to m / a.
+ * a = max |m| over the block of 256 values,  c = the nearest of the map to m / a, 1 at least for a v above 0.
  *
  * 16 bytes an element, against 28 with moments in fp32. A warp takes a block: each lane 8 neighbours, in registers from
  * the first load to the last store, so that the maximum is a warp's and no barrier is in the loop. The maps lie in
@@ -59,9 +59,10 @@ __device__ __forceinline__ uint32_t nearest(float x, const float *map)
     return low < 255 && __fsub_rn(map[low + 1], x) < __fsub_rn(x, map[low]) ? low + 1 : low;
 }
 
+/* least: the code of a value above 0 that is as small as can be. */
 template <bool VECTORS>
-__device__ __forceinline__ void quantise(const float (&x)[EACH], int count, const float *map, uint8_t *code,
-                                         float *absmax)
+__device__ __forceinline__ void quantise(const float (&x)[EACH], int count, const float *map, uint32_t least,
+                                         uint8_t *code, float *absmax)
 {
     float largest = 0.0f;
 #pragma unroll
@@ -70,7 +71,7 @@ __device__ __forceinline__ void quantise(const float (&x)[EACH], int count, cons
     uint32_t word[2] = {0, 0};
 #pragma unroll
     for (int i = 0; i < EACH; i++) {
-        const uint32_t c = nearest(largest > 0.0f ? __fdiv_rn(x[i], largest) : 0.0f, map);
+        const uint32_t c = max(nearest(largest > 0.0f ? __fdiv_rn(x[i], largest) : 0.0f, map), x[i] > 0.0f ? least : 0);
         word[i / 4] |= c << 8 * (i % 4);
         if (!(VECTORS && count == EACH) && i < count) code[i] = (uint8_t)c;
     }
@@ -102,8 +103,8 @@ __global__ void __launch_bounds__(THREADS)
         for (int i = 0; i < EACH; i++) adamw_step(f, __fmul_rn(g[i], scale), m[i], v[i], p[i]);
         store_part<VECTORS>(parameter + at, count, p);
         __syncwarp(); /* every lane has read the block's absmax */
-        quantise<VECTORS>(m, count, maps, moments.first + at, moments.first_absmax + b);
-        quantise<VECTORS>(v, count, maps + 256, moments.second + at, moments.second_absmax + b);
+        quantise<VECTORS>(m, count, maps, 0, moments.first + at, moments.first_absmax + b);
+        quantise<VECTORS>(v, count, maps + 256, 1, moments.second + at, moments.second_absmax + b);
     }
 }
 

@@ -10,12 +10,15 @@ static uint8_t nearest(float x, const float *map)
     return (uint8_t)(low + (low < 255 && map[low + 1] - x < x - map[low]));
 }
 
-/* One block of n values. */
-static void quantise(const float *value, int64_t n, const float *map, uint8_t *code, float *absmax)
+/* One block of n values. least: the code of a value above 0 that is as small as can be. */
+static void quantise(const float *value, int64_t n, const float *map, uint8_t least, uint8_t *code, float *absmax)
 {
     float largest = 0.0f;
     for (int64_t i = 0; i < n; i++) largest = fmaxf(largest, fabsf(value[i]));
-    for (int64_t i = 0; i < n; i++) code[i] = nearest(largest > 0.0f ? value[i] / largest : 0.0f, map);
+    for (int64_t i = 0; i < n; i++) {
+        code[i] = nearest(largest > 0.0f ? value[i] / largest : 0.0f, map);
+        if (value[i] > 0.0f && code[i] < least) code[i] = least;
+    }
     *absmax = largest;
 }
 
@@ -36,8 +39,8 @@ nib_status nib_cpu_adamw_8bit(nib_ops *ops, const nib_adamw_factors *factors, co
             second[i] = unsigned_map[moments.second[at + i]] * moments.second_absmax[block];
             adamw_step(f, gradient[at + i] * scale, &first[i], &second[i], &parameter[at + i]);
         }
-        quantise(first, count, signed_map, moments.first + at, &moments.first_absmax[block]);
-        quantise(second, count, unsigned_map, moments.second + at, &moments.second_absmax[block]);
+        quantise(first, count, signed_map, 0, moments.first + at, &moments.first_absmax[block]);
+        quantise(second, count, unsigned_map, 1, moments.second + at, &moments.second_absmax[block]);
     }
     return NIB_OK;
 }

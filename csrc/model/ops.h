@@ -349,8 +349,10 @@ struct nib_ops {
     nib_status (*adamw)(nib_ops *ops, const nib_adamw_factors *factors, const nib_clip *clip, int64_t n,
                         float *parameter, const float *gradient, float *first_moment, float *second_moment);
     /* The same with moments of 8 bits: they are widened, the step is taken with the new moments in fp32, then these are
-     * quantised: absmax of the block, and of value / absmax the nearest of the map, of two as near the lower. Zeros at
-     * the start are code 0 and absmax 0. */
+     * quantised: absmax of the block, and of value / absmax the nearest of the map, of two as near the lower. A second
+     * moment above 0 is never rounded to 0, where bitsandbytes' CUDA does so: a first moment that is left would be
+     * divided by epsilon in a step without gradient (the embedding's row of a token that does not occur). Zeros at the
+     * start are code 0 and absmax 0. */
     nib_status (*adamw_8bit)(nib_ops *ops, const nib_adamw_factors *factors, const nib_clip *clip, int64_t n,
                              float *parameter, const float *gradient, nib_moments_8bit moments);
 };
