@@ -62,6 +62,7 @@ static const key_row rows[] = {
     {"train.scheduler", CHOICE, AT(train.scheduler), false, 0, 0, "\"cosine\"", "cosine|linear|constant", false},
     {"train.warmup_steps", INTEGER, AT(train.warmup_steps), true, 0, MAX_EXACT, "null", NULL, false},
     {"train.warmup_ratio", REAL, AT(train.warmup_ratio), false, 0, 1, "0.03", NULL, false},
+    {"train.optimizer", CHOICE, AT(train.optimizer), false, 0, 0, "\"adamw\"", "adamw|adamw_8bit", false},
     {"train.weight_decay", REAL, AT(train.weight_decay), false, 0, 10, "0", NULL, false},
     {"train.adam_beta1", REAL, AT(train.beta1), false, 0, 0.9999999, "0.9", NULL, false},
     {"train.adam_beta2", REAL, AT(train.beta2), false, 0, 0.9999999, "0.999", NULL, false},
@@ -648,6 +649,7 @@ nib_model_options nib_config_model(const nib_config *config, bool train)
         .lora = nib_config_lora(config),
         .full = !config->has_lora,
         .train = train,
+        .moments_8bit = config->train.optimizer == 1,
         .seed = (uint64_t)config->train.seed,
     };
 }

@@ -64,6 +64,7 @@ typedef struct {
         int64_t max_steps, batch_size, micro_batch_tokens, slots, warmup_steps, seed;
         double learning_rate, warmup_ratio, weight_decay, beta1, beta2, epsilon, max_grad_norm;
         int scheduler; /* nib_scheduler */
+        int optimizer; /* 0: adamw, 1: adamw_8bit */
         int compute;   /* 0: bf16, 1: fp32, 2: fp8 */
     } train;
     struct {

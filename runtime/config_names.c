@@ -28,6 +28,8 @@ static const struct {
     {"lr", "train.learning_rate"},
     {"lr_scheduler", "train.scheduler"},
     {"lr_scheduler_type", "train.scheduler"},
+    {"optim", "train.optimizer"},
+    {"optimizer_name", "train.optimizer"},
     {"max_norm", "train.max_grad_norm"},
     {"gradient_clipping", "train.max_grad_norm"},
     {"bf16", "train.compute"},

@@ -6,6 +6,7 @@
 #include "train_evaluate.h"
 #include "train_open.h"
 #include "train_replay.h"
+#include "train_state.h"
 #include "train_step.h"
 
 #include <stdio.h>
@@ -200,7 +201,11 @@ static void sum_up(const rehearsal *r)
     nib_parameter *parameter;
     int count = nib_model_memory(r->model, &arena), parameters = nib_model_parameters(r->model, &parameter);
     int64_t elements = 0;
-    for (int i = 0; i < parameters; i++) elements += parameter[i].rows * parameter[i].columns;
+    size_t state = 0;
+    for (int i = 0; i < parameters; i++) {
+        elements += parameter[i].rows * parameter[i].columns;
+        state += nib_train_state_bytes(&parameter[i]);
+    }
     for (int i = 0; i < count; i++) p->arena_bytes += add_class(p, arena[i].name, arena[i].bytes);
     int slots = (int)r->training->config->train.slots;
     p->arena_bytes +=
@@ -209,7 +214,7 @@ static void sum_up(const rehearsal *r)
     p->scratch = r->ops->scratch->peak;
     p->peak = p->arena_bytes + add_class(p, "answers", r->answers_bytes);
     if (r->training->ops->memory_left != NULL) return; /* the rest is the host's */
-    p->peak += add_class(p, "checkpoint copy", 3 * (size_t)elements * sizeof(float));
+    p->peak += add_class(p, "checkpoint copy", state);
     p->peak += add_class(p, "program and data", nib_resident_memory());
     size_t lengths = r->lengths < MOST_LENGTHS_CACHED ? r->lengths : MOST_LENGTHS_CACHED;
     p->peak += add_class(p, "libraries", LIBRARY_BYTES + lengths * CODE_BYTES);

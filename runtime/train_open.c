@@ -141,10 +141,7 @@ static nib_status open_model(nib_training *t)
     t->nll = nib_calloc((size_t)t->nll_capacity, sizeof *t->nll);
     t->tensors = nib_calloc((size_t)t->parameter_count, sizeof *t->tensors);
     if (t->nll == NULL || t->tensors == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "no memory for the training state");
-    for (int i = 0; i < t->parameter_count; i++) {
-        const nib_parameter *p = &t->parameters[i];
-        t->tensors[i] = (nib_checkpoint_tensor){.name = p->name, .rows = p->rows, .columns = p->columns};
-    }
+    for (int i = 0; i < t->parameter_count; i++) t->tensors[i] = nib_train_state_tensor(&t->parameters[i]);
     return NIB_OK;
 }
 

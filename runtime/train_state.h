@@ -6,6 +6,11 @@
 
 #include "train.h"
 
+/* A parameter's state as a checkpoint has it; values: those that are kept here, the backend's memory. */
+nib_checkpoint_tensor nib_train_state_tensor(const nib_parameter *parameter);
+/* Bytes of all its rows in a checkpoint. */
+size_t nib_train_state_bytes(const nib_parameter *parameter);
+
 /* On rank 0: fetch has all rows of a tensor, store gives them to all ranks. The others call send where rank 0 fetches
  * every value, and receive where it stores them. */
 nib_checkpoint_carrier nib_train_state_carrier(nib_training *training);

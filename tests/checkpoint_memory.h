@@ -6,24 +6,22 @@
 
 #include <string.h>
 
-static float *values_of(const nib_checkpoint_tensor *tensor, nib_checkpoint_kind kind)
+static size_t bytes_of(const nib_checkpoint_tensor *tensor, nib_checkpoint_kind kind)
 {
-    return kind == NIB_CHECKPOINT_MASTER  ? tensor->master
-           : kind == NIB_CHECKPOINT_FIRST ? tensor->first_moment
-                                          : tensor->second_moment;
+    return nib_checkpoint_bytes(tensor->moments_8bit, kind, tensor->rows * tensor->columns);
 }
 
-static nib_status fetch_values(void *context, int i, nib_checkpoint_kind kind, float *host)
+static nib_status fetch_values(void *context, int i, nib_checkpoint_kind kind, void *host)
 {
     const nib_checkpoint_tensor *tensor = (const nib_checkpoint_tensor *)context + i;
-    memcpy(host, values_of(tensor, kind), (size_t)(tensor->rows * tensor->columns) * sizeof *host);
+    memcpy(host, tensor->values[kind], bytes_of(tensor, kind));
     return NIB_OK;
 }
 
-static nib_status store_values(void *context, int i, nib_checkpoint_kind kind, const float *host)
+static nib_status store_values(void *context, int i, nib_checkpoint_kind kind, const void *host)
 {
     const nib_checkpoint_tensor *tensor = (const nib_checkpoint_tensor *)context + i;
-    memcpy(values_of(tensor, kind), host, (size_t)(tensor->rows * tensor->columns) * sizeof *host);
+    memcpy(tensor->values[kind], host, bytes_of(tensor, kind));
     return NIB_OK;
 }
 

@@ -6,6 +6,7 @@
 #include "base/memory.h"
 #include "base/sha256.h"
 #include "formats/safetensors_writer.h"
+#include "model/ops.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -72,31 +73,66 @@ static nib_status write_state(const char *folder, const nib_checkpoint_state *st
     return status;
 }
 
-static const char *const kinds[] = {"master", "first_moment", "second_moment"};
+static const char *const kinds[NIB_CHECKPOINT_KINDS] = {"master", "first_moment", "second_moment", "first_absmax",
+                                                        "second_absmax"};
 
-static float *values_of(const nib_checkpoint_tensor *tensor, int kind)
+static bool is_code(bool moments_8bit, nib_checkpoint_kind kind)
 {
-    return kind == 0 ? tensor->master : kind == 1 ? tensor->first_moment : tensor->second_moment;
+    return moments_8bit && (kind == NIB_CHECKPOINT_FIRST || kind == NIB_CHECKPOINT_SECOND);
+}
+
+static bool is_absmax(nib_checkpoint_kind kind) { return kind >= NIB_CHECKPOINT_FIRST_ABSMAX; }
+
+static int64_t blocks_of(int64_t n) { return (n + NIB_MOMENT_BLOCK - 1) / NIB_MOMENT_BLOCK; }
+
+size_t nib_checkpoint_bytes(bool moments_8bit, nib_checkpoint_kind kind, int64_t n)
+{
+    if (is_code(moments_8bit, kind)) return (size_t)n;
+    if (is_absmax(kind)) return moments_8bit ? (size_t)blocks_of(n) * sizeof(float) : 0;
+    return (size_t)n * sizeof(float);
+}
+
+/* One tensor of the file. */
+typedef struct {
+    int i; /* of the tensors of a run */
+    nib_checkpoint_kind kind;
+    char name[512];
+    nib_dtype dtype;
+    int dims;
+    int64_t shape[2];
+    size_t bytes;
+} piece;
+
+static const piece before_all = {.i = -1, .kind = NIB_CHECKPOINT_KINDS - 1};
+
+/* The one after *p in the order of the file, first that after before_all; false: there is none. */
+static bool next_piece(const nib_checkpoint_tensor *tensors, int count, piece *p)
+{
+    do {
+        p->kind = (nib_checkpoint_kind)(((int)p->kind + 1) % NIB_CHECKPOINT_KINDS);
+        p->i += p->kind == 0;
+        if (p->i == count) return false;
+        const nib_checkpoint_tensor *t = &tensors[p->i];
+        p->bytes = nib_checkpoint_bytes(t->moments_8bit, p->kind, t->rows * t->columns);
+    } while (p->bytes == 0);
+    const nib_checkpoint_tensor *t = &tensors[p->i];
+    snprintf(p->name, sizeof p->name, "%s.%s", kinds[p->kind], t->name);
+    p->dtype = is_code(t->moments_8bit, p->kind) ? NIB_DTYPE_U8 : NIB_DTYPE_F32;
+    p->dims = is_absmax(p->kind) ? 1 : 2;
+    p->shape[0] = is_absmax(p->kind) ? blocks_of(t->rows * t->columns) : t->rows;
+    p->shape[1] = t->columns;
+    return true;
 }
 
 static nib_status write_tensors(const char *path, const nib_checkpoint_tensor *tensors, int count)
 {
     nib_safetensors_writer *writer;
-    char name[512];
     NIB_TRY(nib_safetensors_writer_begin(path, &writer));
     nib_status status = NIB_OK;
-    for (int i = 0; i < count * 3; i++) {
-        const nib_checkpoint_tensor *tensor = &tensors[i / 3];
-        snprintf(name, sizeof name, "%s.%s", kinds[i % 3], tensor->name);
-        NIB_TRY_GOTO(nib_safetensors_writer_declare(writer, name, NIB_DTYPE_F32, 2,
-                                                    (const int64_t[]){tensor->rows, tensor->columns}),
-                     failed);
-    }
-    for (int i = 0; i < count * 3; i++)
-        NIB_TRY_GOTO(
-            nib_safetensors_writer_data(writer, values_of(&tensors[i / 3], i % 3),
-                                        (uint64_t)(tensors[i / 3].rows * tensors[i / 3].columns) * sizeof(float)),
-            failed);
+    for (piece p = before_all; next_piece(tensors, count, &p);)
+        NIB_TRY_GOTO(nib_safetensors_writer_declare(writer, p.name, p.dtype, p.dims, p.shape), failed);
+    for (piece p = before_all; next_piece(tensors, count, &p);)
+        NIB_TRY_GOTO(nib_safetensors_writer_data(writer, tensors[p.i].values[p.kind], p.bytes), failed);
     return nib_safetensors_writer_finish(writer, NULL);
 failed:
     nib_safetensors_writer_abandon(writer);
@@ -314,14 +350,28 @@ nib_status nib_checkpoint_latest(const char *folder, int64_t *step, nib_checkpoi
     return status;
 }
 
-/* A file's bytes need not be aligned. */
-static nib_status store(nib_checkpoint_carrier carrier, int i, nib_checkpoint_kind kind, const nib_tensor_view *view)
+/* The tensor of the file that p is, of its type and shape. */
+static nib_status find(const nib_tensor_set *set, const char *path, const piece *p, const nib_tensor_view **view)
 {
-    float *host = nib_calloc((size_t)view->count, sizeof *host);
+    *view = nib_tensor_set_find(set, p->name);
+    if (*view == NULL)
+        return NIB_FAIL(NIB_ERROR_DATA, "%s: no tensor \"%s\"; was it written for another model?", path, p->name);
+    if ((*view)->dtype != p->dtype)
+        return NIB_FAIL(NIB_ERROR_DATA,
+                        "%s: \"%s\" is %s, expected %s: moments of 8 bits are the optimizer adamw_8bit's, those of 32 "
+                        "adamw's; go on with the \"train.optimizer\" that wrote it",
+                        path, p->name, nib_dtype_name((*view)->dtype), nib_dtype_name(p->dtype));
+    return nib_tensor_expect_shape(*view, p->dims, p->shape[0], p->shape[1]);
+}
+
+/* A file's bytes need not be aligned. */
+static nib_status store(nib_checkpoint_carrier carrier, const piece *p, const nib_tensor_view *view)
+{
+    void *host = nib_calloc(p->bytes, 1);
     if (host == NULL)
         return NIB_FAIL(NIB_ERROR_MEMORY, "%s: no memory to read tensor \"%s\"", view->file->path, view->name);
-    memcpy(host, view->data, (size_t)view->bytes);
-    nib_status status = carrier.store(carrier.context, i, kind, host);
+    memcpy(host, view->data, p->bytes);
+    nib_status status = carrier.store(carrier.context, p->i, p->kind, host);
     nib_free(host);
     return status;
 }
@@ -329,26 +379,22 @@ static nib_status store(nib_checkpoint_carrier carrier, int i, nib_checkpoint_ki
 nib_status nib_checkpoint_read(const char *folder, int64_t step, nib_checkpoint_carrier carrier,
                                const nib_checkpoint_tensor *tensors, int count)
 {
-    char path[PATH_BYTES], name[512];
+    char path[PATH_BYTES];
     nib_tensor_set *set;
+    const nib_tensor_view *view;
+    size_t expected = 0;
     NIB_TRY(path_of(path, "%s/step-%" PRId64 "/%s", folder, step, files[1]));
     NIB_TRY(nib_tensor_set_open(path, &set));
     nib_status status = NIB_OK;
-    if (nib_tensor_set_count(set) != (size_t)count * 3) {
-        status = NIB_FAIL(NIB_ERROR_DATA, "%s: %zu tensors, expected %d", path, nib_tensor_set_count(set), count * 3);
+    for (piece p = before_all; next_piece(tensors, count, &p); expected++)
+        NIB_TRY_GOTO(find(set, path, &p, &view), done);
+    if (nib_tensor_set_count(set) != expected) {
+        status = NIB_FAIL(NIB_ERROR_DATA, "%s: %zu tensors, expected %zu", path, nib_tensor_set_count(set), expected);
         goto done;
     }
-    for (int i = 0; i < count * 3; i++) {
-        const nib_checkpoint_tensor *tensor = &tensors[i / 3];
-        snprintf(name, sizeof name, "%s.%s", kinds[i % 3], tensor->name);
-        const nib_tensor_view *view = nib_tensor_set_find(set, name);
-        if (view == NULL || view->dtype != NIB_DTYPE_F32) {
-            status =
-                NIB_FAIL(NIB_ERROR_DATA, "%s: no F32 tensor \"%s\"; was it written for another model?", path, name);
-            goto done;
-        }
-        NIB_TRY_GOTO(nib_tensor_expect_shape(view, 2, tensor->rows, tensor->columns), done);
-        NIB_TRY_GOTO(store(carrier, i / 3, (nib_checkpoint_kind)(i % 3), view), done);
+    for (piece p = before_all; next_piece(tensors, count, &p);) {
+        NIB_TRY_GOTO(find(set, path, &p, &view), done);
+        NIB_TRY_GOTO(store(carrier, &p, view), done);
     }
 done:
     nib_tensor_set_close(set);

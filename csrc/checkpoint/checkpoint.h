@@ -10,6 +10,7 @@
 #include "base/status.h"
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 /* What a run is besides its tensors. Random numbers are counter-based and need no state. */
@@ -25,24 +26,32 @@ typedef struct {
     char config_hash[65], base_hash[65], tokenizer_hash[65], data_hash[65];
 } nib_checkpoint_state;
 
-typedef struct {
-    const char *name; /* of the parameter */
-    int64_t rows, columns;
-    float *master, *first_moment, *second_moment; /* [rows * columns] */
-} nib_checkpoint_tensor;
-
+/* What there is of a trained tensor. Moments are fp32, or of 8 bits with the absmax of their blocks (ops.h). */
 typedef enum {
     NIB_CHECKPOINT_MASTER,
     NIB_CHECKPOINT_FIRST,
     NIB_CHECKPOINT_SECOND,
+    NIB_CHECKPOINT_FIRST_ABSMAX,
+    NIB_CHECKPOINT_SECOND_ABSMAX,
     NIB_CHECKPOINT_KINDS
 } nib_checkpoint_kind;
 
-/* Carries the [rows * columns] values of one kind of tensor i between the host and wherever they are kept. */
+typedef struct {
+    const char *name; /* of the parameter */
+    int64_t rows, columns;
+    bool moments_8bit;
+    void *values[NIB_CHECKPOINT_KINDS]; /* of rows * columns values, each as many bytes as nib_checkpoint_bytes says */
+} nib_checkpoint_tensor;
+
+/* Bytes that the first n values of a tensor take in one kind, n a multiple of NIB_MOMENT_BLOCK or all; 0 where it has
+ * no such kind. */
+size_t nib_checkpoint_bytes(bool moments_8bit, nib_checkpoint_kind kind, int64_t n);
+
+/* Carries one kind of tensor i, whole, between the host and wherever it is kept. */
 typedef struct {
     void *context;
-    nib_status (*fetch)(void *context, int i, nib_checkpoint_kind kind, float *host);
-    nib_status (*store)(void *context, int i, nib_checkpoint_kind kind, const float *host);
+    nib_status (*fetch)(void *context, int i, nib_checkpoint_kind kind, void *host);
+    nib_status (*store)(void *context, int i, nib_checkpoint_kind kind, const void *host);
 } nib_checkpoint_carrier;
 
 /* Writes FOLDER/step-N for N = state->step, durably, from tensors in host memory. On failure nothing that was there is
@@ -54,16 +63,16 @@ nib_status nib_checkpoint_prune(const char *folder, int64_t keep);
 
 /* The highest step whose manifest verifies; *step -1: there is none. Damaged ones are named by a warning. */
 nib_status nib_checkpoint_latest(const char *folder, int64_t *step, nib_checkpoint_state *state);
-/* Stores the values of all tensors, in their order, kind after kind. Names and shapes, all that is read of `tensors`,
- * must be those of the checkpoint (NIB_ERROR_DATA). */
+/* Stores all tensors, in their order, kind after kind. Names, shapes and whether moments have 8 bits, all that is read
+ * of `tensors`, must be the checkpoint's (NIB_ERROR_DATA, nothing is stored). */
 nib_status nib_checkpoint_read(const char *folder, int64_t step, nib_checkpoint_carrier carrier,
                                const nib_checkpoint_tensor *tensors, int count);
 
 /* Writes in a thread: submit copies everything and returns; an error surfaces at the next submit or wait. */
 typedef struct nib_checkpointer nib_checkpointer;
 nib_status nib_checkpointer_create(const char *folder, int64_t keep, nib_checkpointer **checkpointer);
-/* Waits for the write before, if it is still under way, then fetches all values, in the same order. Of `tensors` names
- * and shapes are read. */
+/* Waits for the write before, if it is still under way, then fetches all, in the same order. Of `tensors` everything
+ * but the values is read. */
 nib_status nib_checkpointer_submit(nib_checkpointer *checkpointer, nib_checkpoint_carrier carrier,
                                    const nib_checkpoint_state *state, const nib_checkpoint_tensor *tensors, int count);
 nib_status nib_checkpointer_wait(nib_checkpointer *checkpointer);

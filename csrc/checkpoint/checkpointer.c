@@ -15,8 +15,8 @@ struct nib_checkpointer {
     nib_checkpoint_state state;
     nib_checkpoint_tensor *tensors;
     int count;
-    float *values; /* copies of all tensors, one after another */
-    size_t capacity;
+    char *values;    /* copies of all tensors, one after another */
+    size_t capacity; /* bytes */
     nib_status status;
     char message[2048];
 };
@@ -57,32 +57,38 @@ nib_status nib_checkpointer_wait(nib_checkpointer *c)
     return c->status == NIB_OK ? NIB_OK : NIB_FAIL(c->status, "%s", c->message);
 }
 
+/* Of a tensor's kind, so that what follows is aligned. */
+static size_t room(const nib_checkpoint_tensor *tensor, int kind)
+{
+    const size_t bytes =
+        nib_checkpoint_bytes(tensor->moments_8bit, (nib_checkpoint_kind)kind, tensor->rows * tensor->columns);
+    return (bytes + sizeof(float) - 1) / sizeof(float) * sizeof(float);
+}
+
 nib_status nib_checkpointer_submit(nib_checkpointer *c, nib_checkpoint_carrier carrier,
                                    const nib_checkpoint_state *state, const nib_checkpoint_tensor *tensors, int count)
 {
     NIB_TRY(nib_checkpointer_wait(c));
     size_t total = 0;
-    for (int i = 0; i < count; i++) total += 3 * (size_t)(tensors[i].rows * tensors[i].columns);
+    for (int i = 0; i < count; i++)
+        for (int kind = 0; kind < NIB_CHECKPOINT_KINDS; kind++) total += room(&tensors[i], kind);
     if (total > c->capacity || count > c->count) {
         nib_free(c->values);
         nib_free(c->tensors);
         c->capacity = 0;
         c->count = 0;
-        c->values = nib_calloc(total, sizeof *c->values);
+        c->values = nib_calloc(total, 1);
         c->tensors = nib_calloc((size_t)count, sizeof *c->tensors);
         if (c->values == NULL || c->tensors == NULL)
-            return NIB_FAIL(NIB_ERROR_MEMORY, "%s: no memory to copy the %zu values of a checkpoint", c->folder, total);
+            return NIB_FAIL(NIB_ERROR_MEMORY, "%s: no memory to copy the %zu bytes of a checkpoint", c->folder, total);
         c->capacity = total;
     }
-    float *at = c->values;
+    char *at = c->values;
     for (int i = 0; i < count; i++) {
-        int64_t n = tensors[i].rows * tensors[i].columns;
         c->tensors[i] = tensors[i];
-        float **place[NIB_CHECKPOINT_KINDS] = {&c->tensors[i].master, &c->tensors[i].first_moment,
-                                               &c->tensors[i].second_moment};
-        for (int kind = 0; kind < NIB_CHECKPOINT_KINDS; kind++, at += n) {
-            *place[kind] = at;
-            NIB_TRY(carrier.fetch(carrier.context, i, (nib_checkpoint_kind)kind, at));
+        for (int kind = 0; kind < NIB_CHECKPOINT_KINDS; at += room(&tensors[i], kind), kind++) {
+            c->tensors[i].values[kind] = at;
+            if (room(&tensors[i], kind) > 0) NIB_TRY(carrier.fetch(carrier.context, i, (nib_checkpoint_kind)kind, at));
         }
     }
     c->count = count;

@@ -36,13 +36,32 @@ static nib_status take_matrix(nib_arena *arena, int64_t rows, int64_t columns, n
     return nib_arena_take(arena, rows * columns, (size_t)nib_dtype_block_bytes(dtype), &matrix->data);
 }
 
-/* The first row of a parameter that rank r of those that divide the optimizer's state keeps. */
-static int64_t row_of_rank(int64_t rows, const nib_shards *among, int r)
+int64_t nib_parameter_row_of_rank(int64_t rows, int64_t columns, int ranks, int r)
 {
-    return among != NULL ? rows * r / among->size : rows * r;
+    int64_t together = NIB_MOMENT_BLOCK; /* rows whose values are whole blocks: a power of two */
+    while (together > 1 && together / 2 * columns % NIB_MOMENT_BLOCK == 0) together /= 2;
+    const int64_t row = (rows + together - 1) / together * r / ranks * together;
+    return row < rows ? row : rows;
 }
 
-/* The next trained tensor. Its master, gradient and moments are the next elements of the model's four arrays. */
+static nib_status place_moments(nib_model *model, nib_parameter *p)
+{
+    nib_arena *arena = &model->arena[NIB_ARENA_OPTIMIZER];
+    const int64_t held = p->held_rows * p->columns, blocks = (held + NIB_MOMENT_BLOCK - 1) / NIB_MOMENT_BLOCK;
+    if (!model->options.train) return NIB_OK;
+    p->moments_8bit = model->options.moments_8bit && p->rows * p->columns >= NIB_LEAST_FOR_8BIT;
+    if (!p->moments_8bit) {
+        NIB_TRY(nib_arena_take(arena, held, sizeof(float), &p->first_moment));
+        return nib_arena_take(arena, held, sizeof(float), &p->second_moment);
+    }
+    p->moments.maps = model->moment_maps;
+    NIB_TRY(nib_arena_take(arena, held, 1, &p->moments.first));
+    NIB_TRY(nib_arena_take(arena, held, 1, &p->moments.second));
+    NIB_TRY(nib_arena_take(arena, blocks, sizeof(float), &p->moments.first_absmax));
+    return nib_arena_take(arena, blocks, sizeof(float), &p->moments.second_absmax);
+}
+
+/* The next trained tensor. Its master and gradient are the next elements of the model's two arrays. */
 static nib_status add_parameter(nib_model *model, const char *name, int64_t rows, int64_t columns, bool matrix,
                                 nib_parameter **out)
 {
@@ -51,21 +70,20 @@ static nib_status add_parameter(nib_model *model, const char *name, int64_t rows
         return NIB_FAIL(NIB_ERROR_MEMORY, "no memory for the table of trained tensors");
     nib_parameter *parameter = &model->parameters[model->parameter_count++];
     const nib_shards *among = model->options.shard_optimizer;
-    const int rank = among != NULL ? among->rank : 0;
+    const int rank = among != NULL ? among->rank : 0, ranks = among != NULL ? among->size : 1;
     const int64_t first = model->parameter_elements, held = model->held_elements;
-    const int64_t first_row = row_of_rank(rows, among, rank), end_row = row_of_rank(rows, among, rank + 1);
+    const int64_t first_row = nib_parameter_row_of_rank(rows, columns, ranks, rank);
     *parameter = (nib_parameter){.name = nib_pool_copy(&model->pool, name, strlen(name)),
                                  .rows = rows,
                                  .columns = columns,
                                  .first_row = first_row,
-                                 .held_rows = end_row - first_row,
+                                 .held_rows = nib_parameter_row_of_rank(rows, columns, ranks, rank + 1) - first_row,
                                  .master = model->masters == NULL ? NULL : model->masters + held,
-                                 .gradient = model->gradients == NULL ? NULL : model->gradients + first,
-                                 .first_moment = model->first_moments == NULL ? NULL : model->first_moments + held,
-                                 .second_moment = model->second_moments == NULL ? NULL : model->second_moments + held};
+                                 .gradient = model->gradients == NULL ? NULL : model->gradients + first};
     if (parameter->name == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "no memory for the table of trained tensors");
     model->parameter_elements += rows * columns;
     model->held_elements += parameter->held_rows * columns;
+    NIB_TRY(place_moments(model, parameter));
     nib_dtype dtype = matrix ? model->options.compute : NIB_DTYPE_F32;
     if (dtype == NIB_DTYPE_F32 && among == NULL)
         parameter->copy = (nib_matrix){parameter->master, rows, columns, columns, dtype};
@@ -247,8 +265,8 @@ static nib_status take_parameters(nib_model *model)
     NIB_TRY(nib_arena_take(&model->arena[NIB_ARENA_ADAPTER], held, sizeof(float), &model->masters));
     if (!model->options.train) return NIB_OK;
     NIB_TRY(nib_arena_take(&model->arena[NIB_ARENA_GRADIENTS], elements, sizeof(float), &model->gradients));
-    NIB_TRY(nib_arena_take(&model->arena[NIB_ARENA_OPTIMIZER], held, sizeof(float), &model->first_moments));
-    NIB_TRY(nib_arena_take(&model->arena[NIB_ARENA_OPTIMIZER], held, sizeof(float), &model->second_moments));
+    if (model->options.moments_8bit)
+        NIB_TRY(nib_arena_take(&model->arena[NIB_ARENA_OPTIMIZER], 512, sizeof(float), &model->moment_maps));
     NIB_TRY(nib_arena_take(&model->arena[NIB_ARENA_OPTIMIZER], 1, sizeof *model->clip, &model->clip));
     return nib_arena_take(&model->arena[NIB_ARENA_OPTIMIZER], 1, sizeof *model->factors, &model->factors);
 }

@@ -75,6 +75,18 @@ static nib_status make_saves(nib_model *model)
                : NIB_FAIL(NIB_ERROR_MEMORY, "no memory for %lld layers", (long long)model->config.layers);
 }
 
+/* No gradient, no moment. */
+static nib_status clear_training(nib_model *model)
+{
+    nib_ops *ops = model->ops;
+    const size_t bytes = sizeof nib_nf4_dynamic_map;
+    for (int i = NIB_ARENA_GRADIENTS; i <= NIB_ARENA_OPTIMIZER; i++)
+        NIB_TRY(ops->zero(ops, model->arena[i].block, model->arena[i].capacity));
+    if (model->moment_maps == NULL) return NIB_OK;
+    NIB_TRY(ops->upload(ops, model->moment_maps, nib_nf4_dynamic_map, bytes));
+    return ops->upload(ops, model->moment_maps + 256, nib_dynamic_map_unsigned, bytes);
+}
+
 static nib_status open_model(nib_model *model)
 {
     const nib_model_options *o = &model->options;
@@ -94,8 +106,7 @@ static nib_status open_model(nib_model *model)
         NIB_TRY(folder != NULL ? nib_adapter_load(model, folder) : nib_adapter_initialize(model));
         NIB_TRY(nib_token_rows_initialize(model, folder == NULL));
     }
-    for (int i = NIB_ARENA_GRADIENTS; i <= NIB_ARENA_OPTIMIZER; i++)
-        NIB_TRY(model->ops->zero(model->ops, model->arena[i].block, model->arena[i].capacity));
+    NIB_TRY(clear_training(model));
     NIB_TRY(nib_model_refresh(model));
     const bool fresh = model->lora != NULL && o->train && o->lora.init_adapter == NULL;
     return fresh ? nib_dora_initialize(model) : NIB_OK;
@@ -154,7 +165,8 @@ static nib_status gather_copy(nib_model *model, const nib_parameter *p)
     size_t *offset = nib_calloc((size_t)among->size + 1, sizeof *offset);
     if (offset == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "no memory for the parts of %d ranks", among->size);
     const size_t row = (size_t)(p->columns * nib_dtype_block_bytes(p->copy.dtype));
-    for (int r = 0; r <= among->size; r++) offset[r] = (size_t)(p->rows * r / among->size) * row;
+    for (int r = 0; r <= among->size; r++)
+        offset[r] = (size_t)nib_parameter_row_of_rank(p->rows, p->columns, among->size, r) * row;
     nib_status status =
         among->begin(among->context, p->name, (char *)p->copy.data + offset[among->rank], p->copy.data, offset);
     if (status == NIB_OK) status = among->end(among->context);

@@ -41,11 +41,15 @@ typedef struct {
     const char *adapter;               /* for inference: folder of a PEFT adapter, or NULL */
     bool full;                         /* full fine-tuning: every weight trained (quantization none, no LoRA) */
     bool train;                        /* gradients and optimizer moments are allocated */
+    bool moments_8bit;                 /* AdamW's moments have 8 bits (ops.h), but for tensors of few values */
     uint64_t seed;                     /* of A's initial values */
     const char *cache_folder;          /* NULL: the default place for NF4 caches */
     const nib_shards *shard_base;      /* ranks that divide the NF4 base (base_shards.h); NULL: all of it here */
     const nib_shards *shard_optimizer; /* ranks that divide masters and moments, of a full fine-tune; NULL: likewise */
 } nib_model_options;
+
+/* Moments of a tensor of fewer values have 32 bits in any case, as in bitsandbytes (min_8bit_size). */
+#define NIB_LEAST_FOR_8BIT 4096
 
 /* One trained tensor. All pointers are the backend's memory. */
 typedef struct {
@@ -54,10 +58,17 @@ typedef struct {
     int64_t rows, columns;
     int64_t first_row, held_rows; /* kept here of master and moments: all, or this rank's share (shard_optimizer) */
     float *gradient;              /* fp32 [rows * columns] */
-    float *master, *first_moment, *second_moment; /* fp32 [held_rows * columns] */
+    float *master;                /* fp32 [held_rows * columns] */
+    bool moments_8bit;            /* which of the two that follow there are */
+    float *first_moment, *second_moment; /* fp32 [held_rows * columns] */
+    nib_moments_8bit moments;            /* of held_rows * columns values; ranks divide a tensor between blocks */
     nib_matrix
         copy; /* whole, in the activation type, refreshed by nib_model_refresh; in fp32, undivided, master's memory */
 } nib_parameter;
+
+/* The first row that rank r of those which divide an optimizer's state keeps of a tensor, r = ranks: rows. No block of
+ * NIB_MOMENT_BLOCK values lies on two ranks. */
+int64_t nib_parameter_row_of_rank(int64_t rows, int64_t columns, int ranks, int r);
 
 typedef struct nib_model nib_model;
 

@@ -105,9 +105,10 @@ struct nib_model {
 
     nib_parameter *parameters;
     size_t parameter_count, parameter_capacity;
-    int64_t parameter_elements, held_elements;       /* of all; of the rows whose optimizer state is here */
-    float *gradients;                                /* [parameter_elements] */
-    float *masters, *first_moments, *second_moments; /* [held_elements] */
+    int64_t parameter_elements, held_elements; /* of all; of the rows whose optimizer state is here */
+    float *gradients;                          /* [parameter_elements] */
+    float *masters;                            /* [held_elements] */
+    float *moment_maps;                        /* [2][256] of moments of 8 bits */
     nib_clip *clip;
     nib_adamw_factors *factors;
 

@@ -47,9 +47,12 @@ static nib_status make_update(void *user)
     NIB_TRY(global_norm(ops, parameter, count, u->max_norm, clip));
     for (int i = 0; i < count; i++) {
         const nib_parameter *p = &parameter[i];
-        if (p->held_rows > 0)
-            NIB_TRY(ops->adamw(ops, factors, clip, p->held_rows * p->columns, p->master,
-                               p->gradient + p->first_row * p->columns, p->first_moment, p->second_moment));
+        const float *gradient = p->gradient + p->first_row * p->columns;
+        const int64_t held = p->held_rows * p->columns;
+        if (held == 0) continue;
+        NIB_TRY(p->moments_8bit
+                    ? ops->adamw_8bit(ops, factors, clip, held, p->master, gradient, p->moments)
+                    : ops->adamw(ops, factors, clip, held, p->master, gradient, p->first_moment, p->second_moment));
     }
     return nib_model_refresh(u->model);
 }

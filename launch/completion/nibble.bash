@@ -27,7 +27,7 @@ _nibble_keys="model tokenizer output device quantization lora.r lora.lora_alpha 
     lora.use_rslora lora.use_dora lora.trainable_token_indices lora.init_adapter data.train data.eval data.max_length data.over_long data.shuffle data.pack
     data.share_prefixes data.train_on data.chat_template train.epochs train.max_steps train.batch_size
     train.micro_batch_tokens train.slots train.learning_rate train.scheduler train.warmup_steps train.warmup_ratio
-    train.weight_decay train.adam_beta1 train.adam_beta2 train.adam_epsilon train.max_grad_norm train.compute train.seed
+    train.optimizer train.weight_decay train.adam_beta1 train.adam_beta2 train.adam_epsilon train.max_grad_norm train.compute train.seed
     evaluate.every_steps evaluate.early_stopping_patience evaluate.generate checkpoint.every_steps checkpoint.keep
     parallel.shard_base parallel.shard_optimizer"
 
@@ -38,6 +38,7 @@ _nibble_values() { # KEY: the values that a configuration key can have, where th
     data.over_long) echo error split drop truncate ;;
     data.train_on) echo assistant all ;;
     train.scheduler) echo cosine linear constant ;;
+    train.optimizer) echo adamw adamw_8bit ;;
     train.compute) echo bf16 fp32 ;;
     lora.use_rslora | lora.use_dora | data.shuffle | data.pack | data.share_prefixes) echo true false ;;
     esac

@@ -15,8 +15,8 @@ static void training_goes_on_while_a_checkpoint_is_written(void **state)
     (void)state;
     char folder[] = "/tmp/nibble-checkpointer-XXXXXX";
     static float master[N], first[N], second[N];
-    nib_checkpoint_tensor tensors[2] = {{"a", 1, N / 2, master, first, second},
-                                        {"b", N / 2, 1, master + N / 2, first + N / 2, second + N / 2}};
+    nib_checkpoint_tensor tensors[2] = {{"a", 1, N / 2, false, {master, first, second}},
+                                        {"b", N / 2, 1, false, {master + N / 2, first + N / 2, second + N / 2}}};
     nib_checkpoint_state now = {.best_step = -1}, read;
     nib_checkpointer *writer;
     int64_t step;
@@ -45,7 +45,7 @@ static void a_writer_can_be_freed_at_work(void **state)
     (void)state;
     char folder[] = "/tmp/nibble-checkpointer-XXXXXX";
     float value[4] = {1, 2, 3, 4};
-    nib_checkpoint_tensor tensor = {"a", 2, 2, value, value, value};
+    nib_checkpoint_tensor tensor = {"a", 2, 2, false, {value, value, value}};
     nib_checkpoint_state now = {.step = 5, .best_step = -1}, read;
     nib_checkpointer *writer;
     int64_t step;

@@ -106,7 +106,7 @@ static void begin(fixture *f)
 {
     *f = (fixture){.folder = "/tmp/nibble-checkpoint-XXXXXX"};
     assert_non_null(mkdtemp(f->folder));
-    f->tensor = (nib_checkpoint_tensor){"w", 2, 3, f->master, f->first, f->second};
+    f->tensor = (nib_checkpoint_tensor){"w", 2, 3, false, {f->master, f->first, f->second}};
     f->state = (nib_checkpoint_state){.step = 7, .cursor = 1LL << 40, .seed = 9007199254740991, .best_step = -1};
     f->state.best_loss = 0.1;
     strcpy(f->state.data_hash, "abc");
@@ -149,6 +149,41 @@ static void what_is_written_is_read_and_old_ones_are_pruned(void **unused)
     assert_false(nib_file_exists(old));
     f.tensor.rows = 3, f.tensor.columns = 2;
     assert_int_equal(nib_checkpoint_read(f.folder, step, carrier_of(&f.tensor), &f.tensor, 1), NIB_ERROR_DATA);
+    end(&f);
+}
+
+/* Moments of 8 bits, of a block and a part, with their absmax; read as 32 bits, or the other way, they are refused
+ * before anything is stored. */
+static void moments_of_8_bits_are_kept(void **unused)
+{
+    (void)unused;
+    enum { N = 300, BLOCKS = 2 };
+    fixture f;
+    float master[N], absmax[2][BLOCKS] = {{1.5f, -0.0f}, {1e-42f, 3.0f}}, absmax_before[2][BLOCKS];
+    uint8_t code[2][N], code_before[2][N];
+    begin(&f);
+    for (int i = 0; i < N; i++) master[i] = (float)i, code[0][i] = (uint8_t)i, code[1][i] = (uint8_t)(255 - i % 256);
+    memcpy(code_before, code, sizeof code);
+    memcpy(absmax_before, absmax, sizeof absmax);
+    nib_checkpoint_tensor both[] = {f.tensor, {"v", 3, 100, true, {master, code[0], code[1], absmax[0], absmax[1]}}};
+    nib_checkpointer *writer;
+    assert_int_equal(nib_checkpointer_create(f.folder, 2, &writer), NIB_OK);
+    assert_int_equal(nib_checkpointer_submit(writer, carrier_of(both), &f.state, both, 2), NIB_OK);
+    assert_int_equal(nib_checkpointer_wait(writer), NIB_OK);
+    nib_checkpointer_free(writer);
+    memset(code, 0, sizeof code);
+    memset(absmax, 0, sizeof absmax);
+    both[0].moments_8bit = true;
+    assert_int_equal(nib_checkpoint_read(f.folder, 7, carrier_of(both), both, 2), NIB_ERROR_DATA);
+    assert_non_null(strstr(nib_error_message(), "\"first_moment.w\" is F32, expected U8"));
+    both[0].moments_8bit = both[1].moments_8bit = false;
+    assert_int_equal(nib_checkpoint_read(f.folder, 7, carrier_of(both), both, 2), NIB_ERROR_DATA);
+    assert_non_null(strstr(nib_error_message(), "\"first_moment.v\" is U8, expected F32"));
+    assert_int_equal(code[0][5] + code[1][5], 0);
+    both[1].moments_8bit = true;
+    assert_int_equal(nib_checkpoint_read(f.folder, 7, carrier_of(both), both, 2), NIB_OK);
+    assert_memory_equal(code, code_before, sizeof code);
+    assert_memory_equal(absmax, absmax_before, sizeof absmax);
     end(&f);
 }
 
@@ -235,6 +270,7 @@ int main(void)
         cmocka_unit_test(slots_are_summed_as_a_balanced_tree),
         cmocka_unit_test(ranks_leave_nodes_of_one_tree),
         cmocka_unit_test(what_is_written_is_read_and_old_ones_are_pruned),
+        cmocka_unit_test(moments_of_8_bits_are_kept),
         cmocka_unit_test(damage_is_never_accepted),
         cmocka_unit_test(events_have_the_bytes_that_tensorboard_writes),
         cmocka_unit_test(failure_of_the_writing_thread_surfaces),
