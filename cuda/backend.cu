@@ -24,6 +24,7 @@
 #include "cuda/status.cuh"
 #include "cuda/tree_sum.h"
 
+#include <cublasLt.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -310,6 +311,15 @@ nib_status nib_cuda_backend_describe(int index, char *text, size_t bytes)
              properties.major, properties.minor, properties.multiProcessorCount, gib(properties.totalGlobalMem),
              driver / 1000, driver % 1000 / 10);
     return NIB_OK;
+}
+
+void nib_cuda_backend_libraries(char *text, size_t bytes)
+{
+    int runtime = 0;
+    const size_t product = cublasLtGetVersion();
+    cudaRuntimeGetVersion(&runtime);
+    snprintf(text, bytes, "runtime %d.%d, cublasLt %zu.%zu.%zu", runtime / 1000, runtime % 1000 / 10, product / 10000,
+             product / 100 % 100, product % 100);
 }
 
 /* The first call that makes a context on the device: where a device in use by another process is found out. */

@@ -24,6 +24,8 @@ typedef struct {
 nib_status nib_cuda_backend_create(int index, nib_ops **ops);
 /* One line about the device: name, architecture, memory, driver. */
 nib_status nib_cuda_backend_describe(int index, char *text, size_t bytes);
+/* One line about what it was linked with: the CUDA runtime's and cublasLt's versions. */
+void nib_cuda_backend_libraries(char *text, size_t bytes);
 
 cudaStream_t nib_cuda_stream(nib_ops *ops);
 const nib_cuda_device *nib_cuda_device_of(nib_ops *ops);

@@ -156,10 +156,13 @@ static nib_status examine(report *r, nib_device device)
 {
     nib_ops *ops;
     uint32_t off;
+    char libraries[256];
     const double begun = now();
     nib_buffer_text(&r->out, "{\"machine\":{");
     nib_doctor_machine(add_fact, r);
     NIB_TRY(open_device(&device, &ops));
+    NIB_TRY(nib_device_libraries(device, libraries, sizeof libraries));
+    if (libraries[0] != 0) add_fact(r, "CUDA", libraries);
     nib_buffer_format(&r->out, "},\"device\":\"%s\",\"checks\":[", ops->name);
     r->separator = "";
     nib_status status =
@@ -201,9 +204,9 @@ const nib_command nib_command_doctor = {
     .summary = "says what this machine has, and checks every op on it, or the links between ranks",
     .usage =
         "usage: nibble doctor [--device auto|cpu|cuda|emulated] [--json]\n\n"
-        "Lists processor, memory, disk, GPUs, driver, NCCL and MPI. Then every op runs on random data by its fast\n"
-        "kernel and by its plain one, and both are held against the CPU's plain arithmetic in fp32. A line names op,\n"
-        "shape and the result that is furthest off, relative to its size; on a GPU the instructions that kernels\n"
+        "Lists processor, memory, disk, GPUs, driver, CUDA, NCCL and MPI. Then every op runs on random data by its\n"
+        "fast kernel and by its plain one, and both are held against the CPU's plain arithmetic in fp32. A line names\n"
+        "op, shape and the result that is furthest off, relative to its size; on a GPU the instructions that kernels\n"
         "build on are tried one by one besides. Ends with a block for a report.\n"
         "Exit code 0 if all agree, 69 if not.\n\n"
         "Started by nibble-launch, mpirun, torchrun or srun it checks the links between the ranks instead: known\n"

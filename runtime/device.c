@@ -109,6 +109,16 @@ nib_status nib_device_describe(nib_device device, int number, char *text, size_t
     return plugin->describe(number, text, bytes);
 }
 
+nib_status nib_device_libraries(nib_device device, char *text, size_t bytes)
+{
+    const nib_plugin *plugin;
+    text[0] = 0;
+    if (device == NIB_DEVICE_CPU) return NIB_OK;
+    NIB_TRY(load_device(device, &plugin));
+    plugin->libraries(text, bytes);
+    return NIB_OK;
+}
+
 nib_status nib_device_instructions(nib_device device, nib_ops *ops, nib_instruction_visit visit, void *user)
 {
     const nib_plugin *plugin;

@@ -27,6 +27,8 @@ void nib_close_backend(nib_ops *ops);
  * are numbered from 0. NIB_ERROR_DEVICE says why there is none. */
 nib_status nib_open_device(nib_device device, int number, nib_ops **ops);
 nib_status nib_device_describe(nib_device device, int number, char *text, size_t bytes);
+/* The versions of the libraries that a GPU's backend computes with; "" on the CPU. */
+nib_status nib_device_libraries(nib_device device, char *text, size_t bytes);
 
 /* Each instruction that the kernels of `device` build on, tried on ops, which it opened; none on the CPU. */
 typedef void (*nib_instruction_visit)(void *user, const nib_instruction_line *line);

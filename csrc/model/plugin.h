@@ -28,6 +28,8 @@ typedef struct {
     nib_status (*create)(int local_rank, nib_ops **ops);
     /* One line: what the device of `local_rank` is. NIB_ERROR_DEVICE as create. */
     nib_status (*describe)(int local_rank, char *text, size_t bytes);
+    /* One line: the versions of the libraries that the backend computes with. */
+    void (*libraries)(char *text, size_t bytes);
     /* For `nibble doctor`: how many instructions there are to check, and the check of instruction i on a device. */
     int (*instructions)(void);
     nib_status (*check_instruction)(nib_ops *ops, int i, nib_instruction_line *line);
