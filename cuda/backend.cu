@@ -190,6 +190,7 @@ static void fill_table(nib_ops *ops)
     ops->choices = NIB_CUDA_CHOICES;
     ops->choice = nib_cuda_choice_names;
     ops->use_plain = cuda_use_plain;
+    ops->keep_algorithms = nib_cuda_keep_algorithms;
     ops->close = close_backend;
     ops->rehearse = cuda_rehearse;
     ops->memory_left = cuda_memory_left;

@@ -114,14 +114,26 @@ nib_status nib_cuda_matmul_cache_create(cudaStream_t stream, nib_cuda_matmul_cac
     return make_choices(cache);
 }
 
+static void free_products(nib_cuda_matmul_cache *cache)
+{
+    for (product *&bucket : cache->bucket)
+        for (product *p = bucket; p != NULL; p = bucket) {
+            bucket = p->next;
+            free_product(p);
+        }
+}
+
+nib_status nib_cuda_keep_algorithms(nib_ops *ops, const char *folder)
+{
+    nib_cuda_matmul_cache *cache = nib_cuda_matmul_cache_of(ops);
+    free_products(cache);
+    return nib_matmul_choices_follow(cache->choices, folder);
+}
+
 void nib_cuda_matmul_cache_free(nib_cuda_matmul_cache *cache)
 {
     if (cache == NULL) return;
-    for (int i = 0; i < BUCKETS; i++)
-        for (product *p = cache->bucket[i], *next; p != NULL; p = next) {
-            next = p->next;
-            free_product(p);
-        }
+    free_products(cache);
     nib_matmul_choices_free(cache->choices);
     if (cache->begin != NULL) cudaEventDestroy(cache->begin);
     if (cache->end != NULL) cudaEventDestroy(cache->end);

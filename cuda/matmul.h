@@ -11,6 +11,7 @@ typedef struct nib_cuda_matmul_cache nib_cuda_matmul_cache; /* handle, workspace
 nib_status nib_cuda_matmul_cache_create(cudaStream_t stream, nib_cuda_matmul_cache **cache);
 void nib_cuda_matmul_cache_free(nib_cuda_matmul_cache *cache);
 nib_matmul_choices *nib_cuda_matmul_choices(nib_cuda_matmul_cache *cache);
+nib_status nib_cuda_keep_algorithms(nib_ops *ops, const char *folder);
 /* How long on the device what `run` starts takes, warmed up; it is started a few times, and the host waits. */
 nib_status nib_cuda_matmul_time(nib_cuda_matmul_cache *cache, nib_status (*run)(void *user), void *user,
                                 float *microseconds);

@@ -6,6 +6,7 @@ extern "C" {
 #include "base/memory.h"
 }
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -23,12 +24,22 @@ typedef struct {
     float microseconds;
 } entry;
 
-struct nib_matmul_choices {
-    char *identity, *path; /* path NULL: not kept on disk */
+/* What one file holds. */
+typedef struct {
+    char *path; /* NULL: not kept on disk */
     entry *entries;
     size_t count, capacity;
-    bool told; /* the user knows that the file cannot be kept */
+    int lock; /* descriptor, while it is held; -1 */
+} table;
+
+struct nib_matmul_choices {
+    char *identity;
+    bool follows_run;
+    table cache, run; /* run: if follows_run, and then it goes first */
+    bool told;        /* the user knows that a file cannot be kept */
 };
+
+static table *first_of(nib_matmul_choices *c) { return c->follows_run ? &c->run : &c->cache; }
 
 uint64_t nib_matmul_hash(const void *bytes, size_t count)
 {
@@ -44,45 +55,62 @@ int64_t nib_matmul_class_size(int64_t size)
     return (size + step - 1) / step * step;
 }
 
+static void name_file(nib_buffer *name, const char *identity)
+{
+    nib_buffer_format(name, "matmul-%016" PRIx64 ".txt", nib_matmul_hash(identity, strlen(identity)));
+}
+
 nib_matmul_choices *nib_matmul_choices_create(const char *identity)
 {
     nib_matmul_choices *c = (nib_matmul_choices *)nib_calloc(1, sizeof *c);
     nib_buffer name = {}, copy = {};
     if (c == NULL) return NULL;
-    nib_buffer_format(&name, "matmul-%016" PRIx64 ".txt", nib_matmul_hash(identity, strlen(identity)));
+    c->cache.lock = c->run.lock = -1;
+    name_file(&name, identity);
     nib_buffer_text(&copy, identity);
     c->identity = copy.data;
-    c->path = name.failed ? NULL : nib_cache_path(name.data);
+    c->cache.path = name.failed ? NULL : nib_cache_path(name.data);
     nib_buffer_free(&name);
     if (!copy.failed) return c;
     nib_matmul_choices_free(c);
     return NULL;
 }
 
+static void free_table(table *t)
+{
+    nib_free(t->path);
+    nib_free(t->entries);
+    *t = table{};
+    t->lock = -1;
+}
+
 void nib_matmul_choices_free(nib_matmul_choices *c)
 {
     if (c == NULL) return;
     nib_free(c->identity);
-    nib_free(c->path);
-    nib_free(c->entries);
+    free_table(&c->cache);
+    free_table(&c->run);
     nib_free(c);
 }
 
-static entry *find(const nib_matmul_choices *c, const nib_matmul_class *shape)
+static entry *find(const table *t, const nib_matmul_class *shape)
 {
-    for (size_t i = 0; i < c->count; i++)
-        if (memcmp(&c->entries[i].shape, shape, sizeof *shape) == 0) return &c->entries[i];
+    for (size_t i = 0; i < t->count; i++)
+        if (memcmp(&t->entries[i].shape, shape, sizeof *shape) == 0) return &t->entries[i];
     return NULL;
 }
 
-bool nib_matmul_is_known(const nib_matmul_choices *c, const nib_matmul_class *shape) { return find(c, shape) != NULL; }
-
-static nib_status put(nib_matmul_choices *c, const entry *one)
+bool nib_matmul_is_known(nib_matmul_choices *c, const nib_matmul_class *shape)
 {
-    entry *known = find(c, &one->shape);
-    if (known == NULL && !nib_grow(&c->entries, &c->capacity, c->count + 1, sizeof *c->entries))
+    return find(first_of(c), shape) != NULL;
+}
+
+static nib_status put(table *t, const entry *one)
+{
+    entry *known = find(t, &one->shape);
+    if (known == NULL && !nib_grow(&t->entries, &t->capacity, t->count + 1, sizeof *t->entries))
         return NIB_FAIL(NIB_ERROR_MEMORY, "no memory for the algorithms of matrix products");
-    if (known == NULL) known = &c->entries[c->count++];
+    if (known == NULL) known = &t->entries[t->count++];
     *known = *one;
     return NIB_OK;
 }
@@ -105,12 +133,12 @@ static bool parse(const char *line, entry *one)
 }
 
 /* Adds what the file holds. A file that cannot be read, or is another's, is one that is not there. */
-static nib_status read_file(nib_matmul_choices *c)
+static nib_status read_file(const nib_matmul_choices *c, table *t)
 {
     char *text, *line;
     size_t length;
-    if (c->path == NULL || !nib_file_exists(c->path)) return NIB_OK;
-    if (nib_file_read(c->path, MOST_FILE_BYTES, &text, &length) != NIB_OK) {
+    if (t->path == NULL || !nib_file_exists(t->path)) return NIB_OK;
+    if (nib_file_read(t->path, MOST_FILE_BYTES, &text, &length) != NIB_OK) {
         nib_warn("%s; matrix products are measured again", nib_error_message());
         return NIB_OK;
     }
@@ -123,64 +151,68 @@ static nib_status read_file(nib_matmul_choices *c)
             if (damaged == 0) damaged = number;
             if (number == 1) break;
         } else if (number > 1 && *line != '\0') {
-            status = put(c, &one);
+            status = put(t, &one);
         }
     }
     if (damaged > 0)
         nib_warn("%s:%d: not what Nibble has written there; what is lost is measured again, and a run that is resumed "
                  "may differ in its last bits",
-                 c->path, damaged);
+                 t->path, damaged);
     nib_free(text);
     return status;
 }
 
-static nib_status write_file(const nib_matmul_choices *c)
+static nib_status write_file(const nib_matmul_choices *c, const table *t)
 {
     nib_buffer text = {};
     nib_buffer_format(&text, "%s\n", c->identity);
-    for (size_t i = 0; i < c->count; i++) {
-        const entry *one = &c->entries[i];
+    for (size_t i = 0; i < t->count; i++) {
+        const entry *one = &t->entries[i];
         const nib_matmul_class *s = &one->shape;
         nib_buffer_format(&text, LINE_FORMAT "\n", s->M, s->N, s->K, s->transpose_a, s->transpose_b, s->wide,
                           s->a_alignment, s->b_alignment, s->c_alignment, s->nf4, s->room, one->hash,
                           (double)one->microseconds);
     }
-    nib_status status = text.failed ? NIB_FAIL(NIB_ERROR_MEMORY, "no memory to write %s", c->path)
-                                    : nib_file_replace(c->path, text.data, text.length);
+    nib_status status = text.failed ? NIB_FAIL(NIB_ERROR_MEMORY, "no memory to write %s", t->path)
+                                    : nib_file_replace(t->path, text.data, text.length);
     nib_buffer_free(&text);
     return status;
 }
 
-/* The descriptor of the lock that is held, or -1 where there can be none. */
-static int lock(nib_matmul_choices *c)
+/* Waits for processes that have the file; none is waited for where there can be no lock. */
+static void lock(table *t)
 {
     nib_buffer name = {};
-    char *folder = c->path == NULL ? NULL : nib_path_folder(c->path);
-    int fd = -1;
+    char *folder = t->path == NULL ? NULL : nib_path_folder(t->path);
     if (folder != NULL && nib_file_make_folders(folder) == NIB_OK) {
-        nib_buffer_format(&name, "%s.lock", c->path);
-        fd = name.failed ? -1 : open(name.data, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+        nib_buffer_format(&name, "%s.lock", t->path);
+        t->lock = name.failed ? -1 : open(name.data, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
     }
-    while (fd >= 0 && flock(fd, LOCK_EX) != 0 && errno == EINTR) continue;
+    while (t->lock >= 0 && flock(t->lock, LOCK_EX) != 0 && errno == EINTR) continue;
     nib_buffer_free(&name);
     nib_free(folder);
-    return fd;
 }
 
-static void keep(nib_matmul_choices *c, int fd)
+static void unlock(table *t)
 {
-    if (fd >= 0 && write_file(c) == NIB_OK) return;
+    if (t->lock >= 0) close(t->lock);
+    t->lock = -1;
+}
+
+static void keep(nib_matmul_choices *c, const table *t)
+{
+    if (t->lock >= 0 && write_file(c, t) == NIB_OK) return;
     if (!c->told)
         nib_warn("%s cannot be written: the algorithms of matrix products are measured in every run, and runs may "
                  "differ in their last bits",
-                 c->path != NULL ? c->path : "the cache folder");
+                 t->path != NULL ? t->path : "the cache folder");
     c->told = true;
 }
 
 /* Which of the offered ones the table names, or -1. */
-static int named(nib_matmul_choices *c, const nib_matmul_class *shape, int offered, const uint64_t *hash)
+static int named(const table *t, const nib_matmul_class *shape, int offered, const uint64_t *hash)
 {
-    const entry *known = find(c, shape);
+    const entry *known = find(t, shape);
     for (int i = 0; known != NULL && i < offered; i++)
         if (hash[i] == known->hash) return i;
     return -1;
@@ -192,12 +224,13 @@ static nib_status measure_now(nib_matmul_choices *c, const nib_matmul_class *s, 
     char number[32];
     float microseconds[NIB_MATMUL_MOST_OFFERED];
     int best = 0;
-    const bool known = find(c, s) != NULL;
+    const bool known = find(&c->cache, s) != NULL || find(&c->run, s) != NULL;
     NIB_TRY(measure(user, offered, microseconds));
     for (int i = 1; i < offered; i++)
         if (microseconds[i] < MARGIN * microseconds[best]) best = i;
     const entry one = {*s, hash[best], microseconds[best]};
-    NIB_TRY(put(c, &one));
+    NIB_TRY(put(&c->cache, &one));
+    keep(c, &c->cache);
     snprintf(number, sizeof number, "algorithm %d of %d", best + 1, offered);
     nib_log("matmul up to [%" PRId64 ", %" PRId64 "] x [%" PRId64 ", %" PRId64 "]: %s, %.1f us (%s: %.1f us)", s->M,
             s->K, s->K, s->N, name != NULL ? name[best] : number, (double)microseconds[best],
@@ -209,18 +242,78 @@ static nib_status measure_now(nib_matmul_choices *c, const nib_matmul_class *s, 
     return NIB_OK;
 }
 
+/* The run takes the class from the cache, and every other that it has none for, so that it is written once. */
+static nib_status take_over(nib_matmul_choices *c, const nib_matmul_class *shape)
+{
+    for (size_t i = 0; i < c->cache.count; i++) {
+        const entry *one = &c->cache.entries[i];
+        if (find(&c->run, &one->shape) == NULL || memcmp(&one->shape, shape, sizeof *shape) == 0)
+            NIB_TRY(put(&c->run, one));
+    }
+    keep(c, &c->run);
+    return NIB_OK;
+}
+
+/* With the lock of the first table. */
+static nib_status choose(nib_matmul_choices *c, const nib_matmul_class *shape, int offered, const uint64_t *hash,
+                         const char *const *name, nib_matmul_measure measure, void *user, int *chosen)
+{
+    if (c->follows_run) {
+        NIB_TRY(read_file(c, &c->run)); /* what the run has found so far, or another rank of it since */
+        *chosen = named(&c->run, shape, offered, hash);
+        if (*chosen >= 0) return NIB_OK;
+    }
+    lock(&c->cache);
+    nib_status status = read_file(c, &c->cache); /* what earlier runs have found, or another process since */
+    if (status == NIB_OK) *chosen = named(&c->cache, shape, offered, hash);
+    if (status == NIB_OK && *chosen < 0) status = measure_now(c, shape, offered, hash, name, measure, user, chosen);
+    unlock(&c->cache);
+    return status == NIB_OK && c->follows_run ? take_over(c, shape) : status;
+}
+
 nib_status nib_matmul_choose(nib_matmul_choices *c, const nib_matmul_class *shape, int offered, const uint64_t *hash,
                              const char *const *name, nib_matmul_measure measure, void *user, int *chosen)
 {
-    *chosen = named(c, shape, offered, hash);
+    *chosen = named(first_of(c), shape, offered, hash);
     if (*chosen >= 0) return NIB_OK;
-    const int fd = lock(c);
-    nib_status status = read_file(c); /* what earlier runs have found, or another process since */
-    if (status == NIB_OK) *chosen = named(c, shape, offered, hash);
-    if (status == NIB_OK && *chosen < 0) {
-        status = measure_now(c, shape, offered, hash, name, measure, user, chosen);
-        if (status == NIB_OK) keep(c, fd);
-    }
-    if (fd >= 0) close(fd);
+    if (c->follows_run) lock(&c->run);
+    const nib_status status = choose(c, shape, offered, hash, name, measure, user, chosen);
+    unlock(&c->run);
     return status;
+}
+
+/* What the run computed with, where that is another card, driver or version. */
+static void warn_of_others(const nib_matmul_choices *c, const char *folder)
+{
+    char was[256] = "";
+    DIR *open = opendir(folder);
+    for (struct dirent *e; open != NULL && (e = readdir(open)) != NULL;) {
+        char *text, *path = strncmp(e->d_name, "matmul-", 7) == 0 && strstr(e->d_name, ".txt.") == NULL
+                                ? nib_path_join(folder, e->d_name)
+                                : NULL;
+        size_t length;
+        if (path != NULL && nib_file_read(path, MOST_FILE_BYTES, &text, &length) == NIB_OK) {
+            snprintf(was, sizeof was, "%.*s", (int)strcspn(text, "\n"), text);
+            nib_free(text);
+        }
+        nib_free(path);
+    }
+    if (open != NULL) closedir(open);
+    if (was[0] != '\0')
+        nib_warn("the run was begun on \"%s\", this is \"%s\": the algorithms of its matrix products are chosen anew, "
+                 "and it may differ in its last bits from one that never stopped",
+                 was, c->identity);
+}
+
+nib_status nib_matmul_choices_follow(nib_matmul_choices *c, const char *folder)
+{
+    nib_buffer name = {};
+    free_table(&c->run);
+    name_file(&name, c->identity);
+    c->run.path = name.failed ? NULL : nib_path_join(folder, name.data);
+    nib_buffer_free(&name);
+    if (c->run.path == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "%s: no memory for its paths", folder);
+    c->follows_run = true;
+    if (!nib_file_exists(c->run.path)) warn_of_others(c, folder);
+    return NIB_OK;
 }

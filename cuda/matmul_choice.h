@@ -6,7 +6,12 @@
  * The file, $XDG_CACHE_HOME/nibble/matmul-HASH.txt: a line that names card and versions, then a line for each class. It
  * is read when a class is met that the process does not know, and written whole each time one is added; processes that
  * measure at the same time wait for each other (flock) and take what the first has found. A file that is damaged costs
- * its lines' choices, no more: an algorithm is taken only if cublasLt offers it. */
+ * its lines' choices, no more: an algorithm is taken only if cublasLt offers it.
+ *
+ * A run that may be resumed keeps the same file beside its checkpoints, which goes before the cache: what the cache
+ * knows when the run first asks is copied there, what is measured later is added, and ranks that see one folder share
+ * it. So a run computes with the algorithms that it was begun with, on whichever machine of the same card, driver and
+ * version it goes on. */
 #ifndef NIB_CUDA_MATMUL_CHOICE_H
 #define NIB_CUDA_MATMUL_CHOICE_H
 
@@ -33,11 +38,15 @@ typedef struct nib_matmul_choices nib_matmul_choices;
 nib_matmul_choices *nib_matmul_choices_create(const char *identity);
 void nib_matmul_choices_free(nib_matmul_choices *choices);
 
+/* From now on choices are those of a run that keeps its own in `folder`; what the process has chosen before is looked
+ * up again. A warning, if there are choices of other identities alone. NIB_ERROR_MEMORY. */
+nib_status nib_matmul_choices_follow(nib_matmul_choices *choices, const char *folder);
+
 /* Measures all `offered` algorithms. microseconds [offered]; one that fails is HUGE_VALF. */
 typedef nib_status (*nib_matmul_measure)(void *user, int offered, float *microseconds);
 
 /* Does this process know the class, so that nothing will be measured for it? */
-bool nib_matmul_is_known(const nib_matmul_choices *choices, const nib_matmul_class *shape);
+bool nib_matmul_is_known(nib_matmul_choices *choices, const nib_matmul_class *shape);
 
 /* *chosen: which of the offered algorithms, named by their hashes, is this class's: that of the table, or measured now,
  * said in a line of the log, and added. name [offered]: what that line calls them; NULL: by number. While it measures

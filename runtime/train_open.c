@@ -359,6 +359,9 @@ nib_status nib_train_open(nib_config *config, bool resume, nib_collectives *coll
     if (status == NIB_OK && !t->folder.fresh) status = load_checkpoint(t);
     if (status == NIB_OK && nib_train_leads(t)) status = open_output(t, &text);
     nib_buffer_free(&text);
+    /* Only now that there is a run: a folder that holds anything else is refused. */
+    if (status == NIB_OK && t->ops->keep_algorithms != NULL)
+        status = t->ops->keep_algorithms(t->ops, t->folder.checkpoints);
     NIB_TRY(status);
     nib_log("%s: %s", t->ops->name, t->ops->device);
     nib_config_log(config);

@@ -207,6 +207,11 @@ struct nib_ops {
     void (*use_plain)(nib_ops *ops, uint32_t mask);
     uint32_t plain; /* the mask in use */
 
+    /* Which algorithm computes a product is found by measuring, and decides bits. From now on it is the one that
+     * `folder` names, if such a device with such libraries has left it there; what is found now is left there too.
+     * NULL: there is nothing to choose. */
+    nib_status (*keep_algorithms)(nib_ops *ops, const char *folder);
+
     void (*close)(nib_ops *ops); /* gives back the backend itself; NULL is allowed */
     /* The same ops over a counting scratch arena, which they take and leave, doing nothing else; those that take none
      * may be NULL. For model/rehearsal.h. */

@@ -4,6 +4,7 @@
 
 extern "C" {
 #include "base/file.h"
+#include "base/log.h"
 #include "base/memory.h"
 #include "base/random.h"
 }
@@ -21,14 +22,16 @@ extern "C" {
 
 static char folder[] = "/tmp/nibble-choice-XXXXXX";
 
-/* fp32 of a product of K = 300, by a backend of its own. */
-static std::vector<float> product(int64_t M = 5)
+/* fp32 of a product of K = 300, by a backend of its own; of a run with this folder, if there is one, that is told it
+ * between two of the same shape. */
+static std::vector<float> product(int64_t M = 5, const char *run = nullptr)
 {
     nib_ops *ops;
     const int64_t N = 7, K = 300;
     check_ok(nib_cuda_backend_create(0, &ops));
     std::vector<float> found;
-    {
+    for (int follows = 0; follows < (run != nullptr ? 2 : 1); follows++) {
+        if (follows == 1) check_ok(ops->keep_algorithms(ops, run));
         strided_matrix a(random_bf16(1, M * K), M, K, 0), b(random_bf16(2, N * K), N, K, 0);
         device_buffer<float> c(std::vector<float>((size_t)(M * N)));
         check_ok(nib_cuda_matmul(ops, a.matrix(), false, b.matrix(), true, false, {c.data(), M, N, N, NIB_DTYPE_F32}));
@@ -141,6 +144,59 @@ static void a_folder_that_cannot_be_written_stops_nothing(void **)
     assert_int_equal(unlink(in_the_way.c_str()), 0);
 }
 
+static std::string text_of(const std::string &path)
+{
+    char *text;
+    size_t length;
+    check_ok(nib_file_read(path.c_str(), 1 << 20, &text, &length));
+    std::string copy(text, length);
+    nib_free(text);
+    return copy;
+}
+
+/* What a run was begun with is what it goes on with, whatever the cache holds by then or the clock says, and the other
+ * way round the cache is not the run's; what it has not met yet, it takes from the cache. */
+static void a_run_goes_on_with_its_algorithms(void **)
+{
+    const std::string cache = std::string(folder) + "/nibble", run = std::string(folder) + "/run";
+    const std::vector<float> first = by_algorithm(0), third = by_algorithm(2);
+    assert_true(product(5, run.c_str()) == third); /* the cache's, copied */
+    check_ok(nib_file_remove_tree(cache.c_str()));
+    nib_emulator::set_products(3, {1000, 9000, 9000});
+    assert_true(product() == first);
+    assert_true(product(5, run.c_str()) == third);
+    check_ok(nib_file_remove_tree(cache.c_str()));
+    assert_true(product(5, run.c_str()) == third);
+    assert_true(product() == first);
+    const std::vector<float> other = product(48); /* by the first, and in the cache now */
+    nib_emulator::set_products(3, {9000, 9000, 1000});
+    assert_true(product(48, run.c_str()) == other && product(5, run.c_str()) == third);
+    check_ok(nib_file_remove_tree(run.c_str()));
+    assert_true(product(5, run.c_str()) == first); /* a run that has nothing */
+    check_ok(nib_file_remove_tree(run.c_str()));
+}
+
+/* On another card nothing of it can be used, which is said; on the first card again it is. */
+static void a_run_on_another_card_says_so(void **)
+{
+    const std::string run = std::string(folder) + "/run", log = std::string(folder) + "/log";
+    by_algorithm(2);
+    check_ok(nib_log_to_file(log.c_str()));
+    const std::vector<float> third = product(5, run.c_str());
+    assert_true(text_of(log).find("the run was begun on") == std::string::npos);
+    nib_emulator::set_device(9, 0, 5, size_t{2} << 30);
+    nib_emulator::set_products(3, {1000, 9000, 9000});
+    assert_true(product(5, run.c_str()) != third);
+    const std::string said = text_of(log);
+    assert_true(said.find("the run was begun on \"emulated, 4 processors, driver 13000") != std::string::npos);
+    assert_true(said.find("this is \"emulated, 5 processors") != std::string::npos);
+    nib_emulator::set_device(9, 0, 4, size_t{2} << 30);
+    assert_true(product(5, run.c_str()) == third);
+    assert_true(text_of(log) == said);
+    check_ok(nib_log_to_file(nullptr));
+    check_ok(nib_file_remove_tree(run.c_str()));
+}
+
 /* Are the weights of a linear of 65 rows decoded in registers, and so multiplied by a kernel of ours? */
 static bool decodes(uint32_t plain)
 {
@@ -201,6 +257,8 @@ int main()
         cmocka_unit_test_setup(an_algorithm_that_is_gone_is_replaced, reset_emulator),
         cmocka_unit_test_setup(a_damaged_file_costs_its_choices_only, reset_emulator),
         cmocka_unit_test_setup(a_folder_that_cannot_be_written_stops_nothing, reset_emulator),
+        cmocka_unit_test_setup(a_run_goes_on_with_its_algorithms, reset_emulator),
+        cmocka_unit_test_setup(a_run_on_another_card_says_so, reset_emulator),
         cmocka_unit_test_setup(weights_are_decoded_where_that_is_faster, reset_emulator),
         cmocka_unit_test(neighbours_are_one_class),
     };
