@@ -29,6 +29,7 @@
 #include <string.h>
 
 #ifdef NIB_CUDA_EMULATED
+#include <emulator.h>
 #define BACKEND_NAME "emulated"
 #else
 #define BACKEND_NAME "cuda"
@@ -124,6 +125,28 @@ static nib_status grow_scratch(nib_arena *arena, size_t bytes, void **piece)
     arena->block = (char *)*piece;
     arena->capacity = arena->peak;
     return NIB_OK;
+}
+
+#ifdef NIB_CUDA_EMULATED
+#define SCRATCH_GAP NIB_ARENA_ALIGNMENT
+
+static void watch_piece(nib_arena *arena, void *piece, size_t bytes)
+{
+    const size_t room = (bytes + SCRATCH_GAP + NIB_ARENA_ALIGNMENT - 1) / NIB_ARENA_ALIGNMENT * NIB_ARENA_ALIGNMENT;
+    nib_emulator::watch_piece(((cuda_context *)arena)->stream, piece, bytes, room - bytes);
+}
+#endif
+
+/* On a chip pieces lie side by side; the emulator watches over what lies between them. */
+static void name_scratch(nib_arena *scratch, bool watched)
+{
+    scratch->name = "scratch";
+#ifdef NIB_CUDA_EMULATED
+    scratch->gap = SCRATCH_GAP;
+    if (watched) scratch->given = watch_piece;
+#else
+    (void)watched;
+#endif
 }
 
 static nib_status cuda_upload(nib_ops *ops, void *to, const void *host, size_t bytes)
@@ -256,7 +279,7 @@ static nib_status cuda_rehearse(nib_ops *ops, nib_ops **out)
     dry->zero = dry_zero;
     dry->context = context;
     dry->scratch = &context->scratch;
-    context->scratch.name = "scratch";
+    name_scratch(&context->scratch, false);
     context->device = context_of(ops)->device;
     dry->fp8 = ops->fp8;
     dry->plain = ops->plain; /* plain kernels take other scratch */
@@ -348,7 +371,7 @@ nib_status nib_cuda_backend_create(int index, nib_ops **out)
     ops->context = context;
     ops->device = context->description;
     ops->scratch = &context->scratch;
-    context->scratch.name = "scratch";
+    name_scratch(&context->scratch, true);
     context->scratch.grow = grow_scratch;
     context->device = {10 * properties.major + properties.minor, properties.multiProcessorCount,
                        properties.sharedMemPerBlockOptin};

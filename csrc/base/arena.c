@@ -4,10 +4,10 @@
 
 nib_status nib_arena_take(nib_arena *arena, int64_t count, size_t size, void *pointer_to_pointer)
 {
-    size_t bytes, end;
+    size_t wanted, bytes, end;
     void *pointer = NULL;
-    if (count < 0 || __builtin_mul_overflow((size_t)count, size, &bytes) ||
-        __builtin_add_overflow(bytes, NIB_ARENA_ALIGNMENT - 1, &bytes) ||
+    if (count < 0 || __builtin_mul_overflow((size_t)count, size, &wanted) ||
+        __builtin_add_overflow(wanted, NIB_ARENA_ALIGNMENT - 1 + arena->gap, &bytes) ||
         __builtin_add_overflow(arena->used, bytes / NIB_ARENA_ALIGNMENT * NIB_ARENA_ALIGNMENT, &end))
         return NIB_FAIL(NIB_ERROR_MEMORY, "arena '%s': %lld x %zu bytes overflow", arena->name, (long long)count, size);
     size_t peak = end > arena->peak ? end : arena->peak;
@@ -19,6 +19,7 @@ nib_status nib_arena_take(nib_arena *arena, int64_t count, size_t size, void *po
             return NIB_FAIL(NIB_ERROR_MEMORY, "arena '%s' is full: %zu bytes asked for, %zu of %zu left", arena->name,
                             end - arena->used, arena->capacity - arena->used, arena->capacity);
         pointer = arena->block + arena->used;
+        if (arena->given != NULL) arena->given(arena, pointer, wanted);
     }
     arena->used = end;
     arena->peak = peak;

@@ -22,6 +22,9 @@ struct nib_arena {
      * block by one of at least arena->peak bytes; else it leaves the block, since pieces of it are in use, and finds
      * the room elsewhere. */
     nib_status (*grow)(nib_arena *arena, size_t bytes, void **piece);
+    /* A backend that watches over the ends of pieces: bytes left behind each of the block, and who hears of each. */
+    size_t gap;
+    void (*given)(nib_arena *arena, void *piece, size_t bytes);
 };
 
 #define NIB_ARENA_ALIGNMENT 256

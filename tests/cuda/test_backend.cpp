@@ -2,6 +2,7 @@
 #include "cuda_check.h"
 
 #include "cuda/backend.h"
+#include "cuda/launch.cuh"
 
 extern "C" {
 #include "base/random.h"
@@ -145,6 +146,40 @@ static void scratch_grows(void **)
 #endif
 }
 
+#ifdef NIB_CUDA_EMULATED
+__global__ void write_kernel(float *x, int64_t i) { x[i] = 1.0f; }
+
+/* One element behind a piece of scratch is another's, whether its size is a whole number of lines or not; what lay
+ * there before counts no more. */
+static void a_write_behind_a_piece_of_scratch_is_reported(void **)
+{
+    for (int64_t n : {1, 100, 64 * 4, 4096}) {
+        nib_ops *ops = open_backend();
+        float *first, *second;
+        for (int round = 0; round < 2; round++) { /* the second round finds a block for both */
+            check_ok(nib_arena_take(ops->scratch, n, sizeof(float), &first));
+            check_ok(nib_arena_take(ops->scratch, 7, sizeof(float), &second));
+            nib_arena_reset(ops->scratch, 0);
+        }
+        check_ok(nib_arena_take(ops->scratch, n, sizeof(float), &first));
+        check_ok(nib_arena_take(ops->scratch, 7, sizeof(float), &second));
+        for (int64_t i : {int64_t{0}, n - 1})
+            check_ok(nib_cuda_launch(write_kernel, 1, 1, 0, nib_cuda_stream(ops), first, i));
+        check_ok(nib_cuda_launch(write_kernel, 1, 1, 0, nib_cuda_stream(ops), second, int64_t{6}));
+        nib_arena_reset(ops->scratch, 0);
+        check_ok(nib_arena_take(ops->scratch, n + 1, sizeof(float), &first));
+        check_ok(nib_cuda_launch(write_kernel, 1, 1, 0, nib_cuda_stream(ops), first, n));
+        check_ok(ops->synchronize(ops));
+        check_ok(nib_cuda_launch(write_kernel, 1, 1, 0, nib_cuda_stream(ops), first, n + 1));
+        const std::string bytes = std::to_string(4 * (n + 1));
+        check_kernel_fails(
+            ("write_kernel: byte " + bytes + " of a piece of " + bytes + " bytes of scratch was written").c_str());
+        ops->close(ops);
+        nib_emulator::reset();
+    }
+}
+#endif
+
 int main()
 {
     const struct CMUnitTest tests[] = {
@@ -156,6 +191,9 @@ int main()
         cmocka_unit_test_setup(copies_in_flight_keep_apart, reset_emulator),
         cmocka_unit_test_setup(too_large_a_tensor_is_named, reset_emulator),
         cmocka_unit_test_setup(scratch_grows, reset_emulator),
+#ifdef NIB_CUDA_EMULATED
+        cmocka_unit_test_setup(a_write_behind_a_piece_of_scratch_is_reported, reset_emulator),
+#endif
     };
     return cmocka_run_group_tests(tests, nullptr, nullptr);
 }

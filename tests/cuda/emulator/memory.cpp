@@ -47,9 +47,15 @@ struct Mapping {
     size_t back() const { return open_bytes() - front() - buffer.bytes; }
 };
 
+/* Behind a piece of `piece` bytes. */
+struct Gap {
+    size_t bytes, piece;
+};
+
 struct Registry {
     std::shared_mutex lock;
     std::map<const uint8_t *, Mapping> mappings; /* by begin of the buffer */
+    std::map<uint8_t *, Gap> gaps;               /* by begin */
     size_t next = 0;                             /* byte of the space */
     size_t used = 0, peak = 0, capacity = size_t{2} << 30, alive[2] = {};
     int open = 0;
@@ -116,6 +122,40 @@ void *allocate(Space space, size_t bytes)
     return m.buffer.begin;
 }
 
+static std::string damage_of(const std::pair<uint8_t *const, Gap> &entry)
+{
+    const auto &[begin, gap] = entry;
+    const size_t at = first_damage(begin, gap.bytes);
+    if (at == gap.bytes) return "";
+    return "byte " + std::to_string(gap.piece + at) + " of a piece of " + std::to_string(gap.piece) +
+           " bytes of scratch was written";
+}
+
+/* Forgets the gaps that lie in these bytes, or reach into them. */
+static std::string drop_gaps(Registry &all, const uint8_t *begin, const uint8_t *end)
+{
+    std::string damage;
+    auto next = all.gaps.begin();
+    while (next != all.gaps.end())
+        if (next->first < end && begin < next->first + next->second.bytes) {
+            if (damage.empty()) damage = damage_of(*next);
+            next = all.gaps.erase(next);
+        } else {
+            ++next;
+        }
+    return damage;
+}
+
+std::string watch_piece(uint8_t *piece, size_t bytes, size_t gap)
+{
+    Registry &all = registry();
+    std::unique_lock guard(all.lock);
+    std::string damage = drop_gaps(all, piece, piece + bytes + gap);
+    fill_sentinels(piece + bytes, gap);
+    all.gaps[piece + bytes] = {gap, bytes};
+    return damage;
+}
+
 static void unmap(Registry &all, const Mapping &m)
 {
     if (m.buffer.space == Space::device) all.used -= m.buffer.bytes;
@@ -131,6 +171,8 @@ bool release(Space space, void *begin, std::string *damage)
     if (found == all.mappings.end() || found->second.buffer.space != space) return false;
     protect(found->second, PROT_READ | PROT_WRITE);
     *damage = damage_of(found->second);
+    const std::string piece = drop_gaps(all, found->second.open_begin(), found->second.base + found->second.bytes);
+    if (damage->empty()) *damage = piece;
     unmap(all, found->second);
     all.mappings.erase(found);
     return true;
@@ -142,6 +184,7 @@ void release_all()
     std::unique_lock guard(all.lock);
     for (const auto &entry : all.mappings) unmap(all, entry.second);
     all.mappings.clear();
+    all.gaps.clear();
 }
 
 /* The mapping, guards included, that holds the address, or nullptr. */
@@ -172,6 +215,10 @@ std::string check_sentinels()
     std::shared_lock guard(all.lock);
     for (const auto &entry : all.mappings) {
         std::string damage = damage_of(entry.second);
+        if (!damage.empty()) return damage;
+    }
+    for (const auto &entry : all.gaps) {
+        std::string damage = damage_of(entry);
         if (!damage.empty()) return damage;
     }
     return "";

@@ -41,8 +41,11 @@ void *allocate(Space space, size_t bytes);
 bool release(Space space, void *begin, std::string *damage);
 /* The buffer that `address` lies in; false if none. */
 bool find_buffer(const void *address, Buffer *buffer);
-/* "" or which buffer was written beyond its bounds. */
+/* "" or which buffer, or which piece of one, was written beyond its bounds. */
 std::string check_sentinels();
+/* The `gap` bytes behind a piece of a buffer are sentinels from now on, those of pieces that lay there before are none
+ * any more. "" or which of them was hit. */
+std::string watch_piece(uint8_t *piece, size_t bytes, size_t gap);
 /* Addresses of all buffers, each used once: a pointer to what was freed never points into another buffer. */
 constexpr size_t space_bytes = size_t{1} << 40;
 extern uint8_t *device_space; /* where they begin, once there was a buffer */

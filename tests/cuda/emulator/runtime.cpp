@@ -109,6 +109,14 @@ void reset_counters() { device.counters = Counters{}; }
 
 /* ---- launches ---- */
 
+void watch_piece(cudaStream_t stream, void *piece, size_t bytes, size_t gap)
+{
+    enqueue(stream, [=] {
+        const std::string damage = watch_piece(static_cast<uint8_t *>(piece), bytes, gap);
+        return damage.empty() ? cudaSuccess : fail_device(cudaErrorLaunchFailure, damage);
+    });
+}
+
 void name_kernel(const void *kernel, const char *name, int length)
 {
     device.names[kernel] = std::string(name, static_cast<size_t>(length));

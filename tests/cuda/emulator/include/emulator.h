@@ -30,6 +30,9 @@ cudaError_t injected_error(const char *function);
 /* What ncclGetVersion says; and the rank to which the next bytes arrive damaged, -1: none. */
 void set_nccl_version(int version);
 void set_nccl_damage(int rank);
+/* The `gap` bytes behind a piece of a buffer, which no kernel may write that is asked for later, until another piece
+ * lies there. In the order of the stream, and again wherever what was captured is replayed. */
+void watch_piece(cudaStream_t stream, void *piece, size_t bytes, size_t gap);
 /* From now on kernels whose name begins so do nothing, their outputs stay as they were; or end with `error`. */
 void break_kernel(const char *name, cudaError_t error);
 
