@@ -1,6 +1,6 @@
 /* DoRA's own kernels: norms against the CPU backend's over NF4 and dense weights, with rows, columns and ranks that
  * fill no tile; what they scale and sum against loops in double, with and without whole vectors; refusals. The
- * gradients of a linear with DoRA: test_linear.cpp. */
+ * gradients of a linear with DoRA against differences of its output; against the CPU's: test_linear.cpp. */
 #include "cuda_check.h"
 
 extern "C" {
@@ -115,6 +115,123 @@ static void scaling_and_sums_are_as_written(void **)
     }
 }
 
+/* A linear with DoRA on both parts, and sum(dy y) of it. */
+struct loss_case {
+    static constexpr int64_t K = 128;
+    const backends &on;
+    const int64_t T;
+    linear_case of{K, {{48, 4, true, true}, {24, 8, false, true}}, 7};
+    nib_linear &linear = of.device;
+    std::vector<float> x, dy;
+    const device_buffer<uint64_t> key{std::vector<uint64_t>{11, 12}};
+    const nib_dropout dropout;
+    strided_matrix u{T, 12, 8};
+
+    loss_case(const backends &b, int64_t tokens, float p)
+        : on(b), T(tokens), x(random_bf16(1, T * K)), dy(random_bf16(2, T * of.outputs())), dropout{p, key.data()}
+    {
+        find_norms();
+    }
+    void find_norms()
+    {
+        for (int p = 0; p < linear.parts; p++) check_ok(on.cuda->dora_norm(on.cuda, &linear.part[p], K));
+    }
+    double loss()
+    {
+        const strided_matrix from(x, T, K, 8), y(T, of.outputs(), 8);
+        check_ok(on.cuda->linear_forward(on.cuda, &linear, from.matrix(), dropout, u.matrix(), y.matrix()));
+        const std::vector<float> found = y.download();
+        double sum = 0.0;
+        for (size_t i = 0; i < found.size(); i++) sum += (double)dy[i] * found[i];
+        return sum;
+    }
+    std::vector<float> backward()
+    {
+        const strided_matrix from(x, T, K, 8), slope(dy, T, of.outputs(), 8), dx(T, K, 8);
+        check_ok(on.cuda->linear_backward(on.cuda, &linear, from.matrix(), dropout, u.matrix(), slope.matrix(), false,
+                                          dx.matrix()));
+        return dx.download();
+    }
+};
+
+/* values a step along their gradient, as large as half of them, and as bf16 holds it; *gain: what the loss gains by it,
+ * if the gradient is right. */
+static std::vector<float> step_along(const std::vector<float> &values, const std::vector<float> &gradient, double *gain)
+{
+    double squares = 0.0, slopes = 0.0;
+    for (float v : values) squares += (double)v * v;
+    for (float g : gradient) slopes += (double)g * g;
+    const double factor = 0.5 * std::sqrt(squares / slopes);
+    std::vector<float> stepped = values;
+    *gain = 0.0;
+    for (size_t i = 0; i < values.size(); i++) {
+        stepped[i] = nib_bf16_to_float(nib_bf16_from_float((float)(values[i] + factor * gradient[i])));
+        *gain += (double)gradient[i] * ((double)stepped[i] - values[i]);
+    }
+    return stepped;
+}
+
+static std::vector<float> less(std::vector<float> after, const std::vector<float> &before)
+{
+    for (size_t i = 0; i < after.size(); i++) after[i] -= before[i];
+    return after;
+}
+
+/* Along the gradient a difference is a sum of as many terms as there are values, all of one sign, where rounding of u
+ * and y by 2^-9 has either: it moves the sum by less than 2^-9 of it. A term of the gradient that is missing, or has
+ * the other sign, moves it by its whole share. */
+static void check_difference(const char *what, double found, double expected)
+{
+    if (!(expected > 0.0 && std::fabs(found - expected) <= 0x1p-6 * expected))
+        fail_msg("%s: the loss changes by %.7g, by its gradient %.7g", what, found, expected);
+}
+
+static void check_differences(const backends &on, int64_t T, float p)
+{
+    loss_case c(on, T, p);
+    double gain;
+    const double base = c.loss();
+    const std::vector<float> x = c.x, dx = c.backward();
+    c.x = step_along(x, dx, &gain);
+    check_difference("x", c.loss() - base, gain);
+    c.x = x;
+    for (int i = 0; i < c.linear.parts; i++) {
+        nib_lora &lora = c.linear.part[i].lora;
+        const nib_lora &wide = c.of.cpu.part[i].lora, was = lora;
+        const auto values = [](const nib_matrix &m) {
+            return std::vector<float>((const float *)m.data, (const float *)m.data + m.rows * m.columns);
+        };
+        const strided_matrix a(step_along(values(wide.a), less(c.of.device_da(i), c.of.cpu_da(i)), &gain), lora.rank,
+                               loss_case::K, 0);
+        lora.a = a.matrix(); /* the norms stay: they count as constants */
+        check_difference("A", c.loss() - base, gain);
+        lora.a = was.a;
+        const strided_matrix b(step_along(values(wide.b), less(c.of.device_db(i), c.of.cpu_db(i)), &gain),
+                               c.linear.part[i].rows, lora.rank, 0);
+        lora.b = b.matrix();
+        check_difference("B", c.loss() - base, gain);
+        lora.b = was.b;
+        const std::vector<float> magnitude(wide.dora.magnitude, wide.dora.magnitude + c.linear.part[i].rows);
+        const device_buffer<float> stepped(
+            step_along(magnitude, less(c.of.device_dmagnitude(i), c.of.cpu_dmagnitude(i)), &gain));
+        lora.dora.magnitude = stepped.data();
+        c.find_norms();
+        check_difference("magnitude", c.loss() - base, gain);
+        lora.dora.magnitude = was.dora.magnitude;
+        c.find_norms();
+    }
+}
+
+/* y is linear in x, in A, in B and in the magnitudes, each by itself: the difference over a step of any size is what
+ * the gradient says. By the path of few rows, that of many, and with masks. */
+static void gradients_meet_differences(void **)
+{
+    const backends on;
+    check_differences(on, 5, 0.0f);
+    check_differences(on, 70, 0.0f);
+    check_differences(on, 70, 0.3f);
+}
+
 #ifdef NIB_CUDA_EMULATED
 /* Where a slice of tokens ends the next one begins: whole vectors, which are counted, are read and written once. */
 static void every_value_moves_once(void **)
@@ -158,6 +275,7 @@ int main()
         cmocka_unit_test_setup(dense_weights_have_the_same_norms, reset_emulator),
         cmocka_unit_test_setup(a_row_of_zeros_has_gain_zero, reset_emulator),
         cmocka_unit_test_setup(scaling_and_sums_are_as_written, reset_emulator),
+        cmocka_unit_test_setup(gradients_meet_differences, reset_emulator),
 #ifdef NIB_CUDA_EMULATED
         cmocka_unit_test_setup(every_value_moves_once, reset_emulator),
 #endif

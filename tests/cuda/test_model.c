@@ -80,12 +80,14 @@ static void recomputing_changes_no_bit_of_fp8(void **state)
     nib_cpu_backend_free(cpu);
 }
 
-static void refused(nib_ops *ops, nib_quantization quantization, const char *why)
+static void refused(nib_ops *ops, nib_quantization quantization, bool dora, const char *why)
 {
     nib_model_options options = {.path = NIB_TEST_DATA "/models/llama3_gqa",
                                  .quantization = quantization,
                                  .compute = NIB_DTYPE_BF16,
                                  .fp8 = true,
+                                 .train = dora,
+                                 .lora = {.rank = dora ? 4 : 0, .alpha = 8, .all_linear = true, .dora = dora},
                                  .cache_folder = CACHE_FOLDER};
     nib_model *model;
     assert_int_equal(nib_model_open(ops, &options, &model), NIB_ERROR_CONFIG);
@@ -96,8 +98,9 @@ static void fp8_is_refused_where_it_is_not(void **state)
 {
     nib_ops *ops = *state, *cpu;
     must(nib_cpu_backend_create(SCRATCH_BYTES, &cpu));
-    refused(cpu, NIB_QUANT_NF4, "needs a GPU of sm_89 or later");
-    refused(ops, NIB_QUANT_NONE, "is for an NF4 base");
+    refused(cpu, NIB_QUANT_NF4, false, "needs a GPU of sm_89 or later");
+    refused(ops, NIB_QUANT_NONE, false, "is for an NF4 base");
+    refused(ops, NIB_QUANT_NF4, true, "\"compute\" \"fp8\" has no DoRA: it needs \"use_dora\" false, or \"bf16\"");
     nib_cpu_backend_free(cpu);
 }
 
