@@ -20,28 +20,37 @@ static char *copy_text(const char *text)
     return copy;
 }
 
-/* Opens a regular file for reading. */
-static nib_status open_regular(const char *path, int *fd, uint64_t *size)
+static const char *kind_of(mode_t mode)
 {
-    struct stat info;
-    *fd = open(path, O_RDONLY | O_CLOEXEC);
+    return S_ISDIR(mode) ? "a folder" : S_ISFIFO(mode) ? "a pipe" : S_ISSOCK(mode) ? "a socket" : "a device";
+}
+
+nib_status nib_file_open_regular(const char *path, int *fd, uint64_t *size)
+{
+    struct stat info = {0};
+    *fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a pipe without a writer would be waited for */
     if (*fd < 0) {
         int absent = errno == ENOENT || errno == ENOTDIR;
         return NIB_FAIL(absent ? NIB_ERROR_DATA : NIB_ERROR_IO, "%s: cannot be opened: %s", path, strerror(errno));
     }
-    if (fstat(*fd, &info) != 0 || !S_ISREG(info.st_mode)) {
-        close(*fd);
-        return NIB_FAIL(NIB_ERROR_DATA, "%s: not a regular file", path);
-    }
+    nib_status status = NIB_OK;
+    if (fstat(*fd, &info) != 0)
+        status = NIB_FAIL(NIB_ERROR_IO, "%s: %s", path, strerror(errno));
+    else if (!S_ISREG(info.st_mode))
+        status = NIB_FAIL(NIB_ERROR_DATA, "%s: found %s, expected a regular file", path, kind_of(info.st_mode));
     *size = (uint64_t)info.st_size;
-    return NIB_OK;
+    if (status != NIB_OK) {
+        close(*fd);
+        *fd = -1;
+    }
+    return status;
 }
 
 nib_status nib_file_map(nib_file *file, const char *path)
 {
     *file = (nib_file){0};
     int fd;
-    NIB_TRY(open_regular(path, &fd, &file->size));
+    NIB_TRY(nib_file_open_regular(path, &fd, &file->size));
     nib_status status = NIB_OK;
     file->path = copy_text(path);
     if (file->path == NULL) {
@@ -95,7 +104,7 @@ nib_status nib_file_read(const char *path, size_t max, char **text, size_t *leng
     int fd;
     uint64_t size;
     *text = NULL;
-    NIB_TRY(open_regular(path, &fd, &size));
+    NIB_TRY(nib_file_open_regular(path, &fd, &size));
     nib_status status = NIB_OK;
     size_t got = 0;
     char *bytes = NULL;

@@ -144,19 +144,27 @@ nib_status nib_safetensors_open_file(nib_tensor_set *set, const char *path)
     return check_tiling(added > 0 ? set->tensors + first : NULL, added, file, 8 + header);
 }
 
-/* The distinct file names of an index, each opened once, each staying inside the folder. */
-static nib_status open_shards(nib_tensor_set *set, const char *folder, const char *index_path, const nib_json *map)
+/* The distinct file names of the set's index, each opened once, each staying inside the folder. */
+static nib_status open_shards(nib_tensor_set *set, const char *folder)
 {
-    for (const nib_json *entry = map->first; entry != NULL; entry = entry->next) {
-        if (!nib_json_is(entry, NIB_JSON_STRING) || strchr(entry->string, '/') != NULL || entry->string[0] == '.' ||
-            entry->string[0] == 0)
-            return NIB_FAIL(NIB_ERROR_DATA, "%s:%u: \"%s\" must name a file of this folder", index_path,
-                            entry->key_line, entry->key);
-        char *path = nib_path_join(folder, entry->string);
-        if (path == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "%s: no memory for a file name", index_path);
+    const char *index = set->index_path;
+    for (const nib_json *entry = set->weight_map->first; entry != NULL; entry = entry->next) {
+        const char *name = entry->kind == NIB_JSON_STRING ? entry->string : nib_json_kind_name(entry->kind);
+        if (entry->kind != NIB_JSON_STRING || strchr(name, '/') != NULL || name[0] == '.' || name[0] == 0)
+            return NIB_FAIL(NIB_ERROR_DATA,
+                            "%s:%u: tensor \"%s\": found \"%s\", expected the name of a file of this folder", index,
+                            entry->key_line, entry->key, name);
+        char *path = nib_path_join(folder, name);
+        if (path == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "%s: no memory for a file name", index);
         bool opened = false;
         for (size_t i = 0; i < set->file_count; i++) opened = opened || strcmp(set->files[i]->path, path) == 0;
-        nib_status status = opened ? NIB_OK : nib_safetensors_open_file(set, path);
+        nib_status status = NIB_OK;
+        if (!opened && !nib_file_exists(path))
+            status = NIB_FAIL(NIB_ERROR_DATA,
+                              "%s:%u: tensor \"%s\" is expected in %s, which is missing; is the checkpoint complete?",
+                              index, entry->key_line, entry->key, path);
+        else if (!opened)
+            status = nib_safetensors_open_file(set, path);
         nib_free(path);
         NIB_TRY(status);
     }
@@ -189,14 +197,17 @@ nib_status nib_safetensors_open_folder(nib_tensor_set *set, const char *folder)
     NIB_TRY_GOTO(parse_bounded(set, index_path, text, length, &root), done);
     const nib_json *map = nib_json_get(root, "weight_map");
     if (!nib_json_is(map, NIB_JSON_OBJECT)) {
-        status = NIB_FAIL(NIB_ERROR_DATA, "%s: no object \"weight_map\"", index_path);
+        status =
+            NIB_FAIL(NIB_ERROR_DATA, "%s: has no object \"weight_map\"; expected one from tensor to file", index_path);
         goto done;
     }
-    NIB_TRY_GOTO(open_shards(set, folder, index_path, map), done);
     set->weight_map = map;
-    if (set->count != map->length)
-        status =
-            NIB_FAIL(NIB_ERROR_DATA, "%s: lists %zu tensors, its files hold %zu", index_path, map->length, set->count);
+    set->index_path = nib_pool_copy(&set->pool, index_path, strlen(index_path));
+    if (set->index_path == NULL) {
+        status = NIB_FAIL(NIB_ERROR_MEMORY, "%s: no memory to open it", index_path);
+        goto done;
+    }
+    status = open_shards(set, folder);
 done:
     nib_free(text);
     nib_free(single);

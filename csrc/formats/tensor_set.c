@@ -70,18 +70,39 @@ static nib_status build_index(nib_tensor_set *set)
     return NIB_OK;
 }
 
-/* Every tensor that a folder's index names lies in the file that it names. */
+/* A tensor that the index names lies in the file that it names; listed[] has room for all tensors, and gets those. */
+static nib_status check_listed(const nib_tensor_set *set, bool *listed)
+{
+    for (const nib_json *entry = set->weight_map->first; entry != NULL; entry = entry->next) {
+        const nib_tensor_view *tensor = nib_tensor_set_find(set, entry->key);
+        if (tensor == NULL)
+            return NIB_FAIL(NIB_ERROR_DATA,
+                            "%s:%u: tensor \"%s\" is in none of the folder's files, expected in %s; is that file of "
+                            "another checkpoint?",
+                            set->index_path, entry->key_line, entry->key, entry->string);
+        const char *slash = strrchr(tensor->file->path, '/'), *file = slash != NULL ? slash + 1 : tensor->file->path;
+        if (strcmp(file, entry->string) != 0)
+            return NIB_FAIL(NIB_ERROR_DATA, "%s:%u: tensor \"%s\" is in %s, expected in %s", set->index_path,
+                            entry->key_line, entry->key, file, entry->string);
+        listed[tensor - set->tensors] = true;
+    }
+    return NIB_OK;
+}
+
+/* The index of a sharded folder names all tensors of its files, and no other. */
 static nib_status check_weight_map(const nib_tensor_set *set)
 {
     if (set->weight_map == NULL) return NIB_OK;
-    for (const nib_json *entry = set->weight_map->first; entry != NULL; entry = entry->next) {
-        const nib_tensor_view *tensor = nib_tensor_set_find(set, entry->key);
-        const char *slash = tensor == NULL ? NULL : strrchr(tensor->file->path, '/');
-        if (slash == NULL || strcmp(slash + 1, entry->string) != 0)
-            return NIB_FAIL(NIB_ERROR_DATA, "model.safetensors.index.json:%u: tensor \"%s\" is not in %s",
-                            entry->key_line, entry->key, entry->string);
-    }
-    return NIB_OK;
+    bool *listed = nib_calloc(set->count + 1, sizeof *listed);
+    if (listed == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "%s: no memory to check it", set->index_path);
+    nib_status status = check_listed(set, listed);
+    for (size_t i = 0; i < set->count && status == NIB_OK; i++)
+        if (!listed[i])
+            status =
+                NIB_FAIL(NIB_ERROR_DATA, "%s: tensor \"%s\" of %s is not listed; is that file of another checkpoint?",
+                         set->index_path, set->tensors[i].name, set->tensors[i].file->path);
+    nib_free(listed);
+    return status;
 }
 
 static bool ends_with(const char *text, const char *end)

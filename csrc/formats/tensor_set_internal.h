@@ -13,7 +13,8 @@ struct nib_tensor_set {
     nib_file **files;
     size_t file_count, file_capacity;
     const nib_json *metadata;   /* __metadata__ of the (first) safetensors file */
-    const nib_json *weight_map; /* of a sharded folder's index: tensor name to file name */
+    const char *index_path;     /* a sharded folder's index, and what it states: */
+    const nib_json *weight_map; /* tensor name to file name */
     nib_gguf *gguf;
     nib_pool pool; /* names, JSON, nib_file objects */
 };

@@ -4,9 +4,7 @@
 #include "formats/zstd_frames_internal.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 #include <zstd.h>
 
@@ -51,19 +49,6 @@ static nib_status read_at(const nib_zstd_reader *r, uint64_t at, void *bytes, si
                             (unsigned long long)(at + done), (unsigned long long)r->size);
         done += (size_t)n;
     }
-    return NIB_OK;
-}
-
-static nib_status open_file(nib_zstd_reader *r, const char *path)
-{
-    struct stat info;
-    r->fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (r->fd < 0)
-        return NIB_FAIL(errno == ENOENT || errno == ENOTDIR ? NIB_ERROR_DATA : NIB_ERROR_IO, "%s: cannot be opened: %s",
-                        path, strerror(errno));
-    if (fstat(r->fd, &info) != 0 || !S_ISREG(info.st_mode))
-        return NIB_FAIL(NIB_ERROR_DATA, "%s: not a regular file", path);
-    r->size = (uint64_t)info.st_size;
     return NIB_OK;
 }
 
@@ -139,7 +124,7 @@ nib_status nib_zstd_reader_open(const char *path, nib_zstd_reader **reader)
         status = NIB_FAIL(NIB_ERROR_MEMORY, "%s: no memory to read it", path);
         goto done;
     }
-    NIB_TRY_GOTO(open_file(r, path), done);
+    NIB_TRY_GOTO(nib_file_open_regular(path, &r->fd, &r->size), done);
     NIB_TRY_GOTO(read_footer(r, &table), done);
     NIB_TRY_GOTO(read_table(r, table), done);
     *reader = r;

@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #define CORPUS NIB_TEST_DATA "/../../fuzz/corpus/"
@@ -124,27 +125,43 @@ static void index_rules(void **state)
     (void)state;
     static const char empty[] = "\x02\0\0\0\0\0\0\0{}";
     static const char one[] = "\x38\0\0\0\0\0\0\0{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]}}   x";
+    static const char two[] = "\x6e\0\0\0\0\0\0\0{\"b\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]},"
+                              "\"c\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[1,2]}}     xy";
     static const struct {
         const char *map, *part;
     } cases[] = {
-        {"{\"a\":\"../input\"}", "\"a\" must name a file of this folder"},
-        {"{\"a\":\"/etc/passwd\"}", "\"a\" must name a file of this folder"},
-        {"{\"a\":\"..\"}", "\"a\" must name a file of this folder"},
-        {"{\"a\":\"\"}", "\"a\" must name a file of this folder"},
-        {"{\"a\":1}", "\"a\" must name a file of this folder"},
-        {"{\"a\":\"absent\"}", "absent: cannot be opened"},
+        {"{\"a\":\"../input\"}", "1: tensor \"a\": found \"../input\", expected the name of a file of this folder"},
+        {"{\"a\":\"/etc/passwd\"}", "found \"/etc/passwd\", expected the name of a file of this folder"},
+        {"{\"a\":\"..\"}", "found \"..\", expected the name of a file of this folder"},
+        {"{\"a\":\"\"}", "found \"\", expected the name of a file of this folder"},
+        {"{\"a\":1}", "found \"a number\", expected the name of a file of this folder"},
+        {"{\"a\":\"absent\"}", "1: tensor \"a\" is expected in "},
+        {"{\"a\":\"absent\"}", "absent, which is missing; is the checkpoint complete?"},
+        {"{\"a\":\"pipe\"}", "pipe: found a pipe, expected a regular file"},
         {"[]", "no object \"weight_map\""},
-        {"{\"a\":\"empty\"}", "lists 1 tensors, its files hold 0"},
-        {"{\"b\":\"one\"}", "tensor \"b\" is not in one"},
-        {"{\"a\":\"empty\",\"b\":\"one\"}", "lists 2 tensors, its files hold 1"},
+        {"{\"a\":\"empty\"}", "1: tensor \"a\" is in none of the folder's files, expected in empty"},
+        {"{\"b\":\"one\"}", "tensor \"b\" is in none of the folder's files, expected in one"},
+        {"{\"a\":\"empty\",\"b\":\"one\"}", "tensor \"a\" is in one, expected in empty"},
+        {"{\"a\":\"one\",\"b\":\"other\"}", "other: tensor \"a\" occurs twice (also in "},
+        {"{\"b\":\"two\"}", "tensor \"c\" of "},
+        {"{\"b\":\"two\"}", "two is not listed"},
     };
     char index[96], file[96];
     nib_tensor_set *set;
     snprintf(index, sizeof index, "%s/model.safetensors.index.json", folder);
-    snprintf(file, sizeof file, "%s/empty", folder);
-    write_file(file, empty, sizeof empty - 1);
-    snprintf(file, sizeof file, "%s/one", folder);
-    write_file(file, one, sizeof one - 1);
+    const struct {
+        const char *name, *bytes;
+        size_t length;
+    } files[] = {{"empty", empty, sizeof empty - 1},
+                 {"one", one, sizeof one - 1},
+                 {"other", one, sizeof one - 1},
+                 {"two", two, sizeof two - 1}};
+    for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
+        snprintf(file, sizeof file, "%s/%s", folder, files[i].name);
+        write_file(file, files[i].bytes, files[i].length);
+    }
+    snprintf(file, sizeof file, "%s/pipe", folder);
+    assert_int_equal(mkfifo(file, 0600), 0);
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         nib_buffer text = {0};
         nib_buffer_format(&text, "{\"weight_map\":%s}", cases[i].map);
