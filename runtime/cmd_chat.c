@@ -10,6 +10,7 @@
 #include "base/log.h"
 #include "model/generate.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -80,7 +81,7 @@ static nib_status print_piece(answer *a)
     nib_buffer_append(&a->all, a->piece.data, a->piece.length);
     if (a->all.failed) return NIB_FAIL(NIB_ERROR_MEMORY, "no memory for the answer");
     if (fwrite(a->piece.data, 1, a->piece.length, stdout) != a->piece.length || fflush(stdout) != 0)
-        return NIB_FAIL(NIB_ERROR_IO, "standard output: cannot write the answer");
+        return NIB_FAIL(NIB_ERROR_IO, "standard output: cannot be written: %s", strerror(errno));
     nib_buffer_clear(&a->piece);
     return NIB_OK;
 }
@@ -123,7 +124,7 @@ static nib_status reply(chat *c, const char *message, size_t length)
         (void)nib_interrupt_take();
         nib_interrupt_hold(false);
         if (status == NIB_OK && (putchar('\n') == EOF || fflush(stdout) != 0))
-            status = NIB_FAIL(NIB_ERROR_IO, "standard output: cannot write the answer");
+            status = NIB_FAIL(NIB_ERROR_IO, "standard output: cannot be written: %s", strerror(errno));
     }
     if (status == NIB_OK)
         status = nib_conversation_add(&c->conversation, "assistant", a.all.length > 0 ? a.all.data : "", a.all.length);

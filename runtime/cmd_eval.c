@@ -174,6 +174,7 @@ static nib_status run(int argc, char **argv)
     nib_model *model = NULL;
     nib_status status;
     NIB_TRY_GOTO(read_arguments(argc, argv, &a), done);
+    if (a.out != NULL) NIB_TRY_GOTO(nib_check_output_file(a.out, a.data.items, a.data.count), done);
     NIB_TRY_GOTO(nib_text_open_for(a.model, a.adapter, a.tokenizer, a.chat_template, &text), done);
     NIB_TRY_GOTO(load_data(&a, &text, &data), done);
     e.data = data;

@@ -165,6 +165,8 @@ static nib_status run(int argc, char **argv)
     nib_conversation conversation = {0};
     nib_status status;
     NIB_TRY(read_arguments(argc, argv, &a));
+    const char *inputs[] = {a.model, a.adapter};
+    if (strcmp(a.to, "modelfile") != 0) NIB_TRY(nib_check_output_folder(a.out, inputs, 2)); /* adds one file */
     NIB_TRY_GOTO(nib_open_model_config(a.model, &config), done);
     NIB_TRY_GOTO(nib_text_open_for(a.model, a.adapter, a.tokenizer, a.chat_template, &text), done);
     if (text.tokenizer != NULL) NIB_TRY_GOTO(nib_conversation_open(&text, &config, &conversation), done);

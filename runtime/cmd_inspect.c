@@ -311,7 +311,8 @@ done:
 
 static nib_status describe(const char *path, nib_buffer *out)
 {
-    if (nib_manifest_exists(path)) return nib_inspect_packed(path, out);
+    /* a checkpoint has a manifest too, of another kind */
+    if (nib_manifest_exists(path) && !folder_has(path, "state.json")) return nib_inspect_packed(path, out);
     if (nib_inspect_is_shard(path)) return nib_inspect_shard(path, out);
     return describe_tensors(path, out);
 }

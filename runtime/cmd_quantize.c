@@ -1,6 +1,7 @@
 /* nibble quantize: the NF4 form of a model as a folder that transformers and bitsandbytes load. */
 #include "command.h"
 #include "open.h"
+#include "options.h"
 
 #include "base/log.h"
 #include "model/nf4_cache.h"
@@ -51,6 +52,7 @@ static nib_status run(int argc, char **argv)
     nib_weight_source source = {0};
     char hex[65];
     NIB_TRY(read_arguments(argc, argv, &model, &out));
+    NIB_TRY(nib_check_output_folder(out, &model, 1));
     nib_status status;
     NIB_TRY_GOTO(nib_weight_source_open(model, &source), done);
     if (source.quantized) {

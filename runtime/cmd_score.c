@@ -1,6 +1,7 @@
 /* nibble score: the log-likelihood of rows, one JSON line each, with prefixes that rows share computed once. */
 #include "command.h"
 #include "open.h"
+#include "options.h"
 
 #include "base/buffer.h"
 #include "base/log.h"
@@ -113,6 +114,7 @@ static nib_status run(int argc, char **argv)
     nib_model *model = NULL;
     nib_status status;
     NIB_TRY(read_arguments(argc, argv, &a));
+    NIB_TRY(nib_check_output_file(a.out, &a.data, 1));
     NIB_TRY_GOTO(nib_text_open(a.model, NULL, NULL, &text), done);
     NIB_TRY_GOTO(nib_open_model_config(a.model, &config), done);
     nib_data_source source = {.path = a.data};

@@ -58,7 +58,8 @@ static nib_status decode_line(const nib_tokenizer *tokenizer, const arguments *a
     ids->count = 0;
     for (const nib_json *id = value->first; id != NULL; id = id->next) {
         if (!id->is_integer || id->integer < 0 || id->integer > INT32_MAX)
-            return NIB_FAIL(NIB_ERROR_DATA, "an item of the array is no id");
+            return NIB_FAIL(NIB_ERROR_DATA, "item %zu of the array is no id, expected an integer of 0 to %d",
+                            ids->count, nib_tokenizer_vocabulary(tokenizer) - 1);
         if (!nib_grow(&ids->ids, &ids->capacity, ids->count + 1, sizeof *ids->ids))
             return NIB_FAIL(NIB_ERROR_MEMORY, "no memory for the ids");
         ids->ids[ids->count++] = (int32_t)id->integer;
@@ -76,7 +77,8 @@ static nib_status convert_line(const nib_tokenizer *tokenizer, const arguments *
     nib_json *value;
     nib_json_options options = {.allow_nul = true};
     nib_buffer_clear(out);
-    nib_status status = nib_json_parse("standard input", line, length, options, &pool, &value);
+    if (length > 0 && line[length - 1] == '\n') length--;
+    nib_status status = nib_json_parse("the text", line, length, options, &pool, &value);
     if (status == NIB_OK)
         status = a->decode ? decode_line(tokenizer, a, value, ids, out) : encode_line(tokenizer, a, value, ids, out);
     nib_pool_free(&pool);
@@ -103,10 +105,15 @@ static nib_status run(int argc, char **argv)
             nib_error_context(status, "standard input, line %zu", number);
             goto done;
         }
-        if (fwrite(out.data, 1, out.length, stdout) != out.length) break;
+        if (fwrite(out.data, 1, out.length, stdout) != out.length) {
+            status = NIB_FAIL(NIB_ERROR_IO, "standard output: cannot be written: %s", strerror(errno));
+            goto done;
+        }
     }
     status = NIB_OK;
-    if (ferror(stdin)) status = NIB_FAIL(NIB_ERROR_IO, "standard input: %s", strerror(errno));
+    if (!feof(stdin)) /* getline finds no memory without an error of the stream */
+        status = NIB_FAIL(errno == ENOMEM ? NIB_ERROR_MEMORY : NIB_ERROR_IO, "standard input, line %zu: %s", number + 1,
+                          strerror(errno));
 done:
     free(line);
     nib_token_list_free(&ids);

@@ -1,9 +1,12 @@
 #include "options.h"
 
+#include "base/file.h"
+
 #include <errno.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 enum { MAX_OPTIONS = 32 };
 
@@ -106,4 +109,30 @@ nib_status nib_options_read(int argc, char **argv, const nib_option *options, si
         if (options[o].required && !given[o])
             return NIB_FAIL(NIB_ERROR_USAGE, "%s is missing; see --help", options[o].name);
     return NIB_OK;
+}
+
+nib_status nib_check_output_folder(const char *out, const char *const *inputs, size_t count)
+{
+    for (size_t i = 0; i < count; i++)
+        if (inputs[i] != NULL && nib_file_is_same(out, inputs[i]))
+            return NIB_FAIL(NIB_ERROR_USAGE,
+                            "--out %s: found the input %s, which it would overwrite; give another path", out,
+                            inputs[i]);
+    return NIB_OK;
+}
+
+nib_status nib_check_output_file(const char *out, const char *const *inputs, size_t count)
+{
+    NIB_TRY(nib_check_output_folder(out, inputs, count));
+    if (nib_file_is_folder(out))
+        return NIB_FAIL(NIB_ERROR_IO, "--out %s: found a folder, expected a file; give the name of one in it", out);
+    char *folder = nib_path_folder(out);
+    if (folder == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "--out %s: no memory to look at it", out);
+    const char *there = nib_file_exists(out) ? out : folder; /* a device is written in place */
+    nib_status status = NIB_OK;
+    if (access(there, W_OK) != 0)
+        status = NIB_FAIL(NIB_ERROR_IO, "--out %s: %s: %s; give a path in a folder that is there and writable", out,
+                          there, strerror(errno));
+    nib_free(folder);
+    return status;
 }

@@ -32,4 +32,9 @@ typedef struct {
 /* NIB_ERROR_USAGE names the option: unknown, without a value, given twice, of a wrong type, out of range, missing. */
 nib_status nib_options_read(int argc, char **argv, const nib_option *options, size_t count);
 
+/* What a command will write, looked at before it works for it. NIB_ERROR_USAGE if --out is one of the inputs (NULL: not
+ * given), by whatever name; NIB_ERROR_IO if it is to be a file and cannot become one. */
+nib_status nib_check_output_folder(const char *out, const char *const *inputs, size_t count);
+nib_status nib_check_output_file(const char *out, const char *const *inputs, size_t count);
+
 #endif

@@ -41,8 +41,9 @@ nib_status nib_file_sync_folder(const char *path);
 
 bool nib_file_exists(const char *path);
 bool nib_file_is_folder(const char *path);
-nib_status nib_file_make_folders(const char *path); /* mkdir -p */
-nib_status nib_file_remove_tree(const char *path);  /* rm -r; absent is fine */
+bool nib_file_is_same(const char *a, const char *b); /* one file or folder under two names; false if one is absent */
+nib_status nib_file_make_folders(const char *path);  /* mkdir -p */
+nib_status nib_file_remove_tree(const char *path);   /* rm -r; absent is fine */
 /* base and name joined with one '/', or a copy of name if it is absolute; free with nib_free; NULL: no memory. */
 char *nib_path_join(const char *base, const char *name);
 char *nib_path_folder(const char *path); /* dirname; free with nib_free */
