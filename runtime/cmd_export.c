@@ -53,6 +53,12 @@ static nib_status make_sample(const nib_text *text, const nib_model_config *conf
         if (text->tokenizer != NULL) {
             nib_encode_options options = {.add_special = true};
             NIB_TRY(nib_tokenizer_encode(text->tokenizer, sentences[p], strlen(sentences[p]), options, list));
+            for (size_t i = 0; i < list->count; i++)
+                if (list->ids[i] >= config->vocabulary)
+                    return NIB_FAIL(NIB_ERROR_DATA,
+                                    "the tokenizer gives id %d, the model's vocabulary ends at %lld; is this another "
+                                    "model's tokenizer?",
+                                    list->ids[i], (long long)config->vocabulary - 1);
         } else {
             if (!nib_grow(&list->ids, &list->capacity, RANDOM_LENGTH, sizeof *list->ids))
                 return NIB_FAIL(NIB_ERROR_MEMORY, "no memory for a prompt");
@@ -95,32 +101,37 @@ static nib_status replay(const arguments *a, bool merged)
 }
 
 /* The merged model is opened again from its files, and compared with base and adapter. */
-static nib_status measure_merge(const arguments *a, const nib_text *text, const nib_model_config *config)
+static nib_status measure_merge(const arguments *a, const sample *s)
 {
-    sample s = {0};
     nib_ops *ops = NULL;
     nib_status status;
-    NIB_TRY_GOTO(make_sample(text, config, &s), done);
     NIB_TRY_GOTO(nib_open_backend(a->device, NIB_DTYPE_F32, 0, &ops), done);
-    NIB_TRY_GOTO(report_difference(ops, a, NIB_QUANT_NONE, "against 16-bit and adapter:", &s), done);
-    if (a->adapter != NULL) status = report_difference(ops, a, NIB_QUANT_NF4, "against NF4 and adapter:", &s);
+    NIB_TRY_GOTO(report_difference(ops, a, NIB_QUANT_NONE, "against 16-bit and adapter:", s), done);
+    if (a->adapter != NULL) status = report_difference(ops, a, NIB_QUANT_NF4, "against NF4 and adapter:", s);
 done:
-    for (int p = 0; p < PROMPTS; p++) nib_token_list_free(&s.ids[p]);
     nib_close_backend(ops);
     return status;
 }
 
-static nib_status export_merged(const arguments *a, const nib_text *text, const nib_conversation *conversation)
+static nib_status export_merged(const arguments *a, const nib_text *text, const nib_model_config *config,
+                                const nib_conversation *conversation)
 {
+    sample s = {0};
     nib_merge_summary summary;
-    NIB_TRY(nib_export_merged(a->model, a->adapter, a->out, &summary));
-    NIB_TRY(nib_export_config(a->model, &summary.config, a->out));
-    NIB_TRY(nib_export_tokenizer(a->tokenizer != NULL ? a->tokenizer : a->model, a->out));
-    NIB_TRY(nib_export_chat_files(text, &summary.config, conversation->stop, conversation->stop_count, a->out));
+    nib_status status;
+    NIB_TRY_GOTO(make_sample(text, config, &s), done);
+    NIB_TRY_GOTO(nib_export_merged(a->model, a->adapter, a->out, &summary), done);
+    NIB_TRY_GOTO(nib_export_config(a->model, &summary.config, a->out), done);
+    NIB_TRY_GOTO(nib_export_tokenizer(a->tokenizer != NULL ? a->tokenizer : a->model, a->out), done);
+    NIB_TRY_GOTO(nib_export_chat_files(text, &summary.config, conversation->stop, conversation->stop_count, a->out),
+                 done);
     printf("%s: %lld tensors in bf16 in %d file%s, %lld of them changed by the adapter\n", a->out, summary.tensors,
            summary.shards, summary.shards == 1 ? "" : "s", summary.adapted);
-    NIB_TRY(measure_merge(a, text, &summary.config));
-    return replay(a, true);
+    NIB_TRY_GOTO(measure_merge(a, &s), done);
+    status = replay(a, true);
+done:
+    for (int p = 0; p < PROMPTS; p++) nib_token_list_free(&s.ids[p]);
+    return status;
 }
 
 /* The adapter is opened on its model, which checks every tensor, and written anew. */
@@ -171,7 +182,7 @@ static nib_status run(int argc, char **argv)
     NIB_TRY_GOTO(nib_text_open_for(a.model, a.adapter, a.tokenizer, a.chat_template, &text), done);
     if (text.tokenizer != NULL) NIB_TRY_GOTO(nib_conversation_open(&text, &config, &conversation), done);
     if (strcmp(a.to, "merged") == 0)
-        status = export_merged(&a, &text, &conversation);
+        status = export_merged(&a, &text, &config, &conversation);
     else if (strcmp(a.to, "adapter") == 0 || strcmp(a.to, "peft") == 0)
         status = export_adapter(&a, &text, &conversation);
     else if (strcmp(a.to, "modelfile") == 0)
