@@ -224,10 +224,13 @@ nib_status nib_plan_make(nib_training *t, nib_recompute recompute, nib_plan *pla
 {
     nib_model_options options = nib_train_model_options(t);
     rehearsal r = {.training = t, .plan = plan};
+    nib_parameter *parameters;
+    int count;
     nib_status status;
     *plan = (nib_plan){.recompute = recompute};
     NIB_TRY_GOTO(nib_rehearsal_create(t->ops, &r.ops), done);
     NIB_TRY_GOTO(nib_model_open(r.ops, &options, &r.model), done);
+    NIB_TRY_GOTO(nib_train_parameters(r.model, &parameters, &count), done);
     *nib_rehearsal_work(r.ops) = (nib_work){0};
     NIB_TRY_GOTO(rehearse_training(&r), done);
     plan->work = *nib_rehearsal_work(r.ops);

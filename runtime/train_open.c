@@ -126,14 +126,23 @@ static nib_status open_shards(nib_training *t)
     return NIB_OK;
 }
 
+nib_status nib_train_parameters(nib_model *model, nib_parameter **parameters, int *count)
+{
+    *count = nib_model_parameters(model, parameters);
+    if (*count > 0) return NIB_OK;
+    return NIB_FAIL(
+        NIB_ERROR_CONFIG,
+        "no weight is trained: \"lora.target_modules\", or those of \"lora.init_adapter\", name none of this "
+        "model; expected \"all-linear\" or some of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, "
+        "down_proj");
+}
+
 static nib_status open_model(nib_training *t)
 {
     nib_model_options options = nib_train_model_options(t);
     NIB_TRY(nib_model_open(t->ops, &options, &t->model));
     NIB_TRY(nib_model_reserve(t->model, t->reserved_tokens, t->reserved_targets, t->recompute, true));
-    t->parameter_count = nib_model_parameters(t->model, &t->parameters);
-    if (t->parameter_count == 0)
-        return NIB_FAIL(NIB_ERROR_CONFIG, "no weight is trained: \"lora.target_modules\" names none of this model");
+    NIB_TRY(nib_train_parameters(t->model, &t->parameters, &t->parameter_count));
     const nib_parameter *last = &t->parameters[t->parameter_count - 1];
     int64_t n = last->gradient + last->rows * last->columns - t->parameters[0].gradient;
     NIB_TRY(nib_gradient_tree_create(t->ops, n, (int)t->config->train.slots, nib_train_slots(t), &t->tree));

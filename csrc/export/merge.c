@@ -23,7 +23,6 @@ typedef struct {
     nib_ops *ops;             /* its backend */
     nib_lora_config *lora;    /* NULL: no adapter */
     nib_tensor_set *adapter;  /* NULL likewise */
-    size_t adapter_used;      /* tensors of it that found their place */
     weight *weights;
     size_t count, capacity;
     int64_t shard_bytes; /* of the last shard */
@@ -89,20 +88,43 @@ static nib_status read_factor(merge *m, const char *module, const char *factor, 
 {
     char name[224];
     snprintf(name, sizeof name, "base_model.model.%s%s", module, factor);
-    NIB_TRY(read_tensor(m, name, rows, columns, out));
-    m->adapter_used++;
-    return NIB_OK;
+    return read_tensor(m, name, rows, columns, out);
+}
+
+/* The name of the weight's module and what the adapter has for it; *rank 0: nothing. */
+static nib_status resolve(const merge *m, const weight *w, char module[160], int64_t *rank, float *scale)
+{
+    long long layer;
+    size_t length = strlen(w->name);
+    *rank = 0;
+    if (m->lora == NULL || w->columns == 0 || sscanf(w->name, "model.layers.%lld.", &layer) != 1) return NIB_OK;
+    snprintf(module, 160, "%.*s", (int)(length - strlen(".weight")), w->name);
+    return nib_lora_config_resolve(m->lora, module, layer, rank, scale);
+}
+
+/* Every tensor of the adapter has a place in the model: asked before anything is written. */
+static nib_status check_adapter(const merge *m)
+{
+    char module[160];
+    float scale;
+    const int32_t *token;
+    size_t places = m->lora != NULL && nib_lora_config_tokens(m->lora, &token) > 0;
+    if (m->adapter == NULL) return NIB_OK;
+    for (size_t i = 0; i < m->count; i++) {
+        int64_t rank;
+        NIB_TRY(resolve(m, &m->weights[i], module, &rank, &scale));
+        if (rank > 0) places += nib_lora_config_dora(m->lora) ? 3 : 2;
+    }
+    if (places >= nib_tensor_set_count(m->adapter)) return NIB_OK; /* one that is missing is named when it is read */
+    return NIB_FAIL(NIB_ERROR_DATA, "%s: %zu of its %zu tensors have a place in this model; is it another model's?",
+                    nib_tensor_set_at(m->adapter, 0)->file->path, places, nib_tensor_set_count(m->adapter));
 }
 
 static nib_status read_pair(merge *m, const weight *w, pair *p)
 {
     char module[160];
-    long long layer;
-    size_t length = strlen(w->name);
     *p = (pair){0};
-    if (m->lora == NULL || w->columns == 0 || sscanf(w->name, "model.layers.%lld.", &layer) != 1) return NIB_OK;
-    snprintf(module, sizeof module, "%.*s", (int)(length - strlen(".weight")), w->name);
-    NIB_TRY(nib_lora_config_resolve(m->lora, module, layer, &p->rank, &p->scale));
+    NIB_TRY(resolve(m, w, module, &p->rank, &p->scale));
     if (p->rank == 0) return NIB_OK;
     NIB_TRY(read_factor(m, module, ".lora_A.weight", p->rank, w->columns, &p->a));
     NIB_TRY(read_factor(m, module, ".lora_B.weight", w->rows, p->rank, &p->b));
@@ -153,7 +175,6 @@ static nib_status put_token_rows(merge *m, int64_t first, int64_t rows, int64_t 
     float *delta = NULL;
     nib_status status = NIB_OK;
     if (count == 0) return NIB_OK;
-    if (first == 0) m->adapter_used++;
     NIB_TRY_GOTO(read_tensor(m, "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta", count,
                              columns, &delta),
                  done);
@@ -299,12 +320,9 @@ static nib_status write_weights(merge *m, const nib_model_config *config)
     NIB_TRY(nib_weights_visit(config, list_weight, m));
     summary->tensors = (long long)m->count;
     summary->config = *config;
+    NIB_TRY(check_adapter(m));
     NIB_TRY(nib_file_make_folders(m->folder));
     for (int shard = 0; shard < summary->shards; shard++) NIB_TRY(write_shard(m, shard));
-    if (m->adapter != NULL && m->adapter_used != nib_tensor_set_count(m->adapter))
-        return NIB_FAIL(NIB_ERROR_DATA, "%s: %zu of its %zu tensors have a place in this model; is it another model's?",
-                        nib_tensor_set_at(m->adapter, 0)->file->path, m->adapter_used,
-                        nib_tensor_set_count(m->adapter));
     return summary->shards > 1 ? write_index(m) : NIB_OK;
 }
 
