@@ -230,7 +230,7 @@ nib_status nib_plan_make(nib_training *t, nib_recompute recompute, nib_plan *pla
     *plan = (nib_plan){.recompute = recompute};
     NIB_TRY_GOTO(nib_rehearsal_create(t->ops, &r.ops), done);
     NIB_TRY_GOTO(nib_model_open(r.ops, &options, &r.model), done);
-    NIB_TRY_GOTO(nib_train_parameters(r.model, &parameters, &count), done);
+    NIB_TRY_GOTO(nib_train_parameters(t->config, r.model, &parameters, &count), done);
     *nib_rehearsal_work(r.ops) = (nib_work){0};
     NIB_TRY_GOTO(rehearse_training(&r), done);
     plan->work = *nib_rehearsal_work(r.ops);

@@ -126,15 +126,30 @@ static nib_status open_shards(nib_training *t)
     return NIB_OK;
 }
 
-nib_status nib_train_parameters(nib_model *model, nib_parameter **parameters, int *count)
+/* PEFT's rule: a name is that of a module, or its end behind a dot. */
+static bool is_adapted(const char *name, const nib_parameter *parameters, int count)
 {
+    char part[256];
+    snprintf(part, sizeof part, ".%s.lora_A.", name);
+    for (int i = 0; i < count; i++)
+        if (strstr(parameters[i].name, part) != NULL) return true;
+    return false;
+}
+
+nib_status nib_train_parameters(const nib_config *config, nib_model *model, nib_parameter **parameters, int *count)
+{
+    const nib_target_list *targets = &config->lora.targets;
+    const char *wrong = NULL;
     *count = nib_model_parameters(model, parameters);
-    if (*count > 0) return NIB_OK;
+    for (int i = 0; i < targets->count && config->lora.init_adapter == NULL && wrong == NULL; i++)
+        if (!is_adapted(targets->name[i], *parameters, *count)) wrong = targets->name[i];
+    if (wrong == NULL && *count == 0) wrong = "those of \"lora.init_adapter\"";
+    if (wrong == NULL) return NIB_OK;
     return NIB_FAIL(
         NIB_ERROR_CONFIG,
-        "no weight is trained: \"lora.target_modules\", or those of \"lora.init_adapter\", name none of this "
-        "model; expected \"all-linear\" or some of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, "
-        "down_proj");
+        "\"lora.target_modules\": found %s: no linear of this model has that name; expected \"all-linear\" or some of "
+        "q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj",
+        wrong);
 }
 
 static nib_status open_model(nib_training *t)
@@ -142,7 +157,7 @@ static nib_status open_model(nib_training *t)
     nib_model_options options = nib_train_model_options(t);
     NIB_TRY(nib_model_open(t->ops, &options, &t->model));
     NIB_TRY(nib_model_reserve(t->model, t->reserved_tokens, t->reserved_targets, t->recompute, true));
-    NIB_TRY(nib_train_parameters(t->model, &t->parameters, &t->parameter_count));
+    NIB_TRY(nib_train_parameters(t->config, t->model, &t->parameters, &t->parameter_count));
     const nib_parameter *last = &t->parameters[t->parameter_count - 1];
     int64_t n = last->gradient + last->rows * last->columns - t->parameters[0].gradient;
     NIB_TRY(nib_gradient_tree_create(t->ops, n, (int)t->config->train.slots, nib_train_slots(t), &t->tree));

@@ -18,8 +18,9 @@ void nib_train_settle(nib_config *config);
 nib_status nib_train_open_data(nib_training *training);
 
 /* The model of the run, divided among ranks if the config says so and the training has the ranks. */
-/* What is trained of the model; NIB_ERROR_CONFIG if that is nothing. */
-nib_status nib_train_parameters(nib_model *model, nib_parameter **parameters, int *count);
+/* What is trained of the model; NIB_ERROR_CONFIG if that is nothing, or if a name of lora.target_modules is no linear.
+ */
+nib_status nib_train_parameters(const nib_config *config, nib_model *model, nib_parameter **parameters, int *count);
 nib_model_options nib_train_model_options(const nib_training *training);
 
 #endif

@@ -144,7 +144,8 @@ static nib_status find_line(nib_row_reader *reader, size_t *length, bool *newlin
         size_t unread = reader->end - reader->begin, searched = unread <= MAX_LINE ? unread : MAX_LINE + 1;
         if (searched > scanned) found = memchr(start + scanned, '\n', searched - scanned);
         if (found == NULL && unread > MAX_LINE)
-            return NIB_FAIL(NIB_ERROR_DATA, "%s:%llu: the line that begins at byte %llu is longer than %zu bytes",
+            return NIB_FAIL(NIB_ERROR_DATA,
+                            "%s:%llu: the line that begins at byte %llu is longer than %zu bytes; split its row",
                             reader->file.path, (unsigned long long)reader->line + 1,
                             (unsigned long long)(reader->text_offset + reader->begin), MAX_LINE);
         *newline = found != NULL;
