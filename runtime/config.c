@@ -140,9 +140,9 @@ static nib_status read_number(const reader *r, const key_row *row, const nib_jso
         return wrong_type(r, row->key, value, integer ? "an integer" : "a number");
     if (!(value->number >= row->low && value->number <= row->high)) {
         if (row->low == TINY)
-            return fail_at(r, value->line, "\"%s\" is %.17g, expected above 0 and at most %.15g", row->key,
+            return fail_at(r, value->line, "\"%s\" is %.16g, expected above 0 and at most %.16g", row->key,
                            value->number, row->high);
-        return fail_at(r, value->line, "\"%s\" is %.17g, expected %.15g to %.15g", row->key, value->number, row->low,
+        return fail_at(r, value->line, "\"%s\" is %.16g, expected %.16g to %.16g", row->key, value->number, row->low,
                        row->high);
     }
     if (integer)
@@ -225,7 +225,7 @@ static nib_status read_source(reader *r, const char *key, const nib_json *item, 
         } else if (strcmp(member->key, "weight") == 0) {
             if (member->kind != NIB_JSON_NUMBER) return wrong_type(r, "weight", member, "a number");
             if (!(member->number > 0 && member->number <= 1))
-                return fail_at(r, member->line, "\"weight\" is %.17g, expected above 0 and at most 1", member->number);
+                return fail_at(r, member->line, "\"weight\" is %.16g, expected above 0 and at most 1", member->number);
             source->weight = member->number;
         } else {
             return fail_at(r, member->key_line, "unknown key \"%s\" in a source of \"%s\", expected path, name, weight",

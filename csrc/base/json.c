@@ -270,6 +270,8 @@ nib_status nib_json_parse(const char *name, const char *text, size_t length, nib
         return NIB_FAIL(NIB_ERROR_DATA, "%s:%u: invalid UTF-8 at byte %zu (0x%02x)", name, p.line, invalid,
                         (unsigned char)text[invalid]);
     }
+    /* A byte order mark, which some editors write, says nothing in UTF-8; RFC 8259 lets a parser pass over it. */
+    if (length >= 3 && memcmp(text, "\xef\xbb\xbf", 3) == 0) p.at += 3;
     nib_json *value = nib_pool_alloc(pool, sizeof *value);
     if (value == NULL) return no_memory(&p);
     nib_status status = parse_value(&p, 0, value);

@@ -45,6 +45,7 @@ typedef struct {
 } nib_json_options;
 
 /* Parses text[0..length) into *root; every node lives in the pool. name is used in messages ("name:line:column: ...").
+ * A byte order mark in front is passed over.
  * Fails with NIB_ERROR_DATA, also at the pool's limit (or NIB_ERROR_MEMORY if there is none). Strings do not point into
  * text. */
 nib_status nib_json_parse(const char *name, const char *text, size_t length, nib_json_options options, nib_pool *pool,
