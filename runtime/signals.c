@@ -2,11 +2,12 @@
 
 #include <pthread.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stddef.h>
 #include <time.h>
 #include <unistd.h>
 
-static volatile sig_atomic_t requested;
+static atomic_int requested; /* 0, or the last signal */
 
 static bool is_ignored(int number)
 {
@@ -48,7 +49,7 @@ void nib_signals_settled(void) { signal(SIGTERM, SIG_IGN); }
 
 bool nib_signals_stop_requested(void) { return requested != 0; }
 
-int nib_signals_last(void) { return (int)requested; }
+int nib_signals_last(void) { return requested; }
 
 static sigset_t interrupt(void)
 {
