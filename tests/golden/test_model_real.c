@@ -119,7 +119,9 @@ static double train_step(nib_ops *ops, nib_model *model, const nib_row *rows, in
     float *gradient = p[0].gradient;
     must(ops->global_norm(ops, 1, &gradient, &n, 1.0, &clip));
     const nib_adamw_factors factors = nib_adamw_factors_of((nib_adamw){5e-4, 0.9, 0.999, 1e-8, 0.0, step});
-    must(ops->adamw(ops, &factors, &clip, n, p[0].master, gradient, p[0].first_moment, p[0].second_moment));
+    for (int i = 0; i < count; i++)
+        must(ops->adamw(ops, &factors, &clip, p[i].rows * p[i].columns, p[i].master, p[i].gradient, p[i].first_moment,
+                        p[i].second_moment));
     must(ops->zero(ops, gradient, (size_t)n * sizeof(float)));
     must(nib_model_refresh(model));
     double loss = sum / (double)pack.supervised_tokens;
