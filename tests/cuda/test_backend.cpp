@@ -153,7 +153,7 @@ __global__ void write_kernel(float *x, int64_t i) { x[i] = 1.0f; }
  * there before counts no more. */
 static void a_write_behind_a_piece_of_scratch_is_reported(void **)
 {
-    for (int64_t n : {1, 100, 64 * 4, 4096}) {
+    for (int64_t n : {1, 63, 100, 64 * 4, 4095}) {
         nib_ops *ops = open_backend();
         float *first, *second;
         for (int round = 0; round < 2; round++) { /* the second round finds a block for both */
