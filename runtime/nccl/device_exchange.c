@@ -76,21 +76,21 @@ static void guard_abort(void *context)
 }
 
 /* The lock is held. */
-static int queue_moves(nib_device_exchange *x, void *queue, const nib_move *move, int count)
+static int queue_moves(nib_device_exchange *x, const nib_move *move, int count)
 {
     int result = x->api.group_start();
     for (int i = 0; i < count && result == NIB_NCCL_SUCCESS; i++) {
         const nib_move *m = &move[i];
         if (m->bytes == 0) continue;
-        result = m->send ? x->api.send(m->data, m->bytes, NIB_NCCL_UINT8, m->rank, x->comm, queue)
-                         : x->api.receive(m->data, m->bytes, NIB_NCCL_UINT8, m->rank, x->comm, queue);
+        result = m->send ? x->api.send(m->data, m->bytes, NIB_NCCL_UINT8, m->rank, x->comm, x->ops->queue)
+                         : x->api.receive(m->data, m->bytes, NIB_NCCL_UINT8, m->rank, x->comm, x->ops->queue);
         if (result == NIB_NCCL_IN_PROGRESS) result = NIB_NCCL_SUCCESS;
     }
     int end = x->api.group_end();
     return result != NIB_NCCL_SUCCESS ? result : end;
 }
 
-nib_status nib_device_exchange_run(nib_device_exchange *x, void *queue, const nib_move *move, int count)
+nib_status nib_device_exchange_run(nib_device_exchange *x, const nib_move *move, int count)
 {
     static const char what[] = "moves between devices";
     nib_status status = NIB_OK;
@@ -98,7 +98,7 @@ nib_status nib_device_exchange_run(nib_device_exchange *x, void *queue, const ni
     if (x->aborted) {
         status = NIB_FAIL(NIB_ERROR_DEVICE, "rank %d, %s over NCCL: aborted", x->c->rank, what);
     } else {
-        int result = queue_moves(x, queue, move, count);
+        int result = queue_moves(x, move, count);
         if (result != NIB_NCCL_SUCCESS && result != NIB_NCCL_IN_PROGRESS) status = nccl_failed(x, what, result);
     }
     pthread_mutex_unlock(&x->lock);
@@ -159,7 +159,7 @@ static nib_status check_moves(nib_device_exchange *x, uint64_t *host, void *bloc
         move[2 * p + 1] = (nib_move){false, p, (char *)block + all + (size_t)p * bytes, bytes};
     }
     NIB_TRY(x->ops->upload(x->ops, block, host, all));
-    NIB_TRY(nib_device_exchange_run(x, x->ops->queue, move, 2 * size));
+    NIB_TRY(nib_device_exchange_run(x, move, 2 * size));
     NIB_TRY(x->ops->download(x->ops, host, (char *)block + all, all));
     for (int p = 0; p < size; p++)
         nib_check_compare(host + (size_t)p * NIB_CHECK_WORDS, NIB_CHECK_MOVES, p, rank, &wrong);
