@@ -14,6 +14,8 @@
 /* Everything that one encode call writes to; kept between calls for its memory and its cache of words. */
 typedef struct nib_tokenizer_worker nib_tokenizer_worker;
 
+typedef enum { NIB_ADDED_SPECIAL = 1, NIB_ADDED_NORMALIZED = 2 } nib_added_flag;
+
 struct nib_tokenizer {
     char *path;
     nib_added_tokens added, added_normalized; /* by the flag normalized: two passes, before and after normalizing */
@@ -23,7 +25,7 @@ struct nib_tokenizer {
     nib_bpe bpe;                  /* its vocabulary holds the added tokens too */
     nib_token_list before, after; /* the post-processor's ids around the text */
     nib_decoder decoder;
-    uint8_t *is_special; /* by id */
+    uint8_t *added_flags; /* by id: of nib_added_flag */
     int32_t bos, eos;
     char *chat_template;
     char hash[65];

@@ -103,7 +103,7 @@ void nib_tokenizer_free(nib_tokenizer *tokenizer)
     nib_token_list_free(&tokenizer->before);
     nib_token_list_free(&tokenizer->after);
     nib_decoder_free(&tokenizer->decoder);
-    nib_free(tokenizer->is_special);
+    nib_free(tokenizer->added_flags);
     free(tokenizer->chat_template);
     free(tokenizer->path);
     nib_free(tokenizer);
@@ -119,7 +119,7 @@ nib_status nib_tokenizer_add_token(nib_tokenizer *tokenizer, nib_added_token tok
     nib_status status = NIB_OK;
     if (text == NULL || length == 0)
         return NIB_FAIL(NIB_ERROR_DATA, "%s: the added token of id %d has no text", tokenizer->path, token.id);
-    if (tokenizer->is_special == NULL) tokenizer->is_special = nib_calloc(tokenizer->bpe.vocabulary.ids, 1);
+    if (tokenizer->added_flags == NULL) tokenizer->added_flags = nib_calloc(tokenizer->bpe.vocabulary.ids, 1);
     if (token.normalized) {
         NIB_TRY_GOTO(nib_normalize(&tokenizer->normalizer, buffers, text, length, &text, &length), done);
         if (length == 0) {
@@ -132,12 +132,13 @@ nib_status nib_tokenizer_add_token(nib_tokenizer *tokenizer, nib_added_token tok
     token.text = nib_calloc(length + 1, 1);
     if (token.text != NULL) memcpy(token.text, text, length);
     nib_added_tokens *list = token.normalized ? &tokenizer->added_normalized : &tokenizer->added;
-    if (tokenizer->is_special == NULL || token.text == NULL || !nib_added_tokens_append(list, token)) {
+    if (tokenizer->added_flags == NULL || token.text == NULL || !nib_added_tokens_append(list, token)) {
         nib_free(token.text);
         status = NIB_FAIL(NIB_ERROR_MEMORY, "%s: no memory for the added tokens", tokenizer->path);
         goto done;
     }
-    tokenizer->is_special[token.id] |= token.special;
+    tokenizer->added_flags[token.id] |=
+        (token.special ? NIB_ADDED_SPECIAL : 0) | (token.normalized ? NIB_ADDED_NORMALIZED : 0);
 done:
     nib_buffer_free(&buffers[0]);
     nib_buffer_free(&buffers[1]);
@@ -258,6 +259,25 @@ nib_status nib_tokenizer_encode(const nib_tokenizer *tokenizer, const char *text
 
 /* --- decoding, and what is known of ids ---------------------------------------------------------------------- */
 
+static bool has_flag(const nib_tokenizer *tokenizer, int32_t id, nib_added_flag flag)
+{
+    return tokenizer->added_flags != NULL && id >= 0 && (size_t)id < tokenizer->bpe.vocabulary.ids &&
+           (tokenizer->added_flags[id] & flag);
+}
+
+/* What the decoder reads; NULL: no such id. An added token that is looked for in normalized text is decoded from its
+ * normalized text, as by Hugging Face's tokenizers. */
+static const char *text_to_decode(const nib_tokenizer *tokenizer, int32_t id, size_t *length)
+{
+    const nib_added_tokens *normalized = &tokenizer->added_normalized;
+    size_t i = 0;
+    if (!has_flag(tokenizer, id, NIB_ADDED_NORMALIZED))
+        return nib_vocabulary_text(&tokenizer->bpe.vocabulary, id, length);
+    while (normalized->tokens[i].id != id) i++;
+    *length = normalized->tokens[i].length;
+    return normalized->tokens[i].text;
+}
+
 nib_status nib_tokenizer_decode(const nib_tokenizer *tokenizer, const int32_t *ids, size_t count, bool skip_special,
                                 nib_buffer *text)
 {
@@ -267,7 +287,7 @@ nib_status nib_tokenizer_decode(const nib_tokenizer *tokenizer, const int32_t *i
     if (pieces == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "no memory to decode %zu tokens", count);
     for (size_t i = 0; i < count; i++) {
         nib_piece *piece = &pieces[used];
-        piece->text = nib_vocabulary_text(&tokenizer->bpe.vocabulary, ids[i], &piece->length);
+        piece->text = text_to_decode(tokenizer, ids[i], &piece->length);
         if (piece->text == NULL) {
             status = NIB_FAIL(NIB_ERROR_DATA, "%s: id %d (number %zu of %zu to decode) is not in the vocabulary of %zu",
                               tokenizer->path, ids[i], i, count, tokenizer->bpe.vocabulary.ids);
@@ -295,8 +315,7 @@ const char *nib_tokenizer_text(const nib_tokenizer *tokenizer, int32_t id)
 
 bool nib_tokenizer_is_special(const nib_tokenizer *tokenizer, int32_t id)
 {
-    return tokenizer->is_special != NULL && id >= 0 && (size_t)id < tokenizer->bpe.vocabulary.ids &&
-           tokenizer->is_special[id];
+    return has_flag(tokenizer, id, NIB_ADDED_SPECIAL);
 }
 
 int32_t nib_tokenizer_bos(const nib_tokenizer *tokenizer) { return tokenizer->bos; }

@@ -106,6 +106,48 @@ static void merges_and_special_tokens_follow_the_rules(void **state)
     nib_tokenizer_free(tokenizer);
 }
 
+static void decodes(const nib_tokenizer *tokenizer, int32_t id, const char *expected)
+{
+    nib_buffer text = {0};
+    int32_t ids[] = {0, id};
+    assert_int_equal(nib_tokenizer_decode(tokenizer, ids, 2, false, &text), NIB_OK);
+    nib_buffer_char(&text, 0);
+    assert_string_equal(text.data, expected);
+    nib_buffer_free(&text);
+}
+
+/* Added tokens go through the decoder as all others do, as what they are looked for. Texts are those of Hugging Face's
+ * tokenizers 0.23.3. */
+static void added_tokens_are_decoded_as_by_others(void **state)
+{
+    (void)state;
+    static const char bytes[] =
+        "{\"normalizer\":{\"type\":\"NFC\"},\"added_tokens\":[{\"id\":5,\"content\":\"e\\u0301x\",\"normalized\":true},"
+        "{\"id\":6,\"content\":\"e\\u0301x.\",\"normalized\":false},"
+        "{\"id\":7,\"content\":\"\\u00e9\",\"normalized\":false},"
+        "{\"id\":8,\"content\":\"\\u0120x\",\"normalized\":true},"
+        "{\"id\":9,\"content\":\"\\u0120\\u65e5\",\"normalized\":true}]," STEPS
+        ",\"model\":{\"type\":\"BPE\",\"vocab\":" VOCAB ",\"merges\":[]}}";
+    static const char pieces[] =
+        "{\"normalizer\":{\"type\":\"Prepend\",\"prepend\":\"\\u2581\"},\"added_tokens\":["
+        "{\"id\":5,\"content\":\"x\",\"normalized\":true},{\"id\":6,\"content\":\"y\",\"normalized\":false}],"
+        "\"decoder\":{\"type\":\"Replace\",\"pattern\":{\"String\":\"\\u2581\"},\"content\":\" \"},"
+        "\"model\":{\"type\":\"BPE\",\"vocab\":" VOCAB ",\"merges\":[]}}";
+    nib_tokenizer *tokenizer;
+    assert_int_equal(open_text(bytes, strlen(bytes), &tokenizer), NIB_OK);
+    decodes(tokenizer, 5, "a\xef\xbf\xbdx"); /* composed, and then a letter of the byte alphabet: 0xe9 */
+    decodes(tokenizer, 6, "ae\xcc\x81x.");   /* the accent alone is none: as it stands */
+    decodes(tokenizer, 7, "a\xef\xbf\xbd");
+    decodes(tokenizer, 8, "a x");
+    decodes(tokenizer, 9, "a\xc4\xa0\xe6\x97\xa5");
+    assert_string_equal(nib_tokenizer_text(tokenizer, 5), "e\xcc\x81x");
+    nib_tokenizer_free(tokenizer);
+    assert_int_equal(open_text(pieces, strlen(pieces), &tokenizer), NIB_OK);
+    decodes(tokenizer, 5, "a x");
+    decodes(tokenizer, 6, "ay");
+    nib_tokenizer_free(tokenizer);
+}
+
 /* The heap of long words against the scan of short ones: the text of a long word is cut where no merge crosses. */
 static void long_words_merge_as_short_ones(void **state)
 {
@@ -180,6 +222,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(bad_files_are_refused),
         cmocka_unit_test(merges_and_special_tokens_follow_the_rules),
+        cmocka_unit_test(added_tokens_are_decoded_as_by_others),
         cmocka_unit_test(long_words_merge_as_short_ones),
         {"damaged llama3", damaged_files_do_no_harm, NULL, NULL, (void *)"llama3"},
         {"damaged mistral_metaspace", damaged_files_do_no_harm, NULL, NULL, (void *)"mistral_metaspace"},
