@@ -59,9 +59,10 @@ static nib_status parse_now(const char *text, int64_t *now)
         return NIB_OK;
     }
     const char *end = strptime(text, "%Y-%m-%dT%H:%M:%S", &parts);
-    if (end == NULL || *end != 0)
+    const int day = parts.tm_mday, second = parts.tm_sec;
+    *now = (int64_t)timegm(&parts); /* turns 30 February into 2 March */
+    if (end == NULL || *end != 0 || parts.tm_mday != day || parts.tm_sec != second)
         return NIB_FAIL(NIB_ERROR_USAGE, "--now: found '%s', expected a time like 2026-01-02T03:04:05", text);
-    *now = (int64_t)timegm(&parts);
     return NIB_OK;
 }
 
