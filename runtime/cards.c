@@ -54,5 +54,5 @@ nib_status nib_card_find(const char *name, const nib_card **card)
         if ((*card)->capability >= LEAST && length < sizeof known)
             length += (size_t)snprintf(known + length, sizeof known - length, " %s", (*card)->name);
     }
-    return NIB_FAIL(NIB_ERROR_DEVICE, "no card '%s' is known; expected one of%s", name, known);
+    return NIB_FAIL(NIB_ERROR_USAGE, "--card %s: no such card is known; expected one of%s", name, known);
 }

@@ -16,8 +16,8 @@ typedef struct {
     double link;      /* to the other cards of a node, bytes a second each way */
 } nib_card;
 
-/* By name, in any case, spaces and dashes ignored: "h200", "RTX 4090". NIB_ERROR_DEVICE: unknown, with the known ones,
- * or too old for Nibble, with the reason. */
+/* By name, in any case, spaces and dashes ignored: "h200", "RTX 4090". NIB_ERROR_USAGE: unknown, with the known
+ * ones; NIB_ERROR_DEVICE: too old for Nibble, with the reason. */
 nib_status nib_card_find(const char *name, const nib_card **card);
 
 #endif
