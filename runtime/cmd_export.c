@@ -214,6 +214,7 @@ const nib_command nib_command_export = {
         "\n"
         "  --model M        a Hugging Face folder or a .gguf file\n"
         "  --adapter A      the folder of a PEFT adapter\n"
+        "  --out D          new or empty, but for modelfile\n"
         "  --tokenizer T, --chat-template F   take precedence over the model's own\n"
         "  --device auto|cpu|cuda|emulated\n",
     .run = run,

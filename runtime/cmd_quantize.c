@@ -74,7 +74,8 @@ const nib_command nib_command_quantize = {
     .summary = "write a model's NF4 form",
     .usage =
         "usage: nibble quantize --model M --out D\n\n"
-        "Writes folder D with every linear but the head in NF4 (blocks of 64, double quantised) in the form of\n"
-        "bitsandbytes; transformers loads it, and so does every command here. Training keeps the same in a cache.\n",
+        "Writes folder D, new or empty, with every linear but the head in NF4 (blocks of 64, double quantised) in the\n"
+        "form of bitsandbytes; transformers loads it, and so does every command here. Training keeps the same in a\n"
+        "cache.\n",
     .run = run,
 };

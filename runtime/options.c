@@ -2,6 +2,7 @@
 
 #include "base/file.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <math.h>
 #include <stdlib.h>
@@ -111,7 +112,7 @@ nib_status nib_options_read(int argc, char **argv, const nib_option *options, si
     return NIB_OK;
 }
 
-nib_status nib_check_output_folder(const char *out, const char *const *inputs, size_t count)
+static nib_status check_no_input(const char *out, const char *const *inputs, size_t count)
 {
     for (size_t i = 0; i < count; i++)
         if (inputs[i] != NULL && nib_file_is_same(out, inputs[i]))
@@ -121,9 +122,28 @@ nib_status nib_check_output_folder(const char *out, const char *const *inputs, s
     return NIB_OK;
 }
 
+nib_status nib_check_output_folder(const char *out, const char *const *inputs, size_t count)
+{
+    NIB_TRY(check_no_input(out, inputs, count));
+    if (!nib_file_exists(out)) return NIB_OK;
+    DIR *folder = opendir(out);
+    if (folder == NULL)
+        return NIB_FAIL(NIB_ERROR_IO, "--out %s: expected a folder: %s; give another path", out, strerror(errno));
+    const struct dirent *entry = readdir(folder);
+    while (entry != NULL && (strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0))
+        entry = readdir(folder);
+    nib_status status = entry == NULL ? NIB_OK
+                                      : NIB_FAIL(NIB_ERROR_USAGE,
+                                                 "--out %s: found a folder that holds \"%s\", expected a new or empty "
+                                                 "one; remove it, or give another path",
+                                                 out, entry->d_name);
+    closedir(folder);
+    return status;
+}
+
 nib_status nib_check_output_file(const char *out, const char *const *inputs, size_t count)
 {
-    NIB_TRY(nib_check_output_folder(out, inputs, count));
+    NIB_TRY(check_no_input(out, inputs, count));
     if (nib_file_is_folder(out))
         return NIB_FAIL(NIB_ERROR_IO, "--out %s: found a folder, expected a file; give the name of one in it", out);
     char *folder = nib_path_folder(out);

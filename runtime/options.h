@@ -33,7 +33,8 @@ typedef struct {
 nib_status nib_options_read(int argc, char **argv, const nib_option *options, size_t count);
 
 /* What a command will write, looked at before it works for it. NIB_ERROR_USAGE if --out is one of the inputs (NULL: not
- * given), by whatever name; NIB_ERROR_IO if it is to be a file and cannot become one. */
+ * given), by whatever name, or is to be a folder and holds something: another model may lie there. NIB_ERROR_IO if it
+ * cannot become a folder, or a file. */
 nib_status nib_check_output_folder(const char *out, const char *const *inputs, size_t count);
 nib_status nib_check_output_file(const char *out, const char *const *inputs, size_t count);
 
