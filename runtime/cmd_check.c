@@ -104,9 +104,10 @@ static nib_status print_tokens(nib_config *config, const nib_text *text, const n
 }
 
 static nib_status check_data(nib_config *config, const nib_model_config *model, const nib_text *text,
-                             const nib_dataset *train, const nib_dataset *eval)
+                             nib_dataset *train, const nib_dataset *eval)
 {
     NIB_TRY(nib_dataset_verify(train));
+    NIB_TRY(nib_dataset_count_duplicates(train));
     nib_check_print_header();
     NIB_TRY(nib_check_print_sources("train", train));
     if (eval != NULL) NIB_TRY(nib_check_print_sources("eval", eval));

@@ -328,7 +328,7 @@ nib_status nib_train_open_data(nib_training *t)
     NIB_TRY(nib_text_open(c->model, c->tokenizer, c->data.chat_template, &t->text));
     NIB_TRY(nib_open_data(c, &c->data.train, &t->text, model.vocabulary, true, &t->train));
     if (c->data.eval.count > 0) NIB_TRY(nib_open_data(c, &c->data.eval, &t->text, model.vocabulary, false, &t->eval));
-    NIB_TRY(warn_of_repeated_rows(t));
+    if (nib_train_leads(t)) NIB_TRY(warn_of_repeated_rows(t)); /* goes through the index of all samples */
     NIB_TRY(settle_tokens(t, model.vocabulary));
     NIB_TRY(nib_dataset_mixture(t->train, (uint64_t)c->train.seed, c->data.shuffle, &t->mixture));
     return open_schedule(t);

@@ -82,6 +82,9 @@ bool nib_dataset_prompt(const nib_dataset *dataset, int64_t index, const int32_t
 uint64_t nib_dataset_fingerprint(const nib_dataset *dataset, int64_t index);
 /* Reads every file of packed data that is read on demand, and compares its SHA-256. */
 nib_status nib_dataset_verify(const nib_dataset *dataset);
+/* Completes the reports' duplicates where sources are read on demand: compares those with the others too, which loading
+ * leaves out, since it takes a pass over every index. Rows that were dropped as over-long are then no part of it. */
+nib_status nib_dataset_count_duplicates(nib_dataset *dataset);
 /* Samples of `eval`, not loaded on demand, whose row is also in `train`: *indices in eval, ascending (nib_free). */
 nib_status nib_dataset_leaks(const nib_dataset *train, const nib_dataset *eval, int64_t **indices, int64_t *count);
 /* The mixture of the sources, which must outlive it. Owned by the caller. */

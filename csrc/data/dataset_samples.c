@@ -174,6 +174,39 @@ nib_status nib_dataset_leaks(const nib_dataset *train, const nib_dataset *eval, 
     return status;
 }
 
+/* One pass over a source that is in the store. Pieces of a split row count once. */
+static bool count_stored(const nib_dataset *d, const nib_dataset_part *part, nib_repetitions *of, int64_t *count)
+{
+    const nib_stored_sample *s = d->samples + part->first_stored;
+    for (int64_t i = 0; i < part->report.samples; i++) {
+        if (i > 0 && s[i].fingerprint == s[i - 1].fingerprint && s[i].line == s[i - 1].line) continue;
+        if (!nib_repetitions_count(of, s[i].fingerprint, count)) return false;
+    }
+    return true;
+}
+
+nib_status nib_dataset_count_duplicates(nib_dataset *d)
+{
+    nib_repetitions r = {.passes = nib_repetition_passes(nib_dataset_size(d))};
+    nib_status status = NIB_OK;
+    bool on_demand = false;
+    for (int s = 0; s < d->sources; s++) on_demand |= d->part[s].packed != NULL;
+    if (!on_demand) return NIB_OK; /* loading has counted them all */
+    for (int s = 0; s < d->sources; s++) d->part[s].report.duplicates = 0;
+    for (; r.pass < r.passes && status == NIB_OK; r.pass++) {
+        nib_fingerprints_clear(&r.seen);
+        for (int s = 0; s < d->sources && status == NIB_OK; s++) {
+            nib_dataset_part *part = &d->part[s];
+            if (part->packed != NULL)
+                status = nib_sample_index_repetitions(&part->packed->index, &r, &part->report.duplicates);
+            else if (!count_stored(d, part, &r, &part->report.duplicates))
+                status = NIB_FAIL(NIB_ERROR_MEMORY, "no memory to look for duplicates");
+        }
+    }
+    nib_fingerprints_free(&r.seen);
+    return status;
+}
+
 static nib_status count_supervised(const void *data, int64_t index, int64_t *supervised)
 {
     int64_t tokens;

@@ -4,6 +4,9 @@
 
 #include <string.h>
 
+/* Fingerprints that are looked at in one pass: 64 MiB of them. */
+#define PASS_FINGERPRINTS ((int64_t)4 << 20)
+
 /* 0 marks an empty place, so the fingerprint 0 is kept as 1. */
 static uint64_t as_kept(uint64_t fingerprint) { return fingerprint == 0 ? 1 : fingerprint; }
 
@@ -49,4 +52,15 @@ void nib_fingerprints_free(nib_fingerprints *set)
 {
     nib_free(set->place);
     *set = (nib_fingerprints){0};
+}
+
+uint64_t nib_repetition_passes(int64_t count) { return (uint64_t)(count / PASS_FINGERPRINTS) + 1; }
+
+bool nib_repetitions_count(nib_repetitions *r, uint64_t fingerprint, int64_t *repetitions)
+{
+    bool known;
+    if ((fingerprint >> 32) % r->passes != r->pass) return true;
+    if (!nib_fingerprints_add(&r->seen, fingerprint, &known)) return false;
+    *repetitions += known;
+    return true;
 }

@@ -2,7 +2,6 @@
 
 #include "base/file.h"
 #include "base/memory.h"
-#include "data/fingerprints.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -11,8 +10,6 @@
 #include <unistd.h>
 
 enum { AT_ONCE = 1024 };
-/* Fingerprints that are compared in one pass over the file: 64 MiB of them. */
-#define PASS_SAMPLES ((int64_t)4 << 20)
 
 static void put(uint8_t *bytes, uint64_t value, int size)
 {
@@ -115,36 +112,39 @@ nib_status nib_sample_index_each(const nib_sample_index *index, nib_sample_visit
     return NIB_OK;
 }
 
-/* Of one pass: fingerprints whose remainder is `pass`. */
 typedef struct {
-    nib_fingerprints seen;
-    uint64_t passes, pass;
-    int64_t duplicates;
+    nib_repetitions of;
+    int64_t count;
 } counter;
 
 static nib_status count_block(void *context, int64_t first, const nib_sample_place *place, int64_t n)
 {
     counter *c = context;
     (void)first;
-    for (int64_t i = 0; i < n; i++) {
-        bool known;
-        if ((place[i].fingerprint >> 32) % c->passes != c->pass) continue;
-        if (!nib_fingerprints_add(&c->seen, place[i].fingerprint, &known))
+    for (int64_t i = 0; i < n; i++)
+        if (!nib_repetitions_count(&c->of, place[i].fingerprint, &c->count))
             return NIB_FAIL(NIB_ERROR_MEMORY, "no memory to look for duplicates");
-        c->duplicates += known;
-    }
     return NIB_OK;
+}
+
+nib_status nib_sample_index_repetitions(const nib_sample_index *index, nib_repetitions *of, int64_t *count)
+{
+    counter c = {*of, *count};
+    nib_status status = nib_sample_index_each(index, count_block, &c);
+    *of = c.of;
+    *count = c.count;
+    return status;
 }
 
 nib_status nib_sample_index_duplicates(const nib_sample_index *index, int64_t *duplicates)
 {
-    counter c = {.passes = (uint64_t)(index->count / PASS_SAMPLES) + 1};
+    nib_repetitions r = {.passes = nib_repetition_passes(index->count)};
     nib_status status = NIB_OK;
-    for (; c.pass < c.passes && status == NIB_OK; c.pass++) {
-        nib_fingerprints_clear(&c.seen);
-        status = nib_sample_index_each(index, count_block, &c);
+    *duplicates = 0;
+    for (; r.pass < r.passes && status == NIB_OK; r.pass++) {
+        nib_fingerprints_clear(&r.seen);
+        status = nib_sample_index_repetitions(index, &r, duplicates);
     }
-    nib_fingerprints_free(&c.seen);
-    *duplicates = c.duplicates;
+    nib_fingerprints_free(&r.seen);
     return status;
 }

@@ -5,6 +5,7 @@
 
 #include "base/buffer.h"
 #include "base/status.h"
+#include "data/fingerprints.h"
 
 #include <stdint.h>
 
@@ -40,6 +41,8 @@ nib_status nib_sample_index_read(const nib_sample_index *index, int64_t first, i
 typedef nib_status (*nib_sample_visit)(void *context, int64_t first, const nib_sample_place *place, int64_t n);
 nib_status nib_sample_index_each(const nib_sample_index *index, nib_sample_visit visit, void *context);
 
+/* One pass over all fingerprints. */
+nib_status nib_sample_index_repetitions(const nib_sample_index *index, nib_repetitions *of, int64_t *count);
 /* Samples whose fingerprint an earlier one has. Bounded memory: goes through the file once for every few million. */
 nib_status nib_sample_index_duplicates(const nib_sample_index *index, int64_t *duplicates);
 
