@@ -50,6 +50,8 @@ typedef struct {
     spilled_piece spill[MOST_SPILLS];
     int spills;
     cudaStream_t stream;
+    cudaStream_t beside; /* NULL until it is asked for */
+    cudaEvent_t forked, joined;
     nib_cuda_device device;
     nib_cuda_staging staging;
     nib_cuda_matmul_cache *matmul;
@@ -177,6 +179,32 @@ static nib_status cuda_synchronize(nib_ops *ops)
     return nib_cuda_staging_finish(&context_of(ops)->staging);
 }
 
+static nib_status make_second_queue(cuda_context *context)
+{
+    NIB_CHECK_CUDA(cudaEventCreateWithFlags(&context->forked, cudaEventDisableTiming));
+    NIB_CHECK_CUDA(cudaEventCreateWithFlags(&context->joined, cudaEventDisableTiming));
+    NIB_CHECK_CUDA(cudaStreamCreateWithFlags(&context->beside, cudaStreamNonBlocking));
+    return NIB_OK;
+}
+
+static nib_status cuda_fork(nib_ops *ops, void **queue)
+{
+    cuda_context *context = context_of(ops);
+    if (context->beside == NULL) NIB_TRY(make_second_queue(context));
+    NIB_CHECK_CUDA(cudaEventRecord(context->forked, context->stream));
+    NIB_CHECK_CUDA(cudaStreamWaitEvent(context->beside, context->forked, 0));
+    *queue = context->beside;
+    return NIB_OK;
+}
+
+static nib_status cuda_join(nib_ops *ops)
+{
+    cuda_context *context = context_of(ops);
+    NIB_CHECK_CUDA(cudaEventRecord(context->joined, context->beside));
+    NIB_CHECK_CUDA(cudaStreamWaitEvent(context->stream, context->joined, 0));
+    return NIB_OK;
+}
+
 static void close_backend(nib_ops *ops)
 {
     if (ops == NULL) return;
@@ -185,6 +213,9 @@ static void close_backend(nib_ops *ops)
     cudaFree(context->scratch.block);
     nib_cuda_matmul_cache_free(context->matmul);
     nib_cuda_staging_free(&context->staging);
+    if (context->beside != NULL) cudaStreamDestroy(context->beside);
+    if (context->forked != NULL) cudaEventDestroy(context->forked);
+    if (context->joined != NULL) cudaEventDestroy(context->joined);
     if (context->stream != NULL) cudaStreamDestroy(context->stream);
     delete context;
     delete ops;
@@ -210,6 +241,8 @@ static void fill_table(nib_ops *ops)
     ops->record_end = nib_cuda_record_end;
     ops->replay = nib_cuda_replay;
     ops->recording_free = nib_cuda_recording_free;
+    ops->fork = cuda_fork;
+    ops->join = cuda_join;
     ops->choices = NIB_CUDA_CHOICES;
     ops->choice = nib_cuda_choice_names;
     ops->use_plain = cuda_use_plain;

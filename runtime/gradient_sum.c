@@ -116,7 +116,7 @@ static nib_status bring_rows_to_device(summation *s, int64_t begin, int64_t n)
         for (int i = s->first[r]; i < s->first[r + 1]; i++)
             s->move[count++] = (nib_move){false, r, s->row + i * s->row_values, (size_t)mine * sizeof(float)};
     }
-    return nib_device_exchange_run(s->exchange, s->move, count);
+    return nib_device_exchange_run(s->exchange, s->tree->ops->queue, s->move, count);
 }
 
 /* row += what it joins, from the last of `held` backwards. */
@@ -155,7 +155,7 @@ static nib_status hand_out_on_device(summation *s, int64_t begin, int64_t n, flo
         s->move[count++] = (nib_move){true, r, sum, (size_t)mine * sizeof(float)};
         s->move[count++] = (nib_move){false, r, s->gradient + begin + from, (size_t)values * sizeof(float)};
     }
-    return nib_device_exchange_run(s->exchange, s->move, count);
+    return nib_device_exchange_run(s->exchange, s->tree->ops->queue, s->move, count);
 }
 
 static nib_status hand_out(summation *s, int64_t begin, int64_t n, const float *sum)

@@ -31,7 +31,7 @@ typedef struct {
 static nib_status carry_on_device(carrier *x, bool send, int peer, size_t bytes)
 {
     nib_move move = {send, peer, x->device + (send ? 0 : MOST_BYTES), bytes};
-    NIB_TRY(nib_device_exchange_run(x->exchange, &move, 1));
+    NIB_TRY(nib_device_exchange_run(x->exchange, x->ops->queue, &move, 1));
     return x->ops->synchronize(x->ops);
 }
 

@@ -13,7 +13,11 @@ struct nib_node_shards {
     int first;                /* rank that is the node's first */
     nib_part *send, *receive; /* [c->size] */
     char at[64], what[64];
-    bool running; /* the thread below, with what it was given and has found */
+    /* Between devices: their queues, and moves instead of the thread. */
+    nib_ops *ops;
+    nib_device_exchange *exchange; /* NULL: the backend's memory is the host's */
+    nib_move *move;                /* [2 * table.size] */
+    bool running;                  /* the thread below, with what it was given and has found */
     pthread_t thread;
     const char *part;
     char *whole;
@@ -35,12 +39,17 @@ static nib_status gather_piece(nib_node_shards *s, size_t at)
     return s->c->all_to_all(s->c, s->send, s->receive);
 }
 
+static void note(nib_node_shards *s)
+{
+    char text[160];
+    snprintf(text, sizeof text, "%s, %s", s->at, s->what);
+    s->c->note(s->c, text);
+}
+
 static nib_status gather(nib_node_shards *s)
 {
     size_t longest = 0;
-    char note[160];
-    snprintf(note, sizeof note, "%s, %s", s->at, s->what);
-    s->c->note(s->c, note);
+    note(s);
     for (int i = 0; i < s->table.size; i++)
         if (s->offset[i + 1] - s->offset[i] > longest) longest = s->offset[i + 1] - s->offset[i];
     for (size_t at = 0; at < longest; at += PIECE_BYTES) {
@@ -76,6 +85,32 @@ static nib_status end(void *context)
     pthread_join(s->thread, NULL);
     s->running = false;
     return s->status == NIB_OK ? NIB_OK : NIB_FAIL(s->status, "%s", s->message);
+}
+
+/* The moves are in the second queue, which waits for the ops asked for before: they may still read what was in `whole`.
+ */
+static nib_status begin_on_device(void *context, const char *what, const void *part, void *whole, const size_t *offset)
+{
+    nib_node_shards *s = context;
+    const int rank = s->table.rank;
+    void *queue, *own = (void *)(uintptr_t)part;
+    int count = 0;
+    snprintf(s->what, sizeof s->what, "%s", what);
+    note(s);
+    for (int i = 0; i < s->table.size; i++) {
+        if (i == rank && own == (char *)whole + offset[i]) continue;
+        s->move[count++] = (nib_move){true, s->first + i, own, offset[rank + 1] - offset[rank]};
+        s->move[count++] = (nib_move){false, s->first + i, (char *)whole + offset[i], offset[i + 1] - offset[i]};
+    }
+    NIB_TRY(s->ops->fork(s->ops, &queue));
+    nib_status status = nib_device_exchange_run(s->exchange, queue, s->move, count);
+    return status == NIB_OK ? NIB_OK : nib_error_context(status, "gathering %s", what);
+}
+
+static nib_status end_on_device(void *context)
+{
+    nib_node_shards *s = context;
+    return s->ops->join(s->ops);
 }
 
 static nib_status share(void *context, void *host, size_t bytes)
@@ -123,21 +158,27 @@ nib_status nib_node_shards_open(nib_collectives *c, nib_ops *ops, nib_device_exc
                                 nib_node_shards **shards)
 {
     *shards = NULL;
-    (void)exchange;
     NIB_TRY(compare_nodes(c));
     if (c->local_size == 1) return NIB_OK;
-    if (ops->queue != NULL)
-        return NIB_FAIL(NIB_ERROR_DEVICE, "\"parallel\" does not divide what lies on a GPU yet; leave it out, or train "
-                                          "on \"device\": \"cpu\"");
+    if (ops->queue != NULL && exchange == NULL)
+        return NIB_FAIL(NIB_ERROR_DEVICE, "\"parallel\" gathers from GPU to GPU by NCCL, which is missing or too old "
+                                          "(a warning above says which); install it, or leave \"parallel\" out");
     nib_node_shards *s = nib_calloc(1, sizeof *s);
     if (s == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "no memory to divide a model among %d ranks", c->local_size);
     *s = (nib_node_shards){.c = c,
                            .first = c->rank - c->local_rank,
+                           .ops = ops,
+                           .exchange = exchange,
+                           .move = nib_calloc(2 * (size_t)c->local_size, sizeof *s->move),
                            .send = nib_calloc((size_t)c->size, sizeof *s->send),
                            .receive = nib_calloc((size_t)c->size, sizeof *s->receive)};
     s->table = (nib_shards){
         .rank = c->local_rank, .size = c->local_size, .context = s, .share = share, .begin = begin, .end = end};
-    if (s->send == NULL || s->receive == NULL) {
+    if (exchange != NULL) {
+        s->table.begin = begin_on_device;
+        s->table.end = end_on_device;
+    }
+    if (s->send == NULL || s->receive == NULL || s->move == NULL) {
         nib_node_shards_close(s);
         return NIB_FAIL(NIB_ERROR_MEMORY, "no memory to divide a model among %d ranks", c->local_size);
     }
@@ -150,6 +191,7 @@ void nib_node_shards_close(nib_node_shards *s)
     if (s == NULL) return;
     nib_free(s->send);
     nib_free(s->receive);
+    nib_free(s->move);
     nib_free(s);
 }
 

@@ -1,6 +1,7 @@
 /* What model/shards.h asks for, between the ranks of this node: memory is divided among those that share a fast link,
- * and every node has the whole. Bytes go from device to device where there is an exchange, else over the collectives,
- * by a thread of their own while this one computes.
+ * and every node has the whole. Bytes go from device to device where there is an exchange, in the backend's second
+ * queue: it waits for what is computed from the memory that is overwritten, the ops wait for what was moved, the host
+ * for neither. Else they go over the collectives, by a thread of their own while this one computes.
  */
 #ifndef NIB_NODE_SHARDS_H
 #define NIB_NODE_SHARDS_H

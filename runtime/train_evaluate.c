@@ -42,7 +42,8 @@ static nib_status score_pack(nib_training *t, const nib_pack *pack, double *sum)
     return NIB_OK;
 }
 
-/* As in a step: where ranks hold parts of the base, each makes as many passes as the one with the most. */
+/* As in a step: where ranks hold parts of the base, each makes as many passes as the one with the most. No gather is
+ * still on its way when the ranks meet over the host. */
 static nib_status accompany(const nib_training *t, const int64_t *passes)
 {
     int64_t most = 0;
@@ -50,7 +51,7 @@ static nib_status accompany(const nib_training *t, const int64_t *passes)
     for (int r = 0; r < t->collectives->size; r++)
         if (passes[r] > most) most = passes[r];
     for (int64_t i = passes[t->collectives->rank]; i < most; i++) NIB_TRY(nib_model_accompany(t->model, false));
-    return NIB_OK;
+    return t->ops->synchronize(t->ops);
 }
 
 /* Sums of the evaluation's packs, which the ranks score in turn; passes [ranks]: micro-batches of each, at first 0. */

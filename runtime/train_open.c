@@ -270,7 +270,8 @@ static nib_status load_checkpoint(nib_training *t)
     NIB_TRY(nib_train_leads(t) ? nib_checkpoint_read(t->folder.checkpoints, t->state.step, nib_train_state_carrier(t),
                                                      t->tensors, t->parameter_count)
                                : nib_train_state_receive(t));
-    return nib_model_refresh(t->model);
+    NIB_TRY(nib_model_refresh(t->model));
+    return t->ops->synchronize(t->ops); /* what it gathers from the other ranks has come */
 }
 
 /* Such rows are legal, and usually a mistake. */

@@ -1,5 +1,5 @@
 """Several ranks of one run on this machine, started without a launcher: each gets the environment that one would set."""
-import os, socket, subprocess
+import os, socket, subprocess, sys, time
 
 from training import NIBBLE
 
@@ -23,8 +23,16 @@ def start_ranks(config, size, *extra, env=None, port=None):
 
 
 def end_ranks(processes, timeout=120):
-    """(exit code, standard error) of each."""
-    texts = [p.communicate(timeout=timeout)[1] for p in processes]
+    """(exit code, standard error) of each. Ranks that do not end are killed, and what all of them have said is shown."""
+    until = time.monotonic() + timeout
+    try:
+        texts = [p.communicate(timeout=max(1, until - time.monotonic()))[1] for p in processes]
+    except subprocess.TimeoutExpired:
+        running = [rank for rank, p in enumerate(processes) if p.poll() is None]
+        for p in processes:
+            p.kill()
+        said = "".join(f"--- rank {rank}\n{p.communicate()[1]}" for rank, p in enumerate(processes))
+        sys.exit(f"ranks {running} have not ended within {timeout} s\n{said}")
     return [(p.returncode, text) for p, text in zip(processes, texts)]
 
 

@@ -94,7 +94,8 @@ nib_status nib_model_train_batch(nib_model *model, const nib_micro_batch *batch,
     const nib_activations *a = &model->activations;
     if (batch->N == 0) return nib_model_accompany(model, true);
     NIB_TRY(nib_forward_upload_filled(model, batch, options));
-    /* Where the layers of a divided base lie changes from step to step, and they come over other queues. */
+    /* A divided base is not recorded: which window a layer lies in changes from pass to pass, and a rank without a
+     * micro-batch gathers along, so that no two ranks would have the same moves in their recordings. */
     NIB_TRY(model->shards.among != NULL
                 ? make_step(model)
                 : nib_recordings_run(&model->recordings, ops, (nib_step_shape){.T = a->tokens, .N = a->targets},

@@ -109,7 +109,8 @@ static nib_status open_model(nib_model *model)
     NIB_TRY(clear_training(model));
     NIB_TRY(nib_model_refresh(model));
     const bool fresh = model->lora != NULL && o->train && o->lora.init_adapter == NULL;
-    return fresh ? nib_dora_initialize(model) : NIB_OK;
+    if (fresh) NIB_TRY(nib_dora_initialize(model));
+    return model->ops->synchronize(model->ops); /* what it gathers from the other ranks has come */
 }
 
 nib_status nib_model_open(nib_ops *ops, const nib_model_options *options, nib_model **out)

@@ -237,6 +237,11 @@ struct nib_ops {
     nib_status (*record_end)(nib_ops *ops, nib_recording **recording);
     nib_status (*replay)(nib_ops *ops, nib_recording *recording);
     void (*recording_free)(nib_ops *ops, nib_recording *recording);
+    /* A second queue, for what moves bytes beside the ops. fork: what is asked of *queue from now on comes after all
+     * that was asked of the ops. join: what is asked of the ops from now on comes after all that was asked of that
+     * queue. Neither waits, nor may it come between record_begin and record_end. NULL where queue is. */
+    nib_status (*fork)(nib_ops *ops, void **queue);
+    nib_status (*join)(nib_ops *ops);
     /* to = from in to's type, element by element. */
     nib_status (*convert)(nib_ops *ops, nib_matrix from, nib_matrix to);
     /* The fixed-order sum of gradient slots: to = x + left[0] + ... + left[count - 1], in this order, each addition

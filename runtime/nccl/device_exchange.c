@@ -26,12 +26,11 @@ static nib_status nccl_failed(nib_device_exchange *x, const char *what, int resu
                     x->api.get_error_string(result), more != NULL && more[0] != 0 ? "; " : "", more ? more : "");
 }
 
-/* NCCL's state; NIB_OK while all is well. */
-static nib_status poll_state(nib_device_exchange *x, const char *what, bool *in_progress)
+/* NCCL's state; NIB_OK while all is well. The lock is held. */
+static nib_status state_of(nib_device_exchange *x, const char *what, bool *in_progress)
 {
     nib_status status = NIB_OK;
     int state = NIB_NCCL_SUCCESS, result = NIB_NCCL_SUCCESS;
-    pthread_mutex_lock(&x->lock);
     if (x->aborted)
         status = NIB_FAIL(NIB_ERROR_DEVICE, "rank %d, %s over NCCL: aborted", x->c->rank, what);
     else if (x->comm != NULL)
@@ -39,6 +38,13 @@ static nib_status poll_state(nib_device_exchange *x, const char *what, bool *in_
     if (result == NIB_NCCL_SUCCESS) result = state;
     *in_progress = result == NIB_NCCL_IN_PROGRESS;
     if (result != NIB_NCCL_SUCCESS && !*in_progress) status = nccl_failed(x, what, result);
+    return status;
+}
+
+static nib_status poll_state(nib_device_exchange *x, const char *what, bool *in_progress)
+{
+    pthread_mutex_lock(&x->lock);
+    nib_status status = state_of(x, what, in_progress);
     pthread_mutex_unlock(&x->lock);
     return status;
 }
@@ -59,38 +65,54 @@ static nib_status settle(nib_device_exchange *x, const char *what, double second
     return status == NIB_OK ? NIB_OK : x->c->verdict(x->c, status);
 }
 
+/* The watching thread never waits here for a call of NCCL that does not return: it would be silent, and the others
+ * would say that this rank hangs. */
 static nib_status guard_poll(void *context)
 {
+    nib_device_exchange *x = context;
     bool in_progress;
-    return poll_state(context, "a collective", &in_progress);
+    if (pthread_mutex_trylock(&x->lock) != 0) return NIB_OK;
+    nib_status status = state_of(x, "a collective", &in_progress);
+    pthread_mutex_unlock(&x->lock);
+    return status;
 }
 
-static void guard_abort(void *context)
+/* The lock is held. */
+static void abort_locked(nib_device_exchange *x)
 {
-    nib_device_exchange *x = context;
-    pthread_mutex_lock(&x->lock);
     if (x->comm != NULL) (void)x->api.comm_abort(x->comm);
     x->comm = NULL;
     x->aborted = true;
+}
+
+/* Where such a call holds the lock, the process ends once its grace has passed. */
+static void guard_abort(void *context)
+{
+    nib_device_exchange *x = context;
+    struct timespec until;
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_sec += 1;
+    if (pthread_mutex_timedlock(&x->lock, &until) != 0) return;
+    abort_locked(x);
     pthread_mutex_unlock(&x->lock);
 }
 
 /* The lock is held. */
-static int queue_moves(nib_device_exchange *x, const nib_move *move, int count)
+static int queue_moves(nib_device_exchange *x, void *queue, const nib_move *move, int count)
 {
     int result = x->api.group_start();
     for (int i = 0; i < count && result == NIB_NCCL_SUCCESS; i++) {
         const nib_move *m = &move[i];
         if (m->bytes == 0) continue;
-        result = m->send ? x->api.send(m->data, m->bytes, NIB_NCCL_UINT8, m->rank, x->comm, x->ops->queue)
-                         : x->api.receive(m->data, m->bytes, NIB_NCCL_UINT8, m->rank, x->comm, x->ops->queue);
+        result = m->send ? x->api.send(m->data, m->bytes, NIB_NCCL_UINT8, m->rank, x->comm, queue)
+                         : x->api.receive(m->data, m->bytes, NIB_NCCL_UINT8, m->rank, x->comm, queue);
         if (result == NIB_NCCL_IN_PROGRESS) result = NIB_NCCL_SUCCESS;
     }
     int end = x->api.group_end();
     return result != NIB_NCCL_SUCCESS ? result : end;
 }
 
-nib_status nib_device_exchange_run(nib_device_exchange *x, const nib_move *move, int count)
+nib_status nib_device_exchange_run(nib_device_exchange *x, void *queue, const nib_move *move, int count)
 {
     static const char what[] = "moves between devices";
     nib_status status = NIB_OK;
@@ -98,7 +120,7 @@ nib_status nib_device_exchange_run(nib_device_exchange *x, const nib_move *move,
     if (x->aborted) {
         status = NIB_FAIL(NIB_ERROR_DEVICE, "rank %d, %s over NCCL: aborted", x->c->rank, what);
     } else {
-        int result = queue_moves(x, move, count);
+        int result = queue_moves(x, queue, move, count);
         if (result != NIB_NCCL_SUCCESS && result != NIB_NCCL_IN_PROGRESS) status = nccl_failed(x, what, result);
     }
     pthread_mutex_unlock(&x->lock);
@@ -159,7 +181,7 @@ static nib_status check_moves(nib_device_exchange *x, uint64_t *host, void *bloc
         move[2 * p + 1] = (nib_move){false, p, (char *)block + all + (size_t)p * bytes, bytes};
     }
     NIB_TRY(x->ops->upload(x->ops, block, host, all));
-    NIB_TRY(nib_device_exchange_run(x, move, 2 * size));
+    NIB_TRY(nib_device_exchange_run(x, x->ops->queue, move, 2 * size));
     NIB_TRY(x->ops->download(x->ops, host, (char *)block + all, all));
     for (int p = 0; p < size; p++)
         nib_check_compare(host + (size_t)p * NIB_CHECK_WORDS, NIB_CHECK_MOVES, p, rank, &wrong);
@@ -215,7 +237,7 @@ void nib_device_exchange_close(nib_device_exchange *x, nib_status status)
         (void)x->api.comm_destroy(x->comm);
         x->comm = NULL;
     }
-    guard_abort(x);
+    abort_locked(x); /* nobody watches any more */
     pthread_mutex_destroy(&x->lock);
     nib_free(x);
 }

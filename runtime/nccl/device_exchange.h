@@ -20,10 +20,12 @@ typedef struct {
     size_t bytes; /* 0: no move */
 } nib_move;
 
-/* All of them at once, in the order of the backend's queue; returns when they have been queued. Between two ranks the
- * n-th send belongs to the n-th receive, and is of the same size. Memory is the backend's. NIB_ERROR_DEVICE names the
- * rank that was lost, or says what NCCL found. */
-nib_status nib_device_exchange_run(nib_device_exchange *exchange, const nib_move *move, int count);
+/* All of them at once, in the order of this queue of the backend's; returns when they have been queued. Between two
+ * ranks the n-th send belongs to the n-th receive, and is of the same size. One thread calls, all ranks in the same
+ * order, and calls in two queues have an order by fork and join (ops.h): there is one communicator, so that moves of
+ * different ranks never wait for each other in a circle. Memory is the backend's. NIB_ERROR_DEVICE names the rank that
+ * was lost, or says what NCCL found. */
+nib_status nib_device_exchange_run(nib_device_exchange *exchange, void *queue, const nib_move *move, int count);
 
 /* All ranks together. *exchange NULL: one rank, a backend in the host's memory, or a rank without a usable NCCL, which
  * a warning tells; bytes then go through the host. Checks itself: known values between all pairs; what arrives wrong is

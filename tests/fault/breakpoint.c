@@ -3,6 +3,7 @@
  *
  * - kill=MICROSECONDS: SIGKILL, so long after the call began
  * - stop: SIGSTOP
+ * - sleep=SECONDS: the calling thread, and no other, stands still for so long
  * - nan: the first value of the array that is the function's third argument becomes a NaN
  *
  * The function has to be one that the program exports. x86-64 only: a trap takes the place of the function's first
@@ -63,6 +64,8 @@ static void trapped(int number, siginfo_t *info, void *context)
             kill_after(atol(action + 5));
         else if (strcmp(action, "stop") == 0)
             kill(getpid(), SIGSTOP);
+        else if (strncmp(action, "sleep=", 6) == 0)
+            sleep((unsigned)atoi(action + 6));
         else
             values[0] = NAN;
     }

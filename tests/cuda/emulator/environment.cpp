@@ -3,6 +3,7 @@
  * - devices=N  architecture=75  memory=BYTES: the card that the emulator claims to be
  * - seed=N: another schedule of warps and blocks
  * - products=NS:NS:NS: what cublasLt's algorithms take
+ * - early=1: streams but the first run as soon as they are asked, not as late as possible
  * - nccl=21903: the version of NCCL that it claims to have
  * - damage=RANK: the next bytes that NCCL brings to that rank are damaged
  * - waits=FILE: each call that makes the host wait for the device is written there by its name
@@ -66,6 +67,8 @@ static void apply(const std::string &item, long *architecture, long *memory)
     else if (key == "products" && value.size() == 3)
         set_products(3, {static_cast<uint64_t>(number(value[0], item)), static_cast<uint64_t>(number(value[1], item)),
                          static_cast<uint64_t>(number(value[2], item))});
+    else if (key == "early" && value.size() == 1)
+        set_early(number(value[0], item) != 0);
     else if (key == "nccl" && value.size() == 1)
         set_nccl_version(static_cast<int>(number(value[0], item)));
     else if (key == "damage" && value.size() == 1)

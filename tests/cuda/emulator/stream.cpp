@@ -12,6 +12,9 @@ namespace nib_emulator
 
 static nib_emulator_stream default_stream;
 static uint64_t device_clock;
+static bool early;
+
+void set_early(bool value) { early = value; }
 
 void spend_time(uint64_t nanoseconds) { device_clock += nanoseconds; }
 
@@ -52,7 +55,7 @@ cudaError_t enqueue(cudaStream_t handle, Task task)
     }
     stream->queue.push_back(std::move(task));
     stream->pushed++;
-    return cudaSuccess;
+    return stream->early ? drain(stream) : cudaSuccess;
 }
 
 cudaError_t run_to(nib_emulator_stream *stream, uint64_t position)
@@ -138,6 +141,7 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned flags)
     if (cudaError_t error = injected_error("cudaStreamCreateWithFlags"); error != cudaSuccess) return error;
     *stream = new nib_emulator_stream;
     (*stream)->blocking = (flags & cudaStreamNonBlocking) == 0;
+    (*stream)->early = early && !streams().empty();
     streams().insert(*stream);
     return cudaSuccess;
 }

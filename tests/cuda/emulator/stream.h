@@ -1,8 +1,9 @@
 /* Streams that run late on purpose.
  *
  * What is asked of a stream is queued; it is done when somebody must wait for it: a synchronising call, or a stream
- * that waits for an event. Code that reads a result, or gives a buffer away, without waiting finds it missing. The
- * default stream and blocking streams wait for each other, as CUDA's legacy default stream does.
+ * that waits for an event. Code that reads a result, or gives a buffer away, without waiting finds it missing. A test
+ * may have all streams but the first do at once what they are asked for: what they should have waited for is not done
+ * yet. The default stream and blocking streams wait for each other, as CUDA's legacy default stream does.
  */
 #ifndef NIB_EMULATOR_STREAM_H
 #define NIB_EMULATOR_STREAM_H
@@ -28,6 +29,7 @@ struct nib_emulator_stream {
     std::deque<nib_emulator::Task> queue;
     uint64_t pushed = 0, done = 0;
     bool blocking = true, capturing = false, spoiled = false; /* spoiled: a call that may not be captured was made */
+    bool early = false;                                       /* what it is asked for is done at once */
     std::vector<nib_emulator::Task> captured;
 };
 

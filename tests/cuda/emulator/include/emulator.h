@@ -33,6 +33,8 @@ void set_nccl_damage(int rank);
 /* The `gap` bytes behind a piece of a buffer, which no kernel may write that is asked for later, until another piece
  * lies there. In the order of the stream, and again wherever what was captured is replayed. */
 void watch_piece(cudaStream_t stream, void *piece, size_t bytes, size_t gap);
+/* Whether streams that are made from now on, while there is another, run at once and not late. */
+void set_early(bool early);
 /* From now on kernels whose name begins so do nothing, their outputs stay as they were; or end with `error`. */
 void break_kernel(const char *name, cudaError_t error);
 
