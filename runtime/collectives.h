@@ -25,6 +25,7 @@ typedef struct {
     void *context;
     nib_status (*poll)(void *context); /* NIB_OK, or what it has found wrong itself */
     void (*abort)(void *context);      /* nobody has to wait any more */
+    bool noted; /* the ranks note all that they begin, so that a long time without a note on any is a standstill */
 } nib_guard;
 
 typedef struct nib_collectives nib_collectives;

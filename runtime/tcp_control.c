@@ -199,6 +199,30 @@ static void look_for_hangs(nib_control *c, double now)
     }
 }
 
+static bool is_noted(nib_control *c)
+{
+    pthread_mutex_lock(&c->guard_lock);
+    bool noted = c->guard.noted;
+    pthread_mutex_unlock(&c->guard_lock);
+    return noted;
+}
+
+/* Ranks that move bytes by means of their own can all wait for each other while none is in a collective. */
+static void look_for_standstill(nib_control *c, double now)
+{
+    char message[TEXT_BYTES];
+    double moved = 0;
+    if (c->self.rank != 0 || nib_control_failed(c) || !is_noted(c)) return;
+    for (int r = 0; r < c->self.size; r++)
+        if ((r == 0 || c->peer[r].fd >= 0) && c->peer[r].moved > moved) moved = c->peer[r].moved;
+    if (now - moved <= c->limits.absent) return;
+    report_ranks(c, now);
+    snprintf(message, sizeof message,
+             "all %d ranks hang: none has begun anything new for %.0f s, rank 0 was last heard %.100s", c->self.size,
+             c->limits.absent, c->peer[0].last.text);
+    decide(c, 0, NIB_ERROR_DEVICE, message);
+}
+
 static void beat(nib_control *c, double now)
 {
     frame alive = state_of_self(c);
@@ -207,6 +231,7 @@ static void beat(nib_control *c, double now)
     own->last = alive;
     send_all(c, &alive);
     look_for_hangs(c, now);
+    look_for_standstill(c, now);
 }
 
 static void ask_guard(nib_control *c)

@@ -16,7 +16,8 @@ typedef struct nib_control nib_control;
 
 typedef struct {
     double silent; /* seconds without a sign of life: the rank hangs */
-    double absent; /* seconds in which others wait in a collective, and a rank does nothing that can be seen */
+    double absent; /* seconds in which others wait in a collective, or all by a guard's means, and a rank does nothing
+                      that can be seen */
     double grace;  /* seconds that the rank's own thread has to end by itself after a verdict */
     void (*end)(nib_status status, const char *message); /* called after that; does not have to return */
 } nib_control_limits;

@@ -173,6 +173,7 @@ static nib_status run(nib_training *t)
     int64_t signal_number;
     nib_step_plan plan = nib_train_step_plan(t);
     NIB_TRY(nib_prefetch_create(&plan, t->state.cursor, &t->prefetch));
+    nib_device_exchange_watch(t->exchange);
     if (t->state.step == 0 && t->eval != NULL) NIB_TRY(nib_train_evaluate_before(t));
     t->started = nib_train_clock();
     t->first_step = t->state.step;

@@ -35,6 +35,7 @@ static nib_status score_pack(nib_training *t, const nib_pack *pack, double *sum)
 {
     for (int m = 0; m < pack->micro_batches; m++) {
         const nib_micro_batch *batch = &pack->micro_batch[m];
+        t->collectives->note(t->collectives, "evaluation"); /* again: it goes on */
         NIB_TRY(nib_train_reserve(t, batch));
         NIB_TRY(nib_model_score_batch(t->model, batch, t->nll));
         for (int64_t i = 0; i < batch->N; i++) *sum += (double)t->nll[i] * batch->target_weight[i];

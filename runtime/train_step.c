@@ -79,6 +79,13 @@ static nib_status accompany(const nib_training *t, const nib_pack *pack)
     return NIB_OK;
 }
 
+static void note_micro_batch(const nib_training *t, int m)
+{
+    char text[64];
+    snprintf(text, sizeof text, "step %lld, micro-batch %d", (long long)t->state.step, m);
+    t->collectives->note(t->collectives, text);
+}
+
 /* Gradients of this rank's slots, then of all; the losses of its micro-batches are where they lie among those of all,
  * one after the other, in t->nll after a synchronize. */
 static nib_status run_slots(nib_training *t, const nib_pack *pack)
@@ -90,6 +97,7 @@ static nib_status run_slots(nib_training *t, const nib_pack *pack)
     for (int slot = range.first; slot < range.end; slot++) {
         for (int m = pack->slot_begin[slot]; m < pack->slot_begin[slot + 1]; m++) {
             const nib_micro_batch *batch = &pack->micro_batch[m];
+            note_micro_batch(t, m);
             NIB_TRY(nib_train_reserve(t, batch));
             nib_step_options options = {.gradient_scale = (float)(1.0 / pack->supervised_weight),
                                         .dropout_key = nib_random_key(step_key, (uint64_t)m)};

@@ -228,6 +228,11 @@ nib_status nib_device_exchange_open(nib_collectives *c, nib_ops *ops, nib_device
     return NIB_OK;
 }
 
+void nib_device_exchange_watch(nib_device_exchange *x)
+{
+    if (x != NULL) x->c->guard(x->c, &(nib_guard){x, guard_poll, guard_abort, .noted = true});
+}
+
 void nib_device_exchange_close(nib_device_exchange *x, nib_status status)
 {
     if (x == NULL) return;

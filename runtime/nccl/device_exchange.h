@@ -31,6 +31,9 @@ nib_status nib_device_exchange_run(nib_device_exchange *exchange, void *queue, c
  * a warning tells; bytes then go through the host. Checks itself: known values between all pairs; what arrives wrong is
  * NIB_ERROR_DEVICE at every rank and names the pair. */
 nib_status nib_device_exchange_open(nib_collectives *c, nib_ops *ops, nib_device_exchange **exchange);
+/* From now on the ranks note whatever they begin (collectives.h): where none does for long, they wait for each other's
+ * moves, and are ended. NULL is allowed. */
+void nib_device_exchange_watch(nib_device_exchange *exchange);
 /* status: as in nib_collectives.close. NULL is allowed. */
 void nib_device_exchange_close(nib_device_exchange *exchange, nib_status status);
 
