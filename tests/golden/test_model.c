@@ -117,23 +117,24 @@ static void eight_steps_meet_the_golden_run(void **state)
     }
 }
 
-/* Of llama3_gqa with its adapter. */
-static float *adapter_gradients(nib_ops *ops, nib_dtype compute, nib_recompute recompute, int64_t *n)
+/* Of llama3_gqa: its adapter's, or every weight's. */
+static float *gradients(nib_ops *ops, bool full, nib_dtype compute, nib_recompute recompute, int64_t *n)
 {
     packed p;
     pack_golden(&p, "llama3_gqa");
-    return gradients_of(ops, "llama3_gqa", false, compute, recompute, &p, n);
+    return gradients_of(ops, "llama3_gqa", full, compute, recompute, &p, n);
 }
 
 static void recomputing_changes_no_bit(void **state)
 {
     nib_ops *ops = *state;
-    for (int bf16 = 0; bf16 < 2; bf16++) {
+    for (int kind = 0; kind < 4; kind++) {
         int64_t n;
-        nib_dtype compute = bf16 ? NIB_DTYPE_BF16 : NIB_DTYPE_F32;
-        float *none = adapter_gradients(ops, compute, NIB_RECOMPUTE_NONE, &n);
+        const bool full = kind & 1;
+        const nib_dtype compute = kind & 2 ? NIB_DTYPE_BF16 : NIB_DTYPE_F32;
+        float *none = gradients(ops, full, compute, NIB_RECOMPUTE_NONE, &n);
         for (int policy = NIB_RECOMPUTE_GATE_UP; policy <= NIB_RECOMPUTE_LAYER; policy++) {
-            float *other = adapter_gradients(ops, compute, (nib_recompute)policy, &n);
+            float *other = gradients(ops, full, compute, (nib_recompute)policy, &n);
             assert_memory_equal(none, other, (size_t)n * sizeof *none);
             nib_free(other);
         }
@@ -144,16 +145,22 @@ static void recomputing_changes_no_bit(void **state)
 static void threads_change_no_bit(void **state)
 {
     nib_ops *ops = *state;
-    int64_t n;
     const int before = omp_get_max_threads();
-    omp_set_num_threads(1);
-    float *one = adapter_gradients(ops, NIB_DTYPE_F32, NIB_RECOMPUTE_NONE, &n);
-    omp_set_num_threads(2);
-    float *two = adapter_gradients(ops, NIB_DTYPE_F32, NIB_RECOMPUTE_NONE, &n);
+    for (int kind = 0; kind < 4; kind++) {
+        int64_t n;
+        const bool full = kind & 1;
+        const nib_dtype compute = kind & 2 ? NIB_DTYPE_BF16 : NIB_DTYPE_F32;
+        omp_set_num_threads(1);
+        float *one = gradients(ops, full, compute, NIB_RECOMPUTE_NONE, &n);
+        for (int threads = 2; threads <= 3; threads++) {
+            omp_set_num_threads(threads);
+            float *more = gradients(ops, full, compute, NIB_RECOMPUTE_NONE, &n);
+            assert_memory_equal(one, more, (size_t)n * sizeof *one);
+            nib_free(more);
+        }
+        nib_free(one);
+    }
     omp_set_num_threads(before);
-    assert_memory_equal(one, two, (size_t)n * sizeof *one);
-    nib_free(one);
-    nib_free(two);
 }
 
 /* bf16 keeps 8 bits: a relative step of 2^-9 on every stored activation. Over 3 layers the gradient as a whole stays
@@ -162,8 +169,8 @@ static void bf16_stays_near_fp32(void **state)
 {
     nib_ops *ops = *state;
     int64_t n;
-    float *wide = adapter_gradients(ops, NIB_DTYPE_F32, NIB_RECOMPUTE_NONE, &n);
-    float *narrow = adapter_gradients(ops, NIB_DTYPE_BF16, NIB_RECOMPUTE_NONE, &n);
+    float *wide = gradients(ops, false, NIB_DTYPE_F32, NIB_RECOMPUTE_NONE, &n);
+    float *narrow = gradients(ops, false, NIB_DTYPE_BF16, NIB_RECOMPUTE_NONE, &n);
     double off = difference(narrow, wide, n);
     if (!(off <= 0.03) || off == 0) fail_msg("bf16 gradients are off by %g of fp32's norm", off);
     nib_free(wide);

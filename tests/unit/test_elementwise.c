@@ -207,9 +207,75 @@ static void glu(void **state)
     }
 }
 
+typedef struct {
+    fixture f;
+    const float *table;
+    nib_rotary_layout layout;
+    int32_t *token; /* of an embedding */
+} lookup_fixture;
+
+enum { HEADS = 5, HD = 20, TURNED = 7 }; /* of a head, 6 dims stay as they are */
+
+/* In place: what is turned is a copy. */
+static double rotary_scalar(void *user)
+{
+    lookup_fixture *r = user;
+    fixture *f = &r->f;
+    memcpy(f->y, f->x, T * C * 4);
+    assert_int_equal(f->ops->rotary(f->ops, f->my, HEADS, HD, r->table, TURNED, r->layout, false), NIB_OK);
+    return nib_test_dot(f->weights, f->y, T * C);
+}
+
+/* With a scale of the table, as of YaRN, the gradient is turned back and scaled again: no inverse. */
+static void rotary_gradients_meet_differences(void **state)
+{
+    (void)state;
+    for (int layout = NIB_ROTARY_HALF_SPLIT; layout <= NIB_ROTARY_INTERLEAVED; layout++) {
+        lookup_fixture r = {.layout = (nib_rotary_layout)layout};
+        begin(&r.f, C, C);
+        int32_t position[T];
+        float frequency[TURNED], *table = nib_calloc(T * 2 * TURNED, 4), *dx = nib_calloc(T * C, 4);
+        r.table = table;
+        for (int t = 0; t < T; t++) position[t] = t * 37;
+        for (int i = 0; i < TURNED; i++) frequency[i] = powf(10000.0f, -(float)i / TURNED);
+        assert_int_equal(r.f.ops->rotary_table(r.f.ops, position, T, frequency, TURNED, 1.3f, table), NIB_OK);
+        memcpy(dx, r.f.weights, T * C * 4);
+        nib_matrix mdx = nib_test_matrix(dx, T, C);
+        assert_int_equal(r.f.ops->rotary(r.f.ops, mdx, HEADS, HD, table, TURNED, r.layout, true), NIB_OK);
+        nib_test_gradient("x", rotary_scalar, &r, r.f.x, dx, T * C, 78);
+        nib_free(table);
+        nib_free(dx);
+        end(&r.f);
+    }
+}
+
+static double embedding_scalar(void *user)
+{
+    lookup_fixture *e = user;
+    fixture *f = &e->f;
+    assert_int_equal(f->ops->embedding_forward(f->ops, e->token, f->mx, 3.0f, f->my), NIB_OK);
+    return nib_test_dot(f->weights, f->y, T * C);
+}
+
+static void embedding_gradients_meet_differences(void **state)
+{
+    (void)state;
+    lookup_fixture e = {0};
+    int32_t token[T];
+    begin(&e.f, C, C);
+    e.token = token;
+    for (int t = 0; t < T; t++) token[t] = t * 7 % (T - 1); /* x is the table: one row twice, one never */
+    float *dtable = nib_calloc(T * C, 4);
+    assert_int_equal(e.f.ops->embedding_backward(e.f.ops, token, nib_test_matrix(e.f.weights, T, C), 3.0f, dtable),
+                     NIB_OK);
+    nib_test_gradient("table", embedding_scalar, &e, e.f.x, dtable, T * C, 79);
+    nib_free(dtable);
+    end(&e.f);
+}
+
 static void rotate_and_back(nib_rotary_layout layout)
 {
-    enum { HEADS = 5, HD = 20, PAIRS = 10 };
+    enum { PAIRS = HD / 2 };
     fixture f;
     begin(&f, HEADS * HD, HEADS * HD);
     int32_t position[T];
@@ -346,7 +412,9 @@ int main(void)
         cmocka_unit_test(interleaved_rotary_meets_gptj),
         cmocka_unit_test(glu),
         cmocka_unit_test(rotary),
+        cmocka_unit_test(rotary_gradients_meet_differences),
         cmocka_unit_test(embedding),
+        cmocka_unit_test(embedding_gradients_meet_differences),
         cmocka_unit_test(adamw),
         cmocka_unit_test(exponential),
     };
