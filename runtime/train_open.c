@@ -24,7 +24,6 @@ static nib_status open_schedule(nib_training *t)
         t->samples = steps * batch;
     int64_t warmup = c->train.warmup_steps;
     if (warmup == NIB_CONFIG_UNSET) warmup = (int64_t)ceil(c->train.warmup_ratio * (double)steps);
-    if (warmup > steps) warmup = steps;
     t->schedule = (nib_schedule){.scheduler = (nib_scheduler)c->train.scheduler,
                                  .peak = c->train.learning_rate,
                                  .warmup = warmup,

@@ -10,7 +10,7 @@ typedef enum { NIB_SCHEDULER_COSINE, NIB_SCHEDULER_LINEAR, NIB_SCHEDULER_CONSTAN
 typedef struct {
     nib_scheduler scheduler;
     double peak;
-    int64_t warmup, steps; /* W and S, W <= S */
+    int64_t warmup, steps; /* W and S; a run may end in its warm-up */
 } nib_schedule;
 
 /* Rate of step s, 0 <= s < S: (s + 1) / W of the peak while s < W; then 0.5 (1 + cos(pi (s - W) / (S - W))),
