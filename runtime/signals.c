@@ -19,7 +19,7 @@ static void *wait_for_signals(void *watched)
 {
     for (int number; sigwait(watched, &number) == 0;) {
         if (is_ignored(number)) continue; /* a blocked signal is delivered all the same */
-        if (requested != 0 && number != SIGUSR1) _exit(128 + number);
+        if (requested != 0) _exit(128 + number);
         requested = number;
     }
     return NULL;
