@@ -212,9 +212,14 @@ static void sum_up(const rehearsal *r)
         add_class(p, "gradient slots", nib_gradient_tree_bytes(elements, slots, nib_train_slots(r->training)));
     p->arenas = p->classes;
     p->scratch = r->ops->scratch->peak;
-    p->peak = p->arena_bytes + add_class(p, "answers", r->answers_bytes);
-    if (r->training->ops->memory_left != NULL) return; /* the rest is the host's */
-    p->peak += add_class(p, "checkpoint copy", state);
+    const bool host_only = r->training->ops->memory_left == NULL;
+    /* What a checkpoint is copied to is kept from the first one on; at the end of a run there are no answers any more.
+     */
+    const bool together = r->training->config->checkpoint.every_steps < r->training->schedule.steps;
+    const bool larger = !host_only || together || r->answers_bytes > state;
+    p->peak = p->arena_bytes + (larger ? add_class(p, "answers", r->answers_bytes) : 0);
+    if (!host_only) return; /* the rest is the host's */
+    p->peak += together || !larger ? add_class(p, "checkpoint copy", state) : 0;
     p->peak += add_class(p, "program and data", nib_resident_memory());
     size_t lengths = r->lengths < MOST_LENGTHS_CACHED ? r->lengths : MOST_LENGTHS_CACHED;
     p->peak += add_class(p, "libraries", LIBRARY_BYTES + lengths * CODE_BYTES);
