@@ -3,6 +3,7 @@
 #include "base/json.h"
 #include "base/log.h"
 #include "config_names.h"
+#include "model/lora_config.h"
 
 #include <math.h>
 #include <stddef.h>
@@ -399,6 +400,43 @@ static nib_status check_whole(const reader *r)
     return NIB_OK;
 }
 
+static bool is_given(const reader *r, const char *key)
+{
+    for (int i = 0; i < ROWS; i++)
+        if (strcmp(rows[i].key, key) == 0) return r->seen[i];
+    return false;
+}
+
+/* An adapter that is continued keeps its rank and its scale: they take the defaults' place, and another value that was
+ * given is refused. */
+static nib_status follow_adapter(const reader *r)
+{
+    nib_config *c = r->config;
+    nib_lora_config *adapter;
+    if (!c->has_lora || c->lora.init_adapter == NULL) return NIB_OK;
+    NIB_TRY(nib_lora_config_read(c->lora.init_adapter, &adapter));
+    const nib_lora_options own = nib_lora_config_scale(adapter);
+    nib_lora_config_free(adapter);
+    const struct {
+        const char *key;
+        double here, there;
+    } values[] = {{"lora.r", (double)c->lora.r, (double)own.rank},
+                  {"lora.lora_alpha", c->lora.alpha, own.alpha},
+                  {"lora.use_rslora", c->lora.rslora, own.rslora},
+                  {"lora.use_dora", c->lora.dora, own.dora}};
+    for (size_t i = 0; i < sizeof values / sizeof *values; i++)
+        if (is_given(r, values[i].key) && values[i].here != values[i].there)
+            return NIB_FAIL(NIB_ERROR_CONFIG,
+                            "%s: \"%s\" is %.16g, but %.16g in the adapter of \"lora.init_adapter\", %s, which keeps "
+                            "it; leave the key out, or start a new adapter",
+                            r->file, values[i].key, values[i].here, values[i].there, c->lora.init_adapter);
+    c->lora.r = own.rank;
+    c->lora.alpha = own.alpha;
+    c->lora.rslora = own.rslora;
+    c->lora.dora = own.dora;
+    return NIB_OK;
+}
+
 /* The config file's folder, absolute, so that the resolved copy means the same from everywhere. NULL: no memory. */
 static char *absolute_folder(const char *path)
 {
@@ -435,6 +473,7 @@ nib_status nib_config_read(const char *path, const char *const *overrides, int c
     status = check_whole(&r);
 done:
     if (status == NIB_ERROR_DATA) status = NIB_ERROR_CONFIG; /* a config that is absent or no JSON is a bad config */
+    if (status == NIB_OK) status = follow_adapter(&r);
     nib_free((char *)(uintptr_t)r.folder);
     nib_free(text);
     if (status != NIB_OK) nib_config_free(config);

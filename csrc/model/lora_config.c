@@ -332,6 +332,12 @@ int64_t nib_lora_config_tokens(const nib_lora_config *config, const int32_t **to
     return config->token_count;
 }
 
+nib_lora_options nib_lora_config_scale(const nib_lora_config *config)
+{
+    return (nib_lora_options){
+        .rank = config->rank, .alpha = config->alpha, .rslora = config->rslora, .dora = config->dora};
+}
+
 bool nib_lora_config_dora(const nib_lora_config *config) { return config->dora; }
 double nib_lora_config_dropout(const nib_lora_config *config) { return config->dropout; }
 void nib_lora_config_set_dropout(nib_lora_config *config, double dropout) { config->dropout = dropout; }

@@ -22,6 +22,8 @@ nib_status nib_lora_config_resolve(const nib_lora_config *config, const char *mo
                                    float *scale);
 /* Tokens whose embedding rows belong to the adapter, in the order of its tensor; they live in the config. */
 int64_t nib_lora_config_tokens(const nib_lora_config *config, const int32_t **tokens);
+/* rank, alpha, rslora and dora, those of modules that no pattern names; the rest is zero. */
+nib_lora_options nib_lora_config_scale(const nib_lora_config *config);
 bool nib_lora_config_dora(const nib_lora_config *config);
 double nib_lora_config_dropout(const nib_lora_config *config);
 void nib_lora_config_set_dropout(nib_lora_config *config, double dropout);
