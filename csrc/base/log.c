@@ -6,6 +6,7 @@
 #include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -83,11 +84,18 @@ nib_status nib_log_to_file(const char *path)
     return NIB_OK;
 }
 
+/* What goes over the edge would stay on the terminal when the line is written anew. */
+static int columns_left(void)
+{
+    struct winsize size;
+    return ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 1 ? size.ws_col - 1 : 4096;
+}
+
 void nib_log_live(const char *text)
 {
     if (!nib_log_is_terminal()) return;
     pthread_mutex_lock(&lock);
-    if (text != NULL || live_shown) fprintf(stderr, "\r\033[K%s", text == NULL ? "" : text);
+    if (text != NULL || live_shown) fprintf(stderr, "\r\033[K%.*s", columns_left(), text == NULL ? "" : text);
     live_shown = text != NULL;
     fflush(stderr);
     pthread_mutex_unlock(&lock);
