@@ -2,6 +2,8 @@
  *     forward   x += delta,  y = x r w
  *     backward  dx += r (w dy - x r^2 mean(w dy x)),  dweight += sum over rows of dy x r
  *
+ * A "row" is a piece that is normed by itself: of a matrix of g groups, pieces lie g to a row of memory.
+ *
  * Bandwidth-bound, so a row crosses the memory bus once. A row belongs to a warp if it is narrow, else to a block;
  * every thread keeps its own vectors of the row in shared memory (as bf16, 2 bytes a column and operand) until the sum
  * is known, and reads back only what it wrote itself, so there is no barrier but that of the sum. threads    4 warps, a
@@ -13,8 +15,14 @@
 #include "cuda/rmsnorm.h"
 #include "cuda/row_norm.cuh"
 
+/* Where the columns of piece t begin. */
+__device__ __forceinline__ int64_t piece_at(int64_t t, int groups, int columns, int64_t stride)
+{
+    return groups == 1 ? t * stride : t / groups * stride + t % groups * columns;
+}
+
 template <int N, bool WARP>
-__global__ void rmsnorm_forward_kernel(int64_t rows, int columns, __nv_bfloat16 *x, int64_t x_stride,
+__global__ void rmsnorm_forward_kernel(int64_t rows, int groups, int columns, __nv_bfloat16 *x, int64_t x_stride,
                                        const __nv_bfloat16 *delta, int64_t delta_stride, const float *weight,
                                        float epsilon, __nv_bfloat16 *y, int64_t y_stride)
 {
@@ -22,22 +30,25 @@ __global__ void rmsnorm_forward_kernel(int64_t rows, int columns, __nv_bfloat16 
     const int64_t t = (int64_t)blockIdx.x * blockDim.y + threadIdx.y;
     if (t >= rows) return; /* a whole warp */
     const int first = threadIdx.x * N, step = blockDim.x * N;
+    x += piece_at(t, groups, columns, x_stride);
+    if (delta != nullptr) delta += piece_at(t, groups, columns, delta_stride);
     float squares = 0.0f;
     for (int c = first; c < columns; c += step) {
         float v[N];
-        load(x + t * x_stride + c, v);
+        load(x + c, v);
         if (delta != nullptr) {
             float d[N];
-            load(delta + t * delta_stride + c, d);
+            load(delta + c, d);
 #pragma unroll
             for (int i = 0; i < N; i++) v[i] = round_to_bf16(v[i] + d[i]); /* as the backward pass will see it */
-            store(x + t * x_stride + c, v);
+            store(x + c, v);
         }
         store(kept + c, v);
 #pragma unroll
         for (int i = 0; i < N; i++) squares += v[i] * v[i];
     }
     if (y == nullptr) return;
+    y += piece_at(t, groups, columns, y_stride);
     float *sums = reinterpret_cast<float *>(dynamic_shared<__nv_bfloat16>() + blockDim.y * columns);
     const float r = 1.0f / sqrtf(row_sum<WARP>(squares, sums) / (float)columns + epsilon);
     for (int c = first; c < columns; c += step) {
@@ -46,12 +57,12 @@ __global__ void rmsnorm_forward_kernel(int64_t rows, int columns, __nv_bfloat16 
         load(weight + c, w);
 #pragma unroll
         for (int i = 0; i < N; i++) v[i] = v[i] * r * w[i];
-        store(y + t * y_stride + c, v);
+        store(y + c, v);
     }
 }
 
 template <int N, bool WARP>
-__global__ void rmsnorm_backward_kernel(int64_t rows, int columns, const __nv_bfloat16 *x, int64_t x_stride,
+__global__ void rmsnorm_backward_kernel(int64_t rows, int groups, int columns, const __nv_bfloat16 *x, int64_t x_stride,
                                         const float *weight, float epsilon, const __nv_bfloat16 *dy, int64_t dy_stride,
                                         __nv_bfloat16 *dx, int64_t dx_stride, float *inverse)
 {
@@ -59,11 +70,14 @@ __global__ void rmsnorm_backward_kernel(int64_t rows, int columns, const __nv_bf
     const int64_t t = (int64_t)blockIdx.x * blockDim.y + threadIdx.y;
     if (t >= rows) return; /* a whole warp */
     const int first = threadIdx.x * N, step = blockDim.x * N;
+    x += piece_at(t, groups, columns, x_stride);
+    dy += piece_at(t, groups, columns, dy_stride);
+    dx += piece_at(t, groups, columns, dx_stride);
     float squares = 0.0f, products = 0.0f;
     for (int c = first; c < columns; c += step) {
         float v[N], g[N], w[N];
-        load(x + t * x_stride + c, v);
-        load(dy + t * dy_stride + c, g);
+        load(x + c, v);
+        load(dy + c, g);
         load(weight + c, w);
         store(kept_x + c, v);
         store(kept_dy + c, g);
@@ -82,18 +96,18 @@ __global__ void rmsnorm_backward_kernel(int64_t rows, int columns, const __nv_bf
         load(kept_x + c, v);
         load(kept_dy + c, g);
         load(weight + c, w);
-        load(dx + t * dx_stride + c, sum);
+        load(dx + c, sum);
 #pragma unroll
         for (int i = 0; i < N; i++) sum[i] += r * (g[i] * w[i] - v[i] * along);
-        store(dx + t * dx_stride + c, sum);
+        store(dx + c, sum);
     }
 }
 
 /* partial[slice][c] = sum of dy x r over the rows of a slice, in order. */
 template <int N>
-__global__ void rmsnorm_weight_slices_kernel(int64_t rows, int columns, const __nv_bfloat16 *x, int64_t x_stride,
-                                             const __nv_bfloat16 *dy, int64_t dy_stride, const float *inverse,
-                                             float *partial)
+__global__ void rmsnorm_weight_slices_kernel(int64_t rows, int groups, int columns, const __nv_bfloat16 *x,
+                                             int64_t x_stride, const __nv_bfloat16 *dy, int64_t dy_stride,
+                                             const float *inverse, float *partial)
 {
     const int c = (blockIdx.x * blockDim.x + threadIdx.x) * N;
     if (c >= columns) return;
@@ -102,8 +116,8 @@ __global__ void rmsnorm_weight_slices_kernel(int64_t rows, int columns, const __
     float sum[N] = {};
     for (int64_t t = first; t < last; t++) {
         float v[N], g[N];
-        load(x + t * x_stride + c, v);
-        load(dy + t * dy_stride + c, g);
+        load(x + piece_at(t, groups, columns, x_stride) + c, v);
+        load(dy + piece_at(t, groups, columns, dy_stride) + c, g);
         const float r = inverse[t];
 #pragma unroll
         for (int i = 0; i < N; i++) sum[i] += g[i] * v[i] * r;
@@ -120,66 +134,72 @@ __global__ void rmsnorm_weight_kernel(int columns, int slices, const float *part
     dweight[c] += sum;
 }
 
-static nib_status check(const char *other, nib_matrix x, nib_matrix y)
+static nib_status check(const char *other, nib_matrix x, int64_t groups, nib_matrix y)
 {
     if (x.dtype != NIB_DTYPE_BF16 || y.dtype != NIB_DTYPE_BF16 || x.rows != y.rows || x.columns != y.columns ||
-        x.columns > ROW_NORM_COLUMNS)
-        return NIB_FAIL(NIB_ERROR_SHAPE, "rmsnorm: x %s [%lld, %lld], %s %s [%lld, %lld]; bf16 and at most %d columns",
+        x.columns % groups != 0 || x.columns / groups > ROW_NORM_COLUMNS)
+        return NIB_FAIL(NIB_ERROR_SHAPE,
+                        "rmsnorm: x %s [%lld, %lld], %s %s [%lld, %lld], %lld groups; bf16 and at most %d columns each",
                         nib_dtype_name(x.dtype), (long long)x.rows, (long long)x.columns, other,
-                        nib_dtype_name(y.dtype), (long long)y.rows, (long long)y.columns, ROW_NORM_COLUMNS);
+                        nib_dtype_name(y.dtype), (long long)y.rows, (long long)y.columns, (long long)groups,
+                        ROW_NORM_COLUMNS);
     return NIB_OK;
 }
 
-nib_status nib_cuda_rmsnorm_forward(nib_ops *ops, nib_matrix x, const nib_matrix *delta, const float *weight,
-                                    float epsilon, nib_matrix y)
+nib_status nib_cuda_rmsnorm_forward(nib_ops *ops, nib_matrix x, const nib_matrix *delta, int64_t groups,
+                                    const float *weight, float epsilon, nib_matrix y)
 {
     const nib_matrix d = delta != nullptr ? *delta : nib_matrix{};
-    if (y.data != nullptr) NIB_TRY(check("y", x, y));
-    if (delta != nullptr) NIB_TRY(check("delta", x, d));
+    if (y.data != nullptr) NIB_TRY(check("y", x, groups, y));
+    if (delta != nullptr) NIB_TRY(check("delta", x, groups, d));
     if (x.rows == 0) return NIB_OK;
-    const row_launch l = launch_of(x.rows, x.columns, 1, 1);
-    const bool vectors = whole_vectors({x, y, d}) && whole_vectors(weight), warp = l.block.x == 32;
+    const int64_t columns = x.columns / groups;
+    const row_launch l = launch_of(x.rows * groups, columns, 1, 1);
+    const bool vectors = whole_vectors({x, y, d}) && columns % VECTOR == 0 && whole_vectors(weight);
+    const bool warp = l.block.x == 32;
     return nib_cuda_launch(vectors
                                ? (warp ? rmsnorm_forward_kernel<VECTOR, true> : rmsnorm_forward_kernel<VECTOR, false>)
                                : (warp ? rmsnorm_forward_kernel<1, true> : rmsnorm_forward_kernel<1, false>),
-                           l.grid, l.block, l.shared, nib_cuda_stream(ops), x.rows, (int)x.columns, bf16_of(x),
-                           x.stride, bf16_of(d), d.stride, weight, epsilon, bf16_of(y), y.stride);
+                           l.grid, l.block, l.shared, nib_cuda_stream(ops), x.rows * groups, (int)groups, (int)columns,
+                           bf16_of(x), x.stride, bf16_of(d), d.stride, weight, epsilon, bf16_of(y), y.stride);
 }
 
-static nib_status weight_gradient(nib_ops *ops, nib_matrix x, nib_matrix dy, const float *inverse, float *partial,
-                                  float *dweight)
+static nib_status weight_gradient(nib_ops *ops, nib_matrix x, int64_t groups, nib_matrix dy, const float *inverse,
+                                  float *partial, float *dweight)
 {
-    const int64_t slices = divide_up(x.rows, SLICE_ROWS);
-    const bool vectors = whole_vectors({x, dy});
+    const int64_t rows = x.rows * groups, columns = x.columns / groups, slices = divide_up(rows, SLICE_ROWS);
+    const bool vectors = whole_vectors({x, dy}) && columns % VECTOR == 0;
     const int64_t width = vectors ? VECTOR * BLOCK_THREADS : BLOCK_THREADS;
     NIB_TRY(nib_cuda_launch(vectors ? rmsnorm_weight_slices_kernel<VECTOR> : rmsnorm_weight_slices_kernel<1>,
-                            dim3((unsigned)divide_up(x.columns, width), (unsigned)slices), dim3(BLOCK_THREADS), 0,
-                            nib_cuda_stream(ops), x.rows, (int)x.columns, bf16_of(x), x.stride, bf16_of(dy), dy.stride,
-                            inverse, partial));
-    return nib_cuda_launch(rmsnorm_weight_kernel, dim3((unsigned)divide_up(x.columns, BLOCK_THREADS)),
-                           dim3(BLOCK_THREADS), 0, nib_cuda_stream(ops), (int)x.columns, (int)slices, partial, dweight);
+                            dim3((unsigned)divide_up(columns, width), (unsigned)slices), dim3(BLOCK_THREADS), 0,
+                            nib_cuda_stream(ops), rows, (int)groups, (int)columns, bf16_of(x), x.stride, bf16_of(dy),
+                            dy.stride, inverse, partial));
+    return nib_cuda_launch(rmsnorm_weight_kernel, dim3((unsigned)divide_up(columns, BLOCK_THREADS)),
+                           dim3(BLOCK_THREADS), 0, nib_cuda_stream(ops), (int)columns, (int)slices, partial, dweight);
 }
 
-nib_status nib_cuda_rmsnorm_backward(nib_ops *ops, nib_matrix x, const float *weight, float epsilon, nib_matrix dy,
-                                     nib_matrix dx, float *dweight)
+nib_status nib_cuda_rmsnorm_backward(nib_ops *ops, nib_matrix x, int64_t groups, const float *weight, float epsilon,
+                                     nib_matrix dy, nib_matrix dx, float *dweight)
 {
-    NIB_TRY(check("dy", x, dy));
-    NIB_TRY(check("dx", x, dx));
+    NIB_TRY(check("dy", x, groups, dy));
+    NIB_TRY(check("dx", x, groups, dx));
     if (x.rows == 0) return NIB_OK;
+    const int64_t rows = x.rows * groups, columns = x.columns / groups;
     const size_t mark = ops->scratch->used;
     float *inverse = nullptr, *partial = nullptr;
     if (dweight != nullptr) {
-        NIB_TRY(nib_arena_take(ops->scratch, x.rows, sizeof *inverse, &inverse));
-        NIB_TRY(nib_arena_take(ops->scratch, divide_up(x.rows, SLICE_ROWS) * x.columns, sizeof *partial, &partial));
+        NIB_TRY(nib_arena_take(ops->scratch, rows, sizeof *inverse, &inverse));
+        NIB_TRY(nib_arena_take(ops->scratch, divide_up(rows, SLICE_ROWS) * columns, sizeof *partial, &partial));
     }
     nib_arena_reset(ops->scratch, mark);
     if (ops->rehearsal) return NIB_OK;
-    const row_launch l = launch_of(x.rows, x.columns, 2, 2);
-    const bool vectors = whole_vectors({x, dy, dx}) && whole_vectors(weight), warp = l.block.x == 32;
+    const row_launch l = launch_of(rows, columns, 2, 2);
+    const bool vectors = whole_vectors({x, dy, dx}) && columns % VECTOR == 0 && whole_vectors(weight);
+    const bool warp = l.block.x == 32;
     NIB_TRY(nib_cuda_launch(
         vectors ? (warp ? rmsnorm_backward_kernel<VECTOR, true> : rmsnorm_backward_kernel<VECTOR, false>)
                 : (warp ? rmsnorm_backward_kernel<1, true> : rmsnorm_backward_kernel<1, false>),
-        l.grid, l.block, l.shared, nib_cuda_stream(ops), x.rows, (int)x.columns, bf16_of(x), x.stride, weight, epsilon,
-        bf16_of(dy), dy.stride, bf16_of(dx), dx.stride, inverse));
-    return dweight != nullptr ? weight_gradient(ops, x, dy, inverse, partial, dweight) : NIB_OK;
+        l.grid, l.block, l.shared, nib_cuda_stream(ops), rows, (int)groups, (int)columns, bf16_of(x), x.stride, weight,
+        epsilon, bf16_of(dy), dy.stride, bf16_of(dx), dx.stride, inverse));
+    return dweight != nullptr ? weight_gradient(ops, x, groups, dy, inverse, partial, dweight) : NIB_OK;
 }

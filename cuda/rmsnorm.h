@@ -1,5 +1,5 @@
 /* RMSNorm (Zhang & Sennrich, "Root Mean Square Layer Normalization", 2019) with the residual add before it. Contracts:
- * model/ops.h. Activations bf16, of any width up to 16384; fastest where rows are whole 16-byte
+ * model/ops.h. Activations bf16, groups of any width up to 16384; fastest where rows are whole 16-byte
  * vectors.
  *
  * Sums are fp32, each over the columns of a thread, then over its warp and block, in an order that the width alone
@@ -10,11 +10,11 @@
 
 #include "cuda/c_headers.h"
 
-nib_status nib_cuda_rmsnorm_forward(nib_ops *ops, nib_matrix x, const nib_matrix *delta, const float *weight,
-                                    float epsilon, nib_matrix y);
+nib_status nib_cuda_rmsnorm_forward(nib_ops *ops, nib_matrix x, const nib_matrix *delta, int64_t groups,
+                                    const float *weight, float epsilon, nib_matrix y);
 
-/* Takes fp32 [T] and, with a dweight, [T / 128, C] of scratch. */
-nib_status nib_cuda_rmsnorm_backward(nib_ops *ops, nib_matrix x, const float *weight, float epsilon, nib_matrix dy,
-                                     nib_matrix dx, float *dweight);
+/* With a dweight takes fp32 [T groups] and [T groups / 128, C / groups] of scratch. */
+nib_status nib_cuda_rmsnorm_backward(nib_ops *ops, nib_matrix x, int64_t groups, const float *weight, float epsilon,
+                                     nib_matrix dy, nib_matrix dx, float *dweight);
 
 #endif

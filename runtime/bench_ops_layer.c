@@ -89,13 +89,13 @@ static nib_tree tree_of(const operands *o) { return (nib_tree){o->T, o->position
 static nib_status call_rmsnorm_forward(nib_ops_bench *b, void *user)
 {
     operands *o = user;
-    return b->ops->rmsnorm_forward(b->ops, o->x, NULL, o->norm.data, 1e-5f, o->dx);
+    return b->ops->rmsnorm_forward(b->ops, o->x, NULL, 1, o->norm.data, 1e-5f, o->dx);
 }
 static nib_status call_rmsnorm_backward(nib_ops_bench *b, void *user)
 {
     operands *o = user;
     nib_matrix dy = nib_matrix_columns(o->gate_up, 0, b->shape.C);
-    return b->ops->rmsnorm_backward(b->ops, o->x, o->norm.data, 1e-5f, dy, o->dx, NULL);
+    return b->ops->rmsnorm_backward(b->ops, o->x, 1, o->norm.data, 1e-5f, dy, o->dx, NULL);
 }
 static nib_status call_layernorm_forward(nib_ops_bench *b, void *user)
 {

@@ -16,11 +16,13 @@
     X(embedding_backward, (nib_ops * ops, const int32_t *token, nib_matrix dx, float scale, float *dtable),            \
       (token, dx, scale, dtable))                                                                                      \
     X(rmsnorm_forward,                                                                                                 \
-      (nib_ops * ops, nib_matrix x, const nib_matrix *delta, const float *weight, float epsilon, nib_matrix y),        \
-      (x, delta, weight, epsilon, y))                                                                                  \
+      (nib_ops * ops, nib_matrix x, const nib_matrix *delta, int64_t groups, const float *weight, float epsilon,       \
+       nib_matrix y),                                                                                                  \
+      (x, delta, groups, weight, epsilon, y))                                                                          \
     X(rmsnorm_backward,                                                                                                \
-      (nib_ops * ops, nib_matrix x, const float *weight, float epsilon, nib_matrix dy, nib_matrix dx, float *dweight), \
-      (x, weight, epsilon, dy, dx, dweight))                                                                           \
+      (nib_ops * ops, nib_matrix x, int64_t groups, const float *weight, float epsilon, nib_matrix dy, nib_matrix dx,  \
+       float *dweight),                                                                                                \
+      (x, groups, weight, epsilon, dy, dx, dweight))                                                                   \
     X(layernorm_forward,                                                                                               \
       (nib_ops * ops, nib_matrix x, const nib_matrix *delta, const float *weight, const float *bias, float epsilon,    \
        nib_matrix y),                                                                                                  \

@@ -120,7 +120,7 @@ static nib_status run_elementwise(bench *b)
 {
     NIB_TRY(b->ops->glu_forward(b->ops, b->config->activation, b->gate_up, b->h));
     NIB_TRY(b->ops->glu_backward(b->ops, b->config->activation, b->h, b->gate_up));
-    return b->ops->rmsnorm_forward(b->ops, b->x, &b->hidden, b->norm, 1e-5f, b->dx);
+    return b->ops->rmsnorm_forward(b->ops, b->x, &b->hidden, 1, b->norm, 1e-5f, b->dx);
 }
 
 static nib_status run_optimizer(bench *b)

@@ -72,9 +72,9 @@ static nib_status rmsnorm_forward(nib_check_run *run, const int64_t *size)
     float *weight;
     NIB_TRY(nib_check_matrix(run, 1, size[0], size[1], &x));
     NIB_TRY(nib_check_matrix(run, 2, size[0], size[1], &delta));
-    NIB_TRY(nib_check_floats(run, 3, size[1], &weight));
+    NIB_TRY(nib_check_floats(run, 3, size[1] / size[2], &weight));
     NIB_TRY(nib_check_empty(run, size[0], size[1], &y));
-    NIB_TRY(run->ops->rmsnorm_forward(run->ops, x, &delta, weight, 1e-5f, y));
+    NIB_TRY(run->ops->rmsnorm_forward(run->ops, x, &delta, size[2], weight, 1e-5f, y));
     NIB_TRY(nib_check_keep(run, "x", x, NIB_CHECK_BF16));
     return nib_check_keep(run, "y", y, NIB_CHECK_BF16);
 }
@@ -86,11 +86,11 @@ static nib_status rmsnorm_backward(nib_check_run *run, const int64_t *size)
     NIB_TRY(nib_check_matrix(run, 1, size[0], size[1], &x));
     NIB_TRY(nib_check_matrix(run, 2, size[0], size[1], &dy));
     NIB_TRY(nib_check_matrix(run, 3, size[0], size[1], &dx));
-    NIB_TRY(nib_check_floats(run, 4, size[1], &weight));
-    NIB_TRY(nib_check_floats(run, 5, size[1], &dweight));
-    NIB_TRY(run->ops->rmsnorm_backward(run->ops, x, weight, 1e-5f, dy, dx, dweight));
+    NIB_TRY(nib_check_floats(run, 4, size[1] / size[2], &weight));
+    NIB_TRY(nib_check_floats(run, 5, size[1] / size[2], &dweight));
+    NIB_TRY(run->ops->rmsnorm_backward(run->ops, x, size[2], weight, 1e-5f, dy, dx, dweight));
     NIB_TRY(nib_check_keep(run, "dx", dx, NIB_CHECK_BF16));
-    return nib_check_keep_floats(run, "dweight", dweight, size[1], NIB_CHECK_FP32);
+    return nib_check_keep_floats(run, "dweight", dweight, size[1] / size[2], NIB_CHECK_FP32);
 }
 
 static nib_status layernorm_forward(nib_check_run *run, const int64_t *size)
@@ -289,12 +289,14 @@ const nib_check_case nib_check_elementwise[] = {
     {"embedding_forward", "T %lld, C %lld, V %lld", embedding_forward, .size = {33, 100, 37}},
     {"embedding_forward", "T %lld, C %lld, V %lld", embedding_forward, .full = true, .size = {257, 4096, 999}},
     {"embedding_backward", "T %lld, C %lld, V %lld", embedding_backward, .size = {33, 100, 37}},
-    {"rmsnorm_forward", "T %lld, C %lld", rmsnorm_forward, .size = {3, 100}},
-    {"rmsnorm_forward", "T %lld, C %lld", rmsnorm_forward, .size = {2, 2050}},
-    {"rmsnorm_forward", "T %lld, C %lld", rmsnorm_forward, .full = true, .size = {257, 8192}},
-    {"rmsnorm_backward", "T %lld, C %lld", rmsnorm_backward, .size = {17, 100}},
-    {"rmsnorm_backward", "T %lld, C %lld", rmsnorm_backward, .size = {2, 2050}},
-    {"rmsnorm_backward", "T %lld, C %lld", rmsnorm_backward, .full = true, .size = {257, 8192}},
+    {"rmsnorm_forward", "T %lld, C %lld, %lld groups", rmsnorm_forward, .size = {3, 100, 1}},
+    {"rmsnorm_forward", "T %lld, C %lld, %lld groups", rmsnorm_forward, .size = {2, 2050, 1}},
+    {"rmsnorm_forward", "T %lld, C %lld, %lld groups", rmsnorm_forward, .size = {3, 320, 5}},
+    {"rmsnorm_forward", "T %lld, C %lld, %lld groups", rmsnorm_forward, .full = true, .size = {257, 8192, 1}},
+    {"rmsnorm_backward", "T %lld, C %lld, %lld groups", rmsnorm_backward, .size = {17, 100, 1}},
+    {"rmsnorm_backward", "T %lld, C %lld, %lld groups", rmsnorm_backward, .size = {2, 2050, 1}},
+    {"rmsnorm_backward", "T %lld, C %lld, %lld groups", rmsnorm_backward, .size = {17, 320, 5}},
+    {"rmsnorm_backward", "T %lld, C %lld, %lld groups", rmsnorm_backward, .full = true, .size = {257, 8192, 1}},
     {"layernorm_forward", "T %lld, C %lld", layernorm_forward, .size = {17, 100}},
     {"layernorm_forward", "T %lld, C %lld", layernorm_forward, .size = {2, 2050}},
     {"layernorm_forward", "T %lld, C %lld", layernorm_forward, .full = true, .size = {257, 8192}},

@@ -7,12 +7,20 @@
 
 #define MAX_COLUMNS 16384 /* a row is worked on in fp32 on the stack */
 
-static nib_status check(nib_matrix x, nib_matrix y)
+static nib_status check(nib_matrix x, int64_t groups, nib_matrix y)
 {
-    if (x.columns > MAX_COLUMNS || x.rows != y.rows || x.columns != y.columns || x.dtype != y.dtype)
-        return NIB_FAIL(NIB_ERROR_SHAPE, "rmsnorm: x [%lld, %lld], y [%lld, %lld], at most %d columns",
-                        (long long)x.rows, (long long)x.columns, (long long)y.rows, (long long)y.columns, MAX_COLUMNS);
+    if (x.columns > MAX_COLUMNS * groups || x.columns % groups != 0 || x.rows != y.rows || x.columns != y.columns ||
+        x.dtype != y.dtype)
+        return NIB_FAIL(NIB_ERROR_SHAPE, "rmsnorm: x [%lld, %lld], y [%lld, %lld], %lld groups of at most %d columns",
+                        (long long)x.rows, (long long)x.columns, (long long)y.rows, (long long)y.columns,
+                        (long long)groups, MAX_COLUMNS);
     return NIB_OK;
+}
+
+/* Piece i of a matrix whose rows are `groups` pieces. */
+static void *piece(nib_matrix x, int64_t groups, int64_t i)
+{
+    return nib_matrix_at(x, i / groups, i % groups * (x.columns / groups));
 }
 
 /* Sum of a[i] * b[i] in sixteen lanes. */
@@ -37,16 +45,16 @@ NIB_CPU_CLONES static void forward_row(void *x, const void *delta, nib_dtype dty
     nib_store_row(row, dtype, C, y);
 }
 
-nib_status nib_cpu_rmsnorm_forward(nib_ops *ops, nib_matrix x, const nib_matrix *delta, const float *weight,
-                                   float epsilon, nib_matrix y)
+nib_status nib_cpu_rmsnorm_forward(nib_ops *ops, nib_matrix x, const nib_matrix *delta, int64_t groups,
+                                   const float *weight, float epsilon, nib_matrix y)
 {
     (void)ops;
-    if (y.data != NULL) NIB_TRY(check(x, y));
-    if (delta != NULL) NIB_TRY(check(x, *delta));
+    if (y.data != NULL) NIB_TRY(check(x, groups, y));
+    if (delta != NULL) NIB_TRY(check(x, groups, *delta));
 #pragma omp parallel for schedule(static) if (x.rows > 1)
-    for (int64_t t = 0; t < x.rows; t++)
-        forward_row(nib_matrix_at(x, t, 0), delta == NULL ? NULL : nib_matrix_at(*delta, t, 0), x.dtype, x.columns,
-                    weight, epsilon, y.data == NULL ? NULL : nib_matrix_at(y, t, 0));
+    for (int64_t i = 0; i < x.rows * groups; i++)
+        forward_row(piece(x, groups, i), delta == NULL ? NULL : piece(*delta, groups, i), x.dtype, x.columns / groups,
+                    weight, epsilon, y.data == NULL ? NULL : piece(y, groups, i));
     return NIB_OK;
 }
 
@@ -65,27 +73,28 @@ NIB_CPU_CLONES static void backward_row(const void *x, nib_dtype dtype, int64_t 
 }
 
 /* dweight += sum over rows of dy x r, in order of rows. */
-static void weight_gradient(nib_matrix x, nib_matrix dy, float epsilon, float *dweight)
+static void weight_gradient(nib_matrix x, int64_t groups, nib_matrix dy, float epsilon, float *dweight)
 {
     float row[MAX_COLUMNS], gradient[MAX_COLUMNS];
-    for (int64_t t = 0; t < x.rows; t++) {
-        nib_load_row(nib_matrix_at(x, t, 0), x.dtype, x.columns, row);
-        nib_load_row(nib_matrix_at(dy, t, 0), dy.dtype, x.columns, gradient);
-        float r = 1.0f / sqrtf(dot(row, row, x.columns) / (float)x.columns + epsilon);
-        for (int64_t c = 0; c < x.columns; c++) dweight[c] += gradient[c] * row[c] * r;
+    const int64_t C = x.columns / groups;
+    for (int64_t i = 0; i < x.rows * groups; i++) {
+        nib_load_row(piece(x, groups, i), x.dtype, C, row);
+        nib_load_row(piece(dy, groups, i), dy.dtype, C, gradient);
+        float r = 1.0f / sqrtf(dot(row, row, C) / (float)C + epsilon);
+        for (int64_t c = 0; c < C; c++) dweight[c] += gradient[c] * row[c] * r;
     }
 }
 
-nib_status nib_cpu_rmsnorm_backward(nib_ops *ops, nib_matrix x, const float *weight, float epsilon, nib_matrix dy,
-                                    nib_matrix dx, float *dweight)
+nib_status nib_cpu_rmsnorm_backward(nib_ops *ops, nib_matrix x, int64_t groups, const float *weight, float epsilon,
+                                    nib_matrix dy, nib_matrix dx, float *dweight)
 {
     (void)ops;
-    NIB_TRY(check(x, dy));
-    NIB_TRY(check(x, dx));
+    NIB_TRY(check(x, groups, dy));
+    NIB_TRY(check(x, groups, dx));
 #pragma omp parallel for schedule(static)
-    for (int64_t t = 0; t < x.rows; t++)
-        backward_row(nib_matrix_at(x, t, 0), x.dtype, x.columns, weight, epsilon, nib_matrix_at(dy, t, 0),
-                     nib_matrix_at(dx, t, 0));
-    if (dweight != NULL) weight_gradient(x, dy, epsilon, dweight);
+    for (int64_t i = 0; i < x.rows * groups; i++)
+        backward_row(piece(x, groups, i), x.dtype, x.columns / groups, weight, epsilon, piece(dy, groups, i),
+                     piece(dx, groups, i));
+    if (dweight != NULL) weight_gradient(x, groups, dy, epsilon, dweight);
     return NIB_OK;
 }

@@ -12,14 +12,36 @@ static nib_status backward_ffn(nib_model *model, int64_t l)
     nib_layer_saves *s = &a->layer[l];
 
     if (a->recompute == NIB_RECOMPUTE_NONE)
-        NIB_TRY(ops->rmsnorm_forward(ops, s->middle, NULL, layer->ffn_norm, c->norm_epsilon, a->normed));
+        NIB_TRY(ops->rmsnorm_forward(ops, s->middle, NULL, 1, layer->ffn_norm, c->norm_epsilon, a->normed));
     NIB_TRY(ops->glu_forward(ops, c->activation, s->gate_up, a->h));
     NIB_TRY(ops->linear_backward(ops, &layer->down, a->h, nib_forward_dropout(model, l, 3), s->u_down,
                                  nib_forward_with_room(model, a->dx), false, a->dh));
     NIB_TRY(ops->glu_backward(ops, c->activation, a->dh, s->gate_up));
     NIB_TRY(ops->linear_backward(ops, &layer->gate_up, a->normed, nib_forward_dropout(model, l, 2), s->u_gate_up,
                                  nib_forward_with_room(model, s->gate_up), false, a->delta));
-    return ops->rmsnorm_backward(ops, s->middle, layer->ffn_norm, c->norm_epsilon, a->delta, a->dx, layer->dffn_norm);
+    return ops->rmsnorm_backward(ops, s->middle, 1, layer->ffn_norm, c->norm_epsilon, a->delta, a->dx,
+                                 layer->dffn_norm);
+}
+
+/* dq and dk, in dqkv, of the normed queries and keys become those of what was normed; qk, which attention has used, is
+ * where they are made. */
+static nib_status backward_head_norms(nib_model *model, int64_t l)
+{
+    nib_ops *ops = model->ops;
+    const nib_model_config *c = &model->config;
+    const nib_layer *layer = &model->layers[l];
+    nib_activations *a = &model->activations;
+    int64_t queries = c->heads * c->head_dim, keys = c->kv_heads * c->head_dim;
+    nib_matrix qkv = a->layer[l].qkv, dqk = nib_matrix_columns(a->dqkv, 0, queries + keys);
+
+    NIB_TRY(ops->zero(ops, a->qk.data, (size_t)(a->qk.rows * a->qk.stride * nib_dtype_block_bytes(a->qk.dtype))));
+    NIB_TRY(ops->rmsnorm_backward(ops, nib_matrix_columns(qkv, 0, queries), c->heads, layer->q_norm, c->norm_epsilon,
+                                  nib_matrix_columns(dqk, 0, queries), nib_matrix_columns(a->qk, 0, queries),
+                                  layer->dq_norm));
+    NIB_TRY(ops->rmsnorm_backward(ops, nib_matrix_columns(qkv, queries, keys), c->kv_heads, layer->k_norm,
+                                  c->norm_epsilon, nib_matrix_columns(dqk, queries, keys),
+                                  nib_matrix_columns(a->qk, queries, keys), layer->dk_norm));
+    return ops->convert(ops, a->qk, dqk);
 }
 
 /* dx of the attention block's output becomes dx of the layer's input; not needed below the first layer if the
@@ -32,23 +54,24 @@ static nib_status backward_attention(nib_model *model, int64_t l, nib_tree tree)
     nib_activations *a = &model->activations;
     nib_layer_saves *s = &a->layer[l];
     int64_t HD = c->head_dim, queries = c->heads * HD, keys = c->kv_heads * HD;
-    nib_matrix q = nib_matrix_columns(s->qkv, 0, queries), dq = nib_matrix_columns(a->dqkv, 0, queries);
-    nib_matrix k = nib_matrix_columns(s->qkv, queries, keys), dk = nib_matrix_columns(a->dqkv, queries, keys);
-    nib_matrix v = nib_matrix_columns(s->qkv, queries + keys, keys);
+    nib_heads heads = nib_forward_heads_of(model, l);
+    nib_matrix dq = nib_matrix_columns(a->dqkv, 0, queries), dk = nib_matrix_columns(a->dqkv, queries, keys);
     nib_matrix dv = nib_matrix_columns(a->dqkv, queries + keys, keys);
     bool input = l > 0 || model->dembedding != NULL || model->token_rows.count > 0;
 
     NIB_TRY(ops->linear_backward(ops, &layer->output, s->attention, nib_forward_dropout(model, l, 1), s->u_output,
                                  nib_forward_with_room(model, a->dx), false, a->dattention));
-    NIB_TRY(ops->attention_backward(ops, nib_forward_attention_shape(model), tree, q, k, v, s->attention, s->lse,
-                                    a->dattention, dq, dk, dv));
+    if (c->qk_norm) NIB_TRY(nib_forward_heads(model, l));
+    NIB_TRY(ops->attention_backward(ops, nib_forward_attention_shape(model), tree, heads.q, heads.k, heads.v,
+                                    s->attention, s->lse, a->dattention, dq, dk, dv));
     NIB_TRY(ops->rotary(ops, dq, c->heads, HD, a->rotary, HD / 2, c->rotary_layout, true));
     NIB_TRY(ops->rotary(ops, dk, c->kv_heads, HD, a->rotary, HD / 2, c->rotary_layout, true));
-    NIB_TRY(ops->rmsnorm_forward(ops, s->residual, NULL, layer->attention_norm, c->norm_epsilon, a->normed));
+    if (c->qk_norm) NIB_TRY(backward_head_norms(model, l));
+    NIB_TRY(ops->rmsnorm_forward(ops, s->residual, NULL, 1, layer->attention_norm, c->norm_epsilon, a->normed));
     NIB_TRY(ops->linear_backward(ops, &layer->qkv, a->normed, nib_forward_dropout(model, l, 0), s->u_qkv,
                                  nib_forward_with_room(model, a->dqkv), false, input ? a->delta : (nib_matrix){0}));
     if (!input) return NIB_OK;
-    return ops->rmsnorm_backward(ops, s->residual, layer->attention_norm, c->norm_epsilon, a->delta, a->dx,
+    return ops->rmsnorm_backward(ops, s->residual, 1, layer->attention_norm, c->norm_epsilon, a->delta, a->dx,
                                  layer->dattention_norm);
 }
 
@@ -75,7 +98,7 @@ static nib_status make_step(void *user)
                                       a->delta, model->dhead));
     NIB_TRY(nib_token_rows_backward_head(model, nib_forward_targets(model), 1.0f));
     NIB_TRY(ops->zero(ops, a->dx.data, (size_t)(a->dx.rows * a->dx.stride * nib_dtype_block_bytes(a->dx.dtype))));
-    NIB_TRY(ops->rmsnorm_backward(ops, a->layer[c->layers].residual, model->final_norm, c->norm_epsilon, a->delta,
+    NIB_TRY(ops->rmsnorm_backward(ops, a->layer[c->layers].residual, 1, model->final_norm, c->norm_epsilon, a->delta,
                                   a->dx, model->dfinal_norm));
     for (int64_t l = c->layers - 1; l >= 0; l--) {
         NIB_TRY(nib_base_use_layer(model, l, l - 1));

@@ -8,18 +8,44 @@
 #define MAX_CONFIG_BYTES ((size_t)16 * 1024 * 1024)
 #define LIMIT            ((int64_t)1 << 24) /* no dimension of a real model is larger */
 
-/* Architectures of config.json and of GGUF that this forward pass computes. */
-static const char *const llama_like[] = {"llama", "mistral"};
+/* Architectures that this forward pass computes, by the name that config.json and GGUF give them. */
+typedef struct {
+    const char *name, *architecture;
+    bool attention_bias; /* on q, k and v, whatever the file says */
+    bool qk_norm;
+    bool window_optional; /* "sliding_window" counts only where "use_sliding_window" is set */
+    bool gguf_interleaves;
+} family_rule;
+static const family_rule families[] = {
+    {"llama", "LlamaForCausalLM", false, false, false, true},
+    {"mistral", "MistralForCausalLM", false, false, false, true},
+    {"qwen2", "Qwen2ForCausalLM", true, false, true, false},
+    {"qwen3", "Qwen3ForCausalLM", false, true, true, false},
+};
 
-static nib_status check_family(const char *path, const char *family, nib_model_config *config)
+static const family_rule *find_family(const char *name)
 {
-    for (size_t i = 0; i < sizeof llama_like / sizeof *llama_like; i++)
-        if (family != NULL && strcmp(family, llama_like[i]) == 0) {
-            snprintf(config->family, sizeof config->family, "%s", family);
-            return NIB_OK;
-        }
-    return NIB_FAIL(NIB_ERROR_DATA, "%s: model type \"%s\" is not supported; expected llama or mistral", path,
-                    family == NULL ? "(none)" : family);
+    for (size_t i = 0; i < sizeof families / sizeof *families; i++)
+        if (name != NULL && strcmp(name, families[i].name) == 0) return &families[i];
+    return NULL;
+}
+
+bool nib_model_config_gguf_interleaves(const nib_model_config *config)
+{
+    return find_family(config->family)->gguf_interleaves;
+}
+
+static nib_status read_family(const char *path, const char *name, nib_model_config *config)
+{
+    const family_rule *family = find_family(name);
+    if (family == NULL)
+        return NIB_FAIL(NIB_ERROR_DATA,
+                        "%s: model type \"%s\" is not supported; expected llama, mistral, qwen2 or qwen3", path,
+                        name == NULL ? "(none)" : name);
+    snprintf(config->family, sizeof config->family, "%s", family->name);
+    config->attention_bias = family->attention_bias;
+    config->qk_norm = family->qk_norm;
+    return NIB_OK;
 }
 
 /* Relations that the forward pass relies on. */
@@ -37,12 +63,35 @@ static nib_status check_sizes(const char *path, const nib_model_config *c)
     return NIB_OK;
 }
 
+/* YaRN: pairs that turn more than beta_fast times over the original positions keep their frequency, those that turn
+ * less than beta_slow times are divided by factor, those between interpolated; attention is tempered. */
+static nib_status read_yarn(const char *path, const nib_json *scaling, nib_model_config *c)
+{
+    double scale, scale_all;
+    c->rope = NIB_ROPE_YARN;
+    NIB_TRY(nib_json_read_double(path, scaling, "beta_fast", 32.0, &c->rope_high_frequency));
+    NIB_TRY(nib_json_read_double(path, scaling, "beta_slow", 1.0, &c->rope_low_frequency));
+    NIB_TRY(nib_json_read_int(path, scaling, "original_max_position_embeddings", 1, LIMIT, c->max_positions,
+                              &c->rope_original_positions));
+    NIB_TRY(nib_json_read_double(path, scaling, "mscale", 0.0, &scale));
+    NIB_TRY(nib_json_read_double(path, scaling, "mscale_all_dim", 0.0, &scale_all));
+    if (scale == 0 || scale_all == 0) scale = 1, scale_all = 0;
+    const double length = c->rope_factor > 1 ? 0.1 * log(c->rope_factor) : 0;
+    NIB_TRY(nib_json_read_double(path, scaling, "attention_factor", (scale * length + 1) / (scale_all * length + 1),
+                                 &c->rope_attention));
+    if (!(c->rope_high_frequency > c->rope_low_frequency) || !(c->rope_low_frequency > 0) || !(c->rope_attention > 0))
+        return NIB_FAIL(NIB_ERROR_DATA,
+                        "%s:%u: beta_slow %g must be positive and below beta_fast %g, attention_factor %g positive",
+                        path, scaling->line, c->rope_low_frequency, c->rope_high_frequency, c->rope_attention);
+    return NIB_OK;
+}
+
 static nib_status read_rope(const char *path, const nib_json *root, nib_model_config *c)
 {
     /* Before 2025: rope_theta and rope_scaling; since then both in rope_parameters. */
     const nib_json *scaling = nib_json_get(root, "rope_parameters");
     const char *kind, *old_kind;
-    c->rope_factor = 1.0;
+    c->rope_factor = c->rope_attention = 1.0;
     NIB_TRY(nib_json_read_double(path, root, "rope_theta", 10000.0, &c->rope_theta));
     if (!nib_json_is(scaling, NIB_JSON_OBJECT)) scaling = nib_json_get(root, "rope_scaling");
     if (!nib_json_is(scaling, NIB_JSON_OBJECT)) return NIB_OK;
@@ -55,9 +104,11 @@ static nib_status read_rope(const char *path, const nib_json *root, nib_model_co
         c->rope = NIB_ROPE_LINEAR;
         return NIB_OK;
     }
+    if (strcmp(kind, "yarn") == 0) return read_yarn(path, scaling, c);
     if (strcmp(kind, "llama3") != 0)
-        return NIB_FAIL(NIB_ERROR_DATA, "%s:%u: rope type \"%s\" is not supported; expected default, linear or llama3",
-                        path, scaling->line, kind);
+        return NIB_FAIL(NIB_ERROR_DATA,
+                        "%s:%u: rope type \"%s\" is not supported; expected default, linear, llama3 or yarn", path,
+                        scaling->line, kind);
     c->rope = NIB_ROPE_LLAMA3;
     NIB_TRY(nib_json_read_double(path, scaling, "low_freq_factor", 1.0, &c->rope_low_frequency));
     NIB_TRY(nib_json_read_double(path, scaling, "high_freq_factor", 4.0, &c->rope_high_frequency));
@@ -84,12 +135,28 @@ static nib_status read_eos(const char *path, const nib_json *root, nib_model_con
     return NIB_OK;
 }
 
+static nib_status read_window(const char *path, const nib_json *root, nib_model_config *c)
+{
+    bool used;
+    int64_t full_layers;
+    NIB_TRY(nib_json_read_bool(path, root, "use_sliding_window", !find_family(c->family)->window_optional, &used));
+    if (!used) return NIB_OK;
+    NIB_TRY(nib_json_read_int(path, root, "sliding_window", 1, INT32_MAX, 0, &c->window));
+    if (c->window >= c->max_positions) c->window = 0;
+    NIB_TRY(nib_json_read_int(path, root, "max_window_layers", 0, LIMIT, 0, &full_layers));
+    if (c->window > 0 && find_family(c->family)->window_optional && full_layers > 0)
+        return NIB_FAIL(NIB_ERROR_DATA,
+                        "%s: a sliding window in some layers alone (max_window_layers %lld) is not supported", path,
+                        (long long)full_layers);
+    return NIB_OK;
+}
+
 static nib_status read_json(const char *path, const nib_json *root, nib_model_config *c)
 {
     const char *family, *activation;
-    int64_t bos, window;
+    int64_t bos;
     NIB_TRY(nib_json_read_string(path, root, "model_type", NULL, &family));
-    NIB_TRY(check_family(path, family, c));
+    NIB_TRY(read_family(path, family, c));
     const struct {
         const char *key;
         int64_t fallback, *out;
@@ -108,13 +175,13 @@ static nib_status read_json(const char *path, const nib_json *root, nib_model_co
     NIB_TRY(nib_json_read_string(path, root, "hidden_act", "silu", &activation));
     if (strcmp(activation, "silu") != 0)
         return NIB_FAIL(NIB_ERROR_DATA, "%s: hidden_act \"%s\" is not supported; expected silu", path, activation);
-    NIB_TRY(nib_json_read_bool(path, root, "attention_bias", false, &c->attention_bias));
-    c->output_bias = c->attention_bias;
+    if (!c->attention_bias) {
+        NIB_TRY(nib_json_read_bool(path, root, "attention_bias", false, &c->attention_bias));
+        c->output_bias = c->attention_bias;
+    }
     NIB_TRY(nib_json_read_bool(path, root, "mlp_bias", false, &c->mlp_bias));
     NIB_TRY(nib_json_read_bool(path, root, "tie_word_embeddings", false, &c->tied_head));
-    NIB_TRY(nib_json_read_int(path, root, "sliding_window", 1, INT32_MAX, 0, &window));
-    if (window > 0 && window < c->max_positions)
-        return NIB_FAIL(NIB_ERROR_DATA, "%s: a sliding window of %lld is not supported", path, (long long)window);
+    NIB_TRY(read_window(path, root, c));
     NIB_TRY(nib_json_read_int(path, root, "bos_token_id", 0, c->vocabulary - 1, -1, &bos));
     c->bos = (int32_t)bos;
     NIB_TRY(read_eos(path, root, c));
@@ -161,8 +228,9 @@ nib_status nib_model_config_from_gguf(const char *path, const nib_gguf *gguf, ni
     int64_t id;
     nib_gguf_type type;
     uint64_t tokens = 0;
-    *c = (nib_model_config){.bos = -1, .activation = NIB_ACTIVATION_SILU, .rope_factor = 1.0, .rope_theta = 10000.0};
-    NIB_TRY(check_family(path, family, c));
+    *c = (nib_model_config){
+        .bos = -1, .activation = NIB_ACTIVATION_SILU, .rope_factor = 1.0, .rope_attention = 1.0, .rope_theta = 10000.0};
+    NIB_TRY(read_family(path, family, c));
     nib_gguf_array(gguf, "tokenizer.ggml.tokens", &type, &tokens);
     NIB_TRY(gguf_size(path, gguf, family, "vocab_size", (int64_t)tokens, &c->vocabulary));
     NIB_TRY(gguf_size(path, gguf, family, "embedding_length", 0, &c->hidden));
@@ -194,7 +262,7 @@ nib_status nib_model_config_from_gguf(const char *path, const nib_gguf *gguf, ni
 
 static void write_rope(const nib_model_config *c, nib_buffer *json)
 {
-    static const char *const kinds[] = {"default", "linear", "llama3"};
+    static const char *const kinds[] = {"default", "linear", "llama3", "yarn"};
     nib_buffer_format(json, "  \"rope_parameters\": {\n    \"rope_type\": \"%s\",\n", kinds[c->rope]);
     if (c->rope != NIB_ROPE_DEFAULT) nib_buffer_format(json, "    \"factor\": %.17g,\n", c->rope_factor);
     if (c->rope == NIB_ROPE_LLAMA3)
@@ -202,16 +270,22 @@ static void write_rope(const nib_model_config *c, nib_buffer *json)
                           "    \"low_freq_factor\": %.17g,\n    \"high_freq_factor\": %.17g,\n"
                           "    \"original_max_position_embeddings\": %lld,\n",
                           c->rope_low_frequency, c->rope_high_frequency, (long long)c->rope_original_positions);
+    if (c->rope == NIB_ROPE_YARN)
+        nib_buffer_format(json,
+                          "    \"beta_slow\": %.17g,\n    \"beta_fast\": %.17g,\n    \"attention_factor\": %.17g,\n"
+                          "    \"original_max_position_embeddings\": %lld,\n",
+                          c->rope_low_frequency, c->rope_high_frequency, c->rope_attention,
+                          (long long)c->rope_original_positions);
     nib_buffer_format(json, "    \"rope_theta\": %.17g\n  },\n", c->rope_theta);
 }
 
 nib_status nib_model_config_write(const nib_model_config *c, bool nf4, nib_buffer *json)
 {
-    bool mistral = strcmp(c->family, "mistral") == 0;
-    nib_buffer_format(json, "{\n  \"architectures\": [\"%s\"],\n  \"model_type\": \"%s\",\n",
-                      mistral ? "MistralForCausalLM" : "LlamaForCausalLM", c->family);
+    const family_rule *family = find_family(c->family);
+    nib_buffer_format(json, "{\n  \"architectures\": [\"%s\"],\n  \"model_type\": \"%s\",\n", family->architecture,
+                      family->name);
     nib_buffer_format(json, "  \"attention_bias\": %s,\n  \"mlp_bias\": %s,\n  \"tie_word_embeddings\": %s,\n",
-                      c->attention_bias ? "true" : "false", c->mlp_bias ? "true" : "false",
+                      c->output_bias ? "true" : "false", c->mlp_bias ? "true" : "false",
                       c->tied_head ? "true" : "false");
     nib_buffer_format(json, "  \"vocab_size\": %lld,\n  \"hidden_size\": %lld,\n  \"num_hidden_layers\": %lld,\n",
                       (long long)c->vocabulary, (long long)c->hidden, (long long)c->layers);
@@ -221,7 +295,11 @@ nib_status nib_model_config_write(const nib_model_config *c, bool nf4, nib_buffe
     nib_buffer_format(json, "  \"intermediate_size\": %lld,\n  \"max_position_embeddings\": %lld,\n",
                       (long long)c->feed_forward, (long long)c->max_positions);
     nib_buffer_format(json, "  \"hidden_act\": \"silu\",\n  \"rms_norm_eps\": %.9g,\n", (double)c->norm_epsilon);
-    if (mistral) nib_buffer_text(json, "  \"sliding_window\": null,\n");
+    nib_buffer_format(json, c->window > 0 ? "  \"sliding_window\": %lld,\n" : "  \"sliding_window\": null,\n",
+                      (long long)c->window);
+    if (family->window_optional)
+        nib_buffer_text(json, c->window > 0 ? "  \"use_sliding_window\": true,\n  \"max_window_layers\": 0,\n"
+                                            : "  \"use_sliding_window\": false,\n");
     write_rope(c, json);
     if (c->bos >= 0) nib_buffer_format(json, "  \"bos_token_id\": %d,\n", c->bos);
     for (int i = 0; i < c->eos_count; i++)
@@ -247,12 +325,29 @@ static double llama3_frequency(const nib_model_config *c, double frequency)
     return (1 - smooth) * frequency / c->rope_factor + smooth * frequency;
 }
 
+/* The pair that turns so many times over the original positions. */
+static double yarn_pair(const nib_model_config *c, double turns)
+{
+    double original = (double)c->rope_original_positions;
+    return (double)c->head_dim * log(original / (turns * 2 * M_PI)) / (2 * log(c->rope_theta));
+}
+
+static double yarn_frequency(const nib_model_config *c, int64_t pair, double frequency)
+{
+    double first = fmax(floor(yarn_pair(c, c->rope_high_frequency)), 0);
+    double last = fmin(ceil(yarn_pair(c, c->rope_low_frequency)), (double)(c->head_dim - 1));
+    if (last == first) last += 0.001;
+    double divided = fmin(fmax(((double)pair - first) / (last - first), 0), 1);
+    return (1 - divided) * frequency + divided * frequency / c->rope_factor;
+}
+
 void nib_rope_frequencies(const nib_model_config *c, float *frequency)
 {
     for (int64_t i = 0; i < c->head_dim / 2; i++) {
         double value = (double)(1.0f / powf((float)c->rope_theta, (float)(2 * i) / (float)c->head_dim));
         if (c->rope == NIB_ROPE_LINEAR) value /= c->rope_factor;
         if (c->rope == NIB_ROPE_LLAMA3) value = llama3_frequency(c, value);
+        if (c->rope == NIB_ROPE_YARN) value = yarn_frequency(c, i, value);
         frequency[i] = (float)value;
     }
 }

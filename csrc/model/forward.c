@@ -33,7 +33,8 @@ nib_attention_shape nib_forward_attention_shape(const nib_model *model)
     return (nib_attention_shape){.heads = c->heads,
                                  .kv_heads = c->kv_heads,
                                  .head_dim = c->head_dim,
-                                 .scale = (float)(1.0 / sqrt((double)c->head_dim))};
+                                 .scale = (float)(1.0 / sqrt((double)c->head_dim)),
+                                 .window = c->window};
 }
 
 nib_matrix nib_forward_with_room(const nib_model *model, nib_matrix matrix)
@@ -61,7 +62,7 @@ static int64_t whole_lines(int64_t n) { return (n + 63) / 64 * 64; }
 static void use_rows(nib_model *model, int64_t T)
 {
     nib_activations *a = &model->activations;
-    nib_matrix *shared[] = {&a->normed, &a->delta, &a->h, &a->dx, &a->dattention, &a->dqkv, &a->dh};
+    nib_matrix *shared[] = {&a->normed, &a->delta, &a->h, &a->dx, &a->dattention, &a->dqkv, &a->dh, &a->qk};
     for (size_t i = 0; i < sizeof shared / sizeof *shared; i++) shared[i]->rows = T;
     for (int64_t l = 0; l <= model->config.layers; l++) {
         nib_layer_saves *s = &a->layer[l];
@@ -186,6 +187,35 @@ static nib_status copy_residual(nib_ops *ops, nib_matrix from, nib_matrix to)
     return from.data == to.data ? NIB_OK : ops->convert(ops, from, to);
 }
 
+nib_heads nib_forward_heads_of(const nib_model *model, int64_t l)
+{
+    const nib_model_config *c = &model->config;
+    const nib_activations *a = &model->activations;
+    int64_t queries = c->heads * c->head_dim, keys = c->kv_heads * c->head_dim;
+    nib_matrix qkv = a->layer[l].qkv, qk = c->qk_norm ? a->qk : qkv;
+    return (nib_heads){nib_matrix_columns(qk, 0, queries),             /* [T, NH HD] */
+                       nib_matrix_columns(qk, queries, keys),          /* [T, NKV HD] */
+                       nib_matrix_columns(qkv, queries + keys, keys)}; /* [T, NKV HD] */
+}
+
+nib_status nib_forward_heads(nib_model *model, int64_t l)
+{
+    nib_ops *ops = model->ops;
+    const nib_model_config *c = &model->config;
+    const nib_layer *layer = &model->layers[l];
+    nib_activations *a = &model->activations;
+    int64_t HD = c->head_dim, queries = c->heads * HD, keys = c->kv_heads * HD;
+    nib_heads heads = nib_forward_heads_of(model, l);
+    if (c->qk_norm) {
+        nib_matrix q = nib_matrix_columns(a->layer[l].qkv, 0, queries);
+        nib_matrix k = nib_matrix_columns(a->layer[l].qkv, queries, keys);
+        NIB_TRY(ops->rmsnorm_forward(ops, q, NULL, c->heads, layer->q_norm, c->norm_epsilon, heads.q));
+        NIB_TRY(ops->rmsnorm_forward(ops, k, NULL, c->kv_heads, layer->k_norm, c->norm_epsilon, heads.k));
+    }
+    NIB_TRY(ops->rotary(ops, heads.q, c->heads, HD, a->rotary, HD / 2, c->rotary_layout, false));
+    return ops->rotary(ops, heads.k, c->kv_heads, HD, a->rotary, HD / 2, c->rotary_layout, false);
+}
+
 nib_status nib_forward_attention(nib_model *model, int64_t l, nib_tree tree, const nib_matrix *delta)
 {
     nib_ops *ops = model->ops;
@@ -193,19 +223,16 @@ nib_status nib_forward_attention(nib_model *model, int64_t l, nib_tree tree, con
     const nib_layer *layer = &model->layers[l];
     nib_activations *a = &model->activations;
     nib_layer_saves *s = &a->layer[l];
-    int64_t HD = c->head_dim, queries = c->heads * HD, keys = c->kv_heads * HD;
-    nib_matrix q = nib_matrix_columns(s->qkv, 0, queries);           /* [T, NH HD] */
-    nib_matrix k = nib_matrix_columns(s->qkv, queries, keys);        /* [T, NKV HD] */
-    nib_matrix v = nib_matrix_columns(s->qkv, queries + keys, keys); /* [T, NKV HD] */
+    nib_heads heads = nib_forward_heads_of(model, l);
 
-    NIB_TRY(ops->rmsnorm_forward(ops, s->residual, delta, layer->attention_norm, c->norm_epsilon, a->normed));
+    NIB_TRY(ops->rmsnorm_forward(ops, s->residual, delta, 1, layer->attention_norm, c->norm_epsilon, a->normed));
     NIB_TRY(ops->linear_forward(ops, &layer->qkv, nib_forward_with_room(model, a->normed),
                                 nib_forward_dropout(model, l, 0), s->u_qkv, s->qkv));
-    NIB_TRY(ops->rotary(ops, q, c->heads, HD, a->rotary, HD / 2, c->rotary_layout, false));
-    NIB_TRY(ops->rotary(ops, k, c->kv_heads, HD, a->rotary, HD / 2, c->rotary_layout, false));
+    NIB_TRY(nib_forward_heads(model, l));
     nib_attention_shape shape = nib_forward_attention_shape(model);
-    NIB_TRY(a->cache != NULL ? nib_cached_attention(ops, a->cache, l, shape, tree, s->qkv, s->attention)
-                             : ops->attention_forward(ops, shape, tree, q, k, v, s->attention, s->lse));
+    NIB_TRY(a->cache != NULL
+                ? nib_cached_attention(ops, a->cache, l, shape, tree, heads.q, heads.k, heads.v, s->attention)
+                : ops->attention_forward(ops, shape, tree, heads.q, heads.k, heads.v, s->attention, s->lse));
     NIB_TRY(ops->linear_forward(ops, &layer->output, nib_forward_with_room(model, s->attention),
                                 nib_forward_dropout(model, l, 1), s->u_output, a->delta));
     return copy_residual(ops, s->residual, s->middle);
@@ -218,7 +245,7 @@ nib_status nib_forward_gate_up(nib_model *model, int64_t l, const nib_matrix *de
     nib_activations *a = &model->activations;
     nib_layer_saves *s = &a->layer[l];
 
-    NIB_TRY(ops->rmsnorm_forward(ops, s->middle, delta, layer->ffn_norm, model->config.norm_epsilon, a->normed));
+    NIB_TRY(ops->rmsnorm_forward(ops, s->middle, delta, 1, layer->ffn_norm, model->config.norm_epsilon, a->normed));
     return ops->linear_forward(ops, &layer->gate_up, nib_forward_with_room(model, a->normed),
                                nib_forward_dropout(model, l, 2), s->u_gate_up, s->gate_up);
 }
@@ -242,7 +269,8 @@ nib_status nib_forward(nib_model *model)
     nib_activations *a = &model->activations;
     nib_tree tree = nib_forward_tree(model);
 
-    NIB_TRY(ops->rotary_table(ops, a->position, tree.T, model->frequency, c->head_dim / 2, 1.0f, a->rotary));
+    NIB_TRY(ops->rotary_table(ops, a->position, tree.T, model->frequency, c->head_dim / 2, (float)c->rope_attention,
+                              a->rotary));
     NIB_TRY(ops->embedding_forward(ops, a->token, model->embedding, 1.0f, a->layer[0].residual));
     for (int64_t l = 0; l < c->layers; l++) {
         NIB_TRY(nib_base_use_layer(model, l, l + 1));
@@ -250,7 +278,7 @@ nib_status nib_forward(nib_model *model)
         NIB_TRY(nib_forward_gate_up(model, l, &a->delta));
         NIB_TRY(forward_down(model, l));
     }
-    return ops->rmsnorm_forward(ops, a->layer[c->layers].residual, &a->delta, model->final_norm, c->norm_epsilon,
+    return ops->rmsnorm_forward(ops, a->layer[c->layers].residual, &a->delta, 1, model->final_norm, c->norm_epsilon,
                                 a->normed);
 }
 

@@ -34,24 +34,23 @@ void nib_key_value_cache_free(nib_ops *ops, nib_key_value_cache *cache)
 }
 
 /* Tokens that stand in consecutive rows are copied at once. */
-static nib_status store(nib_ops *ops, const int32_t *row, nib_matrix keys_values, nib_matrix layer)
+static nib_status store(nib_ops *ops, const int32_t *row, nib_matrix from, nib_matrix to)
 {
-    for (int64_t t = 0, n; t < keys_values.rows; t += n) {
-        for (n = 1; t + n < keys_values.rows && row[t + n] == row[t] + n;) n++;
-        NIB_TRY(ops->convert(ops, nib_matrix_rows(keys_values, t, n), nib_matrix_rows(layer, row[t], n)));
+    for (int64_t t = 0, n; t < from.rows; t += n) {
+        for (n = 1; t + n < from.rows && row[t + n] == row[t] + n;) n++;
+        NIB_TRY(ops->convert(ops, nib_matrix_rows(from, t, n), nib_matrix_rows(to, row[t], n)));
     }
     return NIB_OK;
 }
 
 nib_status nib_cached_attention(nib_ops *ops, const nib_cache_access *access, int64_t l, nib_attention_shape shape,
-                                nib_tree tree, nib_matrix qkv, nib_matrix out)
+                                nib_tree tree, nib_matrix q, nib_matrix k, nib_matrix v, nib_matrix out)
 {
-    int64_t queries = shape.heads * shape.head_dim, keys = shape.kv_heads * shape.head_dim;
-    nib_matrix layer = access->cache->layer[l], q = nib_matrix_columns(qkv, 0, queries);
-    NIB_TRY(store(ops, access->row, nib_matrix_columns(qkv, queries, 2 * keys), layer));
-    if (access->range_begin == NULL)
-        return ops->attention_forward(ops, shape, tree, q, nib_matrix_columns(qkv, queries, keys),
-                                      nib_matrix_columns(qkv, queries + keys, keys), out, NULL);
-    return ops->attention_cached(ops, shape, q, nib_matrix_columns(layer, 0, keys),
-                                 nib_matrix_columns(layer, keys, keys), access->range_begin, access->range, out);
+    int64_t columns = shape.kv_heads * shape.head_dim;
+    nib_matrix layer = access->cache->layer[l];
+    nib_matrix keys = nib_matrix_columns(layer, 0, columns), values = nib_matrix_columns(layer, columns, columns);
+    NIB_TRY(store(ops, access->row, k, keys));
+    NIB_TRY(store(ops, access->row, v, values));
+    if (access->range_begin == NULL) return ops->attention_forward(ops, shape, tree, q, k, v, out, NULL);
+    return ops->attention_cached(ops, shape, q, keys, values, access->range_begin, access->range, out);
 }

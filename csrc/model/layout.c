@@ -196,6 +196,16 @@ static nib_status place_module(nib_model *model, int64_t l, int index)
     return place_lora(model, module_name, l, &module, &part->lora);
 }
 
+static nib_status place_head_norms(nib_model *model, int64_t l)
+{
+    nib_layer *layer = &model->layers[l];
+    char name[128];
+    snprintf(name, sizeof name, "model.layers.%lld.self_attn.q_norm.weight", (long long)l);
+    NIB_TRY(place_vector(model, name, model->config.head_dim, &layer->q_norm, &layer->dq_norm));
+    snprintf(name, sizeof name, "model.layers.%lld.self_attn.k_norm.weight", (long long)l);
+    return place_vector(model, name, model->config.head_dim, &layer->k_norm, &layer->dk_norm);
+}
+
 static nib_status place_layer(nib_model *model, int64_t l)
 {
     nib_layer *layer = &model->layers[l];
@@ -215,6 +225,7 @@ static nib_status place_layer(nib_model *model, int64_t l)
     snprintf(name, sizeof name, "model.layers.%lld.input_layernorm.weight", (long long)l);
     NIB_TRY(place_vector(model, name, C, &layer->attention_norm, &layer->dattention_norm));
     for (int i = 0; i < 4; i++) NIB_TRY(place_module(model, l, i));
+    if (model->config.qk_norm) NIB_TRY(place_head_norms(model, l));
     snprintf(name, sizeof name, "model.layers.%lld.post_attention_layernorm.weight", (long long)l);
     NIB_TRY(place_vector(model, name, C, &layer->ffn_norm, &layer->dffn_norm));
     for (int i = 4; i < NIB_MODULES; i++) NIB_TRY(place_module(model, l, i));
@@ -376,6 +387,7 @@ nib_status nib_model_layout_activations(nib_model *model, int64_t T, int64_t N, 
     a->layer[c->layers] = (nib_layer_saves){.residual = a->layer[0].residual};
     if (backward) NIB_TRY(take_matrix(arena, T, c->hidden, dtype, &a->layer[c->layers].residual));
     NIB_TRY(take_roomy(model, T, c->hidden, &a->normed));
+    if (c->qk_norm) NIB_TRY(take_matrix(arena, T, q + kv, dtype, &a->qk));
     NIB_TRY(take_matrix(arena, T, c->hidden, dtype, &a->delta));
     NIB_TRY(take_roomy(model, T, c->feed_forward, &a->h));
     if (!backward) return NIB_OK;

@@ -160,6 +160,12 @@ static nib_status load_layer(nib_model *model, int64_t l)
     NIB_TRY(load_vector(model, name, layer->attention_norm, C));
     snprintf(name, sizeof name, "model.layers.%lld.post_attention_layernorm.weight", (long long)l);
     NIB_TRY(load_vector(model, name, layer->ffn_norm, C));
+    if (model->config.qk_norm) {
+        snprintf(name, sizeof name, "model.layers.%lld.self_attn.q_norm.weight", (long long)l);
+        NIB_TRY(load_vector(model, name, layer->q_norm, model->config.head_dim));
+        snprintf(name, sizeof name, "model.layers.%lld.self_attn.k_norm.weight", (long long)l);
+        NIB_TRY(load_vector(model, name, layer->k_norm, model->config.head_dim));
+    }
     for (int i = 0; i < NIB_MODULES; i++) {
         nib_module module = nib_model_module(&model->config, i);
         nib_linear_part *part = nib_layer_part(layer, &module);

@@ -15,15 +15,17 @@ typedef struct {
     nib_linear gate_up;                 /* gate, up: [T, C] to [T, 2 F] */
     nib_linear down;                    /* down: [T, F] to [T, C] */
     float *attention_norm, *ffn_norm;   /* [C] */
-    float *dattention_norm, *dffn_norm; /* [C], full fine-tuning only, else NULL */
-    char *record;                       /* of a divided base: the window that its NF4 weights point into */
+    float *q_norm, *k_norm;             /* [HD], of a model whose queries and keys are normed (config.h) */
+    float *dattention_norm, *dffn_norm; /* gradients of the norms, full fine-tuning only, else NULL */
+    float *dq_norm, *dk_norm;
+    char *record; /* of a divided base: the window that its NF4 weights point into */
 } nib_layer;
 
 /* What a layer's backward pass reads. Layers share a buffer where the recompute policy drops it. */
 typedef struct {
     nib_matrix residual;                           /* [T, C] before the attention norm */
     nib_matrix middle;                             /* [T, C] before the feed-forward norm */
-    nib_matrix qkv;                                /* [T, (NH + 2 NKV) HD] after rotary */
+    nib_matrix qkv;                                /* [T, (NH + 2 NKV) HD] after rotary; before qk_norm, if any */
     nib_matrix attention;                          /* [T, NH HD] */
     float *lse;                                    /* [NH, T] */
     nib_matrix gate_up;                            /* [T, 2 F]; its backward pass overwrites it with the gradient */
@@ -46,6 +48,7 @@ typedef struct {
     float *rotary;                      /* [T, HD] */
     nib_layer_saves *layer;             /* host [layers + 1]; of the last only the residual: the output of all layers */
     nib_matrix normed;                  /* [T, C] output of a norm */
+    nib_matrix qk;                      /* [T, (NH + NKV) HD] qk_norm: a layer's queries and keys, normed and rotated */
     nib_matrix delta;              /* [T, C] what a block adds to the residual; backward: gradient of a norm's output */
     nib_matrix h;                  /* [T, F] */
     nib_matrix dx;                 /* [T, C] gradient of the residual stream */
@@ -169,6 +172,13 @@ nib_status nib_forward(nib_model *model);
 /* Parts of a layer that backward computes again. delta: what is still to be added to the residual, or NULL. */
 nib_status nib_forward_attention(nib_model *model, int64_t l, nib_tree tree, const nib_matrix *delta);
 nib_status nib_forward_gate_up(nib_model *model, int64_t l, const nib_matrix *delta);
+/* A layer's queries, keys and values as attention takes them. heads: norms and rotates them, which has been done, or is
+ * done again by backward where they are not kept. */
+typedef struct {
+    nib_matrix q, k, v;
+} nib_heads;
+nib_heads nib_forward_heads_of(const nib_model *model, int64_t l);
+nib_status nib_forward_heads(nib_model *model, int64_t l);
 /* A matrix with the room behind its rows. */
 nib_matrix nib_forward_with_room(const nib_model *model, nib_matrix matrix);
 nib_tree nib_forward_tree(const nib_model *model);

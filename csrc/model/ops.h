@@ -256,14 +256,15 @@ struct nib_ops {
     nib_status (*embedding_backward)(nib_ops *ops, const int32_t *token, nib_matrix dx, float scale, float *dtable);
 
     /* RMSNorm (Zhang & Sennrich, 2019) with the residual add before it: if delta is not NULL, x += delta (rounded to
-     * the activation type), then y = x / sqrt(mean(x^2) + epsilon) * weight. x [T, C] in and out, y [T, C], weight fp32
-     * [C]. y.data may be NULL: only the add. */
-    nib_status (*rmsnorm_forward)(nib_ops *ops, nib_matrix x, const nib_matrix *delta, const float *weight,
-                                  float epsilon, nib_matrix y);
-    /* dx += d/dx of the norm at x (the sum after the residual add), given dy. dweight fp32 [C] accumulated into, or
-     * NULL. */
-    nib_status (*rmsnorm_backward)(nib_ops *ops, nib_matrix x, const float *weight, float epsilon, nib_matrix dy,
-                                   nib_matrix dx, float *dweight);
+     * the activation type), then y = x / sqrt(mean(x^2) + epsilon) * weight. x [T, C] in and out, y [T, C]. A row is
+     * `groups` pieces of C / groups columns, each normed by itself, weight fp32 [C / groups]: 1, or the heads of
+     * queries and keys. y.data may be NULL: only the add. */
+    nib_status (*rmsnorm_forward)(nib_ops *ops, nib_matrix x, const nib_matrix *delta, int64_t groups,
+                                  const float *weight, float epsilon, nib_matrix y);
+    /* dx += d/dx of the norm at x (the sum after the residual add), given dy. dweight fp32 [C / groups] accumulated
+     * into, or NULL. */
+    nib_status (*rmsnorm_backward)(nib_ops *ops, nib_matrix x, int64_t groups, const float *weight, float epsilon,
+                                   nib_matrix dy, nib_matrix dx, float *dweight);
 
     /* LayerNorm (Ba et al., 2016) after the same residual add: y = (x - mean(x)) / sqrt(mean((x - mean(x))^2) +
      * epsilon)

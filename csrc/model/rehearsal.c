@@ -91,18 +91,18 @@ static nib_status embedding_backward(nib_ops *ops, const int32_t *token, nib_mat
     return DRY(embedding_backward, token, dx, scale, dtable);
 }
 
-static nib_status rmsnorm_forward(nib_ops *ops, nib_matrix x, const nib_matrix *delta, const float *weight,
-                                  float epsilon, nib_matrix y)
+static nib_status rmsnorm_forward(nib_ops *ops, nib_matrix x, const nib_matrix *delta, int64_t groups,
+                                  const float *weight, float epsilon, nib_matrix y)
 {
     count_bytes(ops, (delta == NULL ? 1 : 3) * bytes_of(x) + (y.data == NULL ? 0 : bytes_of(y)));
-    return DRY(rmsnorm_forward, x, delta, weight, epsilon, y);
+    return DRY(rmsnorm_forward, x, delta, groups, weight, epsilon, y);
 }
 
-static nib_status rmsnorm_backward(nib_ops *ops, nib_matrix x, const float *weight, float epsilon, nib_matrix dy,
-                                   nib_matrix dx, float *dweight)
+static nib_status rmsnorm_backward(nib_ops *ops, nib_matrix x, int64_t groups, const float *weight, float epsilon,
+                                   nib_matrix dy, nib_matrix dx, float *dweight)
 {
     count_bytes(ops, bytes_of(x) + bytes_of(dy) + 2 * bytes_of(dx));
-    return DRY(rmsnorm_backward, x, weight, epsilon, dy, dx, dweight);
+    return DRY(rmsnorm_backward, x, groups, weight, epsilon, dy, dx, dweight);
 }
 
 static nib_status layernorm_forward(nib_ops *ops, nib_matrix x, const nib_matrix *delta, const float *weight,

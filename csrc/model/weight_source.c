@@ -27,6 +27,8 @@ nib_status nib_weights_visit(const nib_model_config *c, nib_weight_visitor visit
         NIB_TRY(visit_module(visit, user, l, "self_attn.k_proj", kv, c->hidden, c->attention_bias));
         NIB_TRY(visit_module(visit, user, l, "self_attn.v_proj", kv, c->hidden, c->attention_bias));
         NIB_TRY(visit_module(visit, user, l, "self_attn.o_proj", c->hidden, q, c->output_bias));
+        if (c->qk_norm) NIB_TRY(visit_module(visit, user, l, "self_attn.q_norm", c->head_dim, 0, false));
+        if (c->qk_norm) NIB_TRY(visit_module(visit, user, l, "self_attn.k_norm", c->head_dim, 0, false));
         NIB_TRY(visit_module(visit, user, l, "post_attention_layernorm", c->hidden, 0, false));
         NIB_TRY(visit_module(visit, user, l, "mlp.gate_proj", c->feed_forward, c->hidden, c->mlp_bias));
         NIB_TRY(visit_module(visit, user, l, "mlp.up_proj", c->feed_forward, c->hidden, c->mlp_bias));
@@ -40,9 +42,12 @@ nib_status nib_weights_visit(const nib_model_config *c, nib_weight_visitor visit
 static bool gguf_name(const char *name, char *out, size_t size)
 {
     static const char *const names[][2] = {
-        {"input_layernorm", "attn_norm"}, {"self_attn.q_proj", "attn_q"},      {"self_attn.k_proj", "attn_k"},
-        {"self_attn.v_proj", "attn_v"},   {"self_attn.o_proj", "attn_output"}, {"post_attention_layernorm", "ffn_norm"},
-        {"mlp.gate_proj", "ffn_gate"},    {"mlp.up_proj", "ffn_up"},           {"mlp.down_proj", "ffn_down"}};
+        {"input_layernorm", "attn_norm"},    {"self_attn.q_proj", "attn_q"},
+        {"self_attn.k_proj", "attn_k"},      {"self_attn.v_proj", "attn_v"},
+        {"self_attn.o_proj", "attn_output"}, {"post_attention_layernorm", "ffn_norm"},
+        {"mlp.gate_proj", "ffn_gate"},       {"mlp.up_proj", "ffn_up"},
+        {"mlp.down_proj", "ffn_down"},       {"self_attn.q_norm", "attn_q_norm"},
+        {"self_attn.k_norm", "attn_k_norm"}};
     static const char *const whole[][2] = {{"model.embed_tokens.weight", "token_embd.weight"},
                                            {"model.norm.weight", "output_norm.weight"},
                                            {"lm_head.weight", "output.weight"}};
@@ -257,7 +262,7 @@ nib_status nib_weight_source_read(const nib_weight_source *source, const char *n
     }
     const nib_tensor_view *tensor = nib_weight_source_find(source, name);
     if (tensor == NULL) return NIB_FAIL(NIB_ERROR_INTERNAL, "%s: tensor \"%s\" was not checked", source->path, name);
-    bool permuted = nib_tensor_set_gguf(source->set) != NULL &&
+    bool permuted = nib_tensor_set_gguf(source->set) != NULL && nib_model_config_gguf_interleaves(&source->config) &&
                     (strstr(name, ".q_proj.weight") != NULL || strstr(name, ".k_proj.weight") != NULL);
     if (!permuted) {
         NIB_TRY(nib_tensor_read_bf16(tensor, first * columns, rows * columns, out));

@@ -57,33 +57,38 @@ static void a_token_beyond_the_vocabulary_is_no_number(void **)
     }
 }
 
+/* Rows as one piece, and as two and more that are normed by themselves, whole vectors or not. */
 static void rmsnorm_is_the_cpu_backends(void **)
 {
     backends b;
-    for (auto s : shapes) {
-        const int64_t n = s.T * s.C;
-        std::vector<float> x = random_bf16(1, n), delta = random_bf16(2, n), dy = random_bf16(3, n),
-                           dx = random_bf16(4, n);
-        std::vector<float> weight = random_bf16(5, s.C), dweight = random_bf16(6, s.C), y((size_t)n);
-        strided_matrix device_x(x, s.T, s.C, s.gap), device_delta(delta, s.T, s.C, s.gap), device_y(s.T, s.C, s.gap);
-        strided_matrix device_dy(dy, s.T, s.C, s.gap), device_dx(dx, s.T, s.C, s.gap);
-        device_buffer<float> device_weight(weight), device_dweight(dweight);
-        nib_matrix wide_x = dense_matrix(x, s.T, s.C), wide_delta = dense_matrix(delta, s.T, s.C);
-        nib_matrix narrow_delta = device_delta.matrix();
-        check_ok(b.cpu->rmsnorm_forward(b.cpu, wide_x, &wide_delta, weight.data(), 1e-5f, dense_matrix(y, s.T, s.C)));
-        check_ok(b.cuda->rmsnorm_forward(b.cuda, device_x.matrix(), &narrow_delta, device_weight.data(), 1e-5f,
-                                         device_y.matrix()));
-        check_near("x", device_x.download(), x, TOLERANCE);
-        check_near("y", device_y.download(), y, TOLERANCE);
-        x = device_x.download(); /* as it is rounded there, so that both differentiate at the same point */
-        check_ok(b.cpu->rmsnorm_backward(b.cpu, dense_matrix(x, s.T, s.C), weight.data(), 1e-5f,
-                                         dense_matrix(dy, s.T, s.C), dense_matrix(dx, s.T, s.C), dweight.data()));
-        check_ok(b.cuda->rmsnorm_backward(b.cuda, device_x.matrix(), device_weight.data(), 1e-5f, device_dy.matrix(),
-                                          device_dx.matrix(), device_dweight.data()));
-        check_near("dx", device_dx.download(), dx, TOLERANCE);
-        check_near("dweight", device_dweight.download(), dweight,
-                   1e-4); /* fp32 sums of up to 129 rows in another order */
-    }
+    for (auto s : shapes)
+        for (int64_t groups : {1, 2, 25}) {
+            if (s.C % groups != 0) continue;
+            const int64_t n = s.T * s.C, columns = s.C / groups;
+            std::vector<float> x = random_bf16(1, n), delta = random_bf16(2, n), dy = random_bf16(3, n),
+                               dx = random_bf16(4, n);
+            std::vector<float> weight = random_bf16(5, columns), dweight = random_bf16(6, columns), y((size_t)n);
+            strided_matrix device_x(x, s.T, s.C, s.gap), device_delta(delta, s.T, s.C, s.gap),
+                device_y(s.T, s.C, s.gap);
+            strided_matrix device_dy(dy, s.T, s.C, s.gap), device_dx(dx, s.T, s.C, s.gap);
+            device_buffer<float> device_weight(weight), device_dweight(dweight);
+            nib_matrix wide_x = dense_matrix(x, s.T, s.C), wide_delta = dense_matrix(delta, s.T, s.C);
+            nib_matrix narrow_delta = device_delta.matrix();
+            check_ok(b.cpu->rmsnorm_forward(b.cpu, wide_x, &wide_delta, groups, weight.data(), 1e-5f,
+                                            dense_matrix(y, s.T, s.C)));
+            check_ok(b.cuda->rmsnorm_forward(b.cuda, device_x.matrix(), &narrow_delta, groups, device_weight.data(),
+                                             1e-5f, device_y.matrix()));
+            check_near("x", device_x.download(), x, TOLERANCE);
+            check_near("y", device_y.download(), y, TOLERANCE);
+            x = device_x.download(); /* as it is rounded there, so that both differentiate at the same point */
+            check_ok(b.cpu->rmsnorm_backward(b.cpu, dense_matrix(x, s.T, s.C), groups, weight.data(), 1e-5f,
+                                             dense_matrix(dy, s.T, s.C), dense_matrix(dx, s.T, s.C), dweight.data()));
+            check_ok(b.cuda->rmsnorm_backward(b.cuda, device_x.matrix(), groups, device_weight.data(), 1e-5f,
+                                              device_dy.matrix(), device_dx.matrix(), device_dweight.data()));
+            check_near("dx", device_dx.download(), dx, TOLERANCE);
+            check_near("dweight", device_dweight.download(), dweight,
+                       1e-4); /* fp32 sums of up to 3,225 pieces in another order */
+        }
 }
 
 /* Rows whose mean is far from zero; with and without a bias, and gradients of each parameter alone. */

@@ -54,8 +54,8 @@ static bool check_tensor(const nib_tensor_view *merged, const nib_tensor_set *ba
 static void merged_weights_are_the_sum(void **state)
 {
     (void)state;
-    static const char *const names[] = {"llama3_gqa", "llama_tied"};
-    for (int i = 0; i < 2; i++) {
+    static const char *const names[] = {"llama3_gqa", "llama_tied", "mistral_window", "qwen2", "qwen3"};
+    for (int i = 0; i < 5; i++) {
         char model[512], adapter_folder[600], file[640];
         nib_merge_summary summary;
         nib_tensor_set *merged, *adapter, *base = open_golden(names[i], "model.safetensors");

@@ -33,10 +33,16 @@ static nib_model *open_for_generation(nib_ops *ops, const char *path, const char
     return model;
 }
 
-static nib_model *open_tiny(nib_ops *ops)
+/* A golden model with its adapter. */
+static nib_model *open_named(nib_ops *ops, const char *name)
 {
-    return open_for_generation(ops, NIB_TEST_DATA "/models/llama3_gqa", NIB_TEST_DATA "/models/llama3_gqa/adapter");
+    char path[512], adapter[600];
+    snprintf(path, sizeof path, NIB_TEST_DATA "/models/%s", name);
+    snprintf(adapter, sizeof adapter, "%s/adapter", path);
+    return open_for_generation(ops, path, adapter);
 }
+
+static nib_model *open_tiny(nib_ops *ops) { return open_named(ops, "llama3_gqa"); }
 
 static void run_batch(nib_model *model, const nib_prompt *prompts, int count, int64_t max_new, output *out)
 {
@@ -140,15 +146,15 @@ static int make_prompts(int32_t ids[MAX_PROMPTS][MAX_LENGTH], nib_prompt *prompt
     return MAX_PROMPTS;
 }
 
+/* The state: the model's name. */
 static void a_batch_with_shared_prefixes_equals_decoding_without_a_cache(void **state)
 {
-    (void)state;
     static int32_t ids[MAX_PROMPTS][MAX_LENGTH];
     static output together, alone;
     nib_prompt prompts[MAX_PROMPTS];
     nib_ops *ops;
     must(nib_cpu_backend_create(SCRATCH_BYTES, &ops));
-    nib_model *model = open_tiny(ops);
+    nib_model *model = open_named(ops, *state);
     int count = make_prompts(ids, prompts, nib_model_get_config(model)->vocabulary);
     run_batch(model, prompts, count, MAX_NEW, &together);
     for (int p = 0; p < count; p++) {
@@ -294,7 +300,10 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(smollm2_greedy_tokens_are_those_of_transformers),
-        cmocka_unit_test(a_batch_with_shared_prefixes_equals_decoding_without_a_cache),
+        {"batches: llama3_gqa", a_batch_with_shared_prefixes_equals_decoding_without_a_cache, NULL, NULL, "llama3_gqa"},
+        {"batches: window", a_batch_with_shared_prefixes_equals_decoding_without_a_cache, NULL, NULL, "mistral_window"},
+        {"batches: qwen2", a_batch_with_shared_prefixes_equals_decoding_without_a_cache, NULL, NULL, "qwen2"},
+        {"batches: qwen3", a_batch_with_shared_prefixes_equals_decoding_without_a_cache, NULL, NULL, "qwen3"},
         cmocka_unit_test(a_conversation_continues_from_its_cache),
         cmocka_unit_test(sequences_end_at_stops_and_by_the_callback),
         cmocka_unit_test(sampled_text_does_not_depend_on_the_batch),

@@ -1,5 +1,6 @@
-/* Losses, logits, gradients and training steps against transformers, peft and bitsandbytes on two tiny Llamas:
- * llama_tied (tied head, all biases, linear rope scaling) and llama3_gqa (grouped heads, Llama 3's rope).
+/* Losses, logits, gradients and training steps against transformers, peft and bitsandbytes on tiny models: llama_tied
+ * (tied head, all biases, linear rope scaling), llama3_gqa (grouped heads, Llama 3's rope), mistral_window (a window
+ * shorter than the documents), qwen2 (biases of queries, keys and values, YaRN) and qwen3 (normed queries and keys).
  *
  * Tolerances: the golden values are fp32 computed in another order of summation. A loss averages some hundred rows, so
  * 1e-5; a logit is a sum over a few layers, 2e-4 of the logits' range; a gradient tensor 1e-4 of its norm; eight
@@ -8,8 +9,8 @@
 #define TEST_NAME "golden"
 #include "model_case.h"
 
-static const char *const names[] = {"llama_tied", "llama3_gqa"};
-#define MODELS 2
+static const char *const names[] = {"llama_tied", "llama3_gqa", "mistral_window", "qwen2", "qwen3"};
+#define MODELS 5
 
 static void check_logits(nib_model *model, packed *p, const nib_tensor_set *set, const char *tag)
 {
@@ -117,24 +118,25 @@ static void eight_steps_meet_the_golden_run(void **state)
     }
 }
 
-/* Of llama3_gqa: its adapter's, or every weight's. */
-static float *gradients(nib_ops *ops, bool full, nib_dtype compute, nib_recompute recompute, int64_t *n)
+/* Of a model's golden documents: its adapter's, or every weight's. */
+static float *gradients(nib_ops *ops, const char *name, bool full, nib_dtype compute, nib_recompute recompute,
+                        int64_t *n)
 {
     packed p;
-    pack_golden(&p, "llama3_gqa");
-    return gradients_of(ops, "llama3_gqa", full, compute, recompute, &p, n);
+    pack_golden(&p, name);
+    return gradients_of(ops, name, full, compute, recompute, &p, n);
 }
 
 static void recomputing_changes_no_bit(void **state)
 {
     nib_ops *ops = *state;
-    for (int kind = 0; kind < 4; kind++) {
+    for (int kind = 0; kind < 4 * MODELS; kind++) {
         int64_t n;
         const bool full = kind & 1;
         const nib_dtype compute = kind & 2 ? NIB_DTYPE_BF16 : NIB_DTYPE_F32;
-        float *none = gradients(ops, full, compute, NIB_RECOMPUTE_NONE, &n);
+        float *none = gradients(ops, names[kind / 4], full, compute, NIB_RECOMPUTE_NONE, &n);
         for (int policy = NIB_RECOMPUTE_GATE_UP; policy <= NIB_RECOMPUTE_LAYER; policy++) {
-            float *other = gradients(ops, full, compute, (nib_recompute)policy, &n);
+            float *other = gradients(ops, names[kind / 4], full, compute, (nib_recompute)policy, &n);
             assert_memory_equal(none, other, (size_t)n * sizeof *none);
             nib_free(other);
         }
@@ -146,15 +148,15 @@ static void threads_change_no_bit(void **state)
 {
     nib_ops *ops = *state;
     const int before = omp_get_max_threads();
-    for (int kind = 0; kind < 4; kind++) {
+    for (int kind = 0; kind < 4 * MODELS; kind++) {
         int64_t n;
         const bool full = kind & 1;
         const nib_dtype compute = kind & 2 ? NIB_DTYPE_BF16 : NIB_DTYPE_F32;
         omp_set_num_threads(1);
-        float *one = gradients(ops, full, compute, NIB_RECOMPUTE_NONE, &n);
+        float *one = gradients(ops, names[kind / 4], full, compute, NIB_RECOMPUTE_NONE, &n);
         for (int threads = 2; threads <= 3; threads++) {
             omp_set_num_threads(threads);
-            float *more = gradients(ops, full, compute, NIB_RECOMPUTE_NONE, &n);
+            float *more = gradients(ops, names[kind / 4], full, compute, NIB_RECOMPUTE_NONE, &n);
             assert_memory_equal(one, more, (size_t)n * sizeof *one);
             nib_free(more);
         }
@@ -169,8 +171,8 @@ static void bf16_stays_near_fp32(void **state)
 {
     nib_ops *ops = *state;
     int64_t n;
-    float *wide = gradients(ops, false, NIB_DTYPE_F32, NIB_RECOMPUTE_NONE, &n);
-    float *narrow = gradients(ops, false, NIB_DTYPE_BF16, NIB_RECOMPUTE_NONE, &n);
+    float *wide = gradients(ops, "llama3_gqa", false, NIB_DTYPE_F32, NIB_RECOMPUTE_NONE, &n);
+    float *narrow = gradients(ops, "llama3_gqa", false, NIB_DTYPE_BF16, NIB_RECOMPUTE_NONE, &n);
     double off = difference(narrow, wide, n);
     if (!(off <= 0.03) || off == 0) fail_msg("bf16 gradients are off by %g of fp32's norm", off);
     nib_free(wide);

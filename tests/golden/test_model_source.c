@@ -207,8 +207,11 @@ static void unknown_configurations_are_refused(void **state)
     static const char *const cases[][2] = {
         {"\"model_type\": \"mamba\"", "model type \"mamba\""},
         {"\"model_type\": \"llama\", \"hidden_act\": \"relu\"", "hidden_act \"relu\""},
-        {"\"model_type\": \"llama\", \"rope_scaling\": {\"rope_type\": \"yarn\", \"factor\": 4}", "\"yarn\""},
-        {"\"model_type\": \"mistral\", \"sliding_window\": 64", "sliding window of 64"},
+        {"\"model_type\": \"llama\", \"rope_scaling\": {\"rope_type\": \"longrope\", \"factor\": 4}", "\"longrope\""},
+        {"\"model_type\": \"qwen2\", \"rope_scaling\": {\"rope_type\": \"yarn\", \"factor\": 4, \"beta_slow\": 40}",
+         "beta_slow 40"},
+        {"\"model_type\": \"qwen3\", \"sliding_window\": 64, \"use_sliding_window\": true, \"max_window_layers\": 3",
+         "max_window_layers 3"},
         {"\"model_type\": \"llama\", \"num_key_value_heads\": 3", "no multiple of 3"},
         {"\"model_type\": \"llama\", \"head_dim\": 15", "head_dim is 15"},
         {"\"model_type\": \"llama\", \"hidden_size\": -1", "hidden_size"}};

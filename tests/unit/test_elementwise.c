@@ -12,6 +12,7 @@ typedef struct {
     nib_ops *ops;
     float *x, *y, *weight, *weights, *spare;
     nib_matrix mx, my;
+    int64_t groups; /* of rmsnorm */
 } fixture;
 
 static void begin(fixture *f, int64_t columns_in, int64_t columns_out)
@@ -36,39 +37,40 @@ static void end(fixture *f)
 static double norm_scalar(void *user)
 {
     fixture *f = user;
-    assert_int_equal(f->ops->rmsnorm_forward(f->ops, f->mx, NULL, f->weight, 1e-5f, f->my), NIB_OK);
+    assert_int_equal(f->ops->rmsnorm_forward(f->ops, f->mx, NULL, f->groups, f->weight, 1e-5f, f->my), NIB_OK);
     return nib_test_dot(f->weights, f->y, T * C);
 }
 
+/* The state: how many groups a row has. */
 static void rmsnorm(void **state)
 {
-    (void)state;
-    fixture f;
+    fixture f = {.groups = *(const int64_t *)*state};
+    const int64_t n = C / f.groups;
     begin(&f, C, C);
-    float *dx = nib_test_values(4, T * C), *before = nib_test_values(4, T * C), *dweight = nib_calloc(C, 4);
+    float *dx = nib_test_values(4, T * C), *before = nib_test_values(4, T * C), *dweight = nib_calloc(n, 4);
     norm_scalar(&f);
-    for (int64_t t = 0; t < T; t++) {
+    for (int64_t i = 0; i < T * C; i += n) {
         double squares = 0;
-        for (int64_t c = 0; c < C; c++) squares += (double)f.x[t * C + c] * (double)f.x[t * C + c];
-        for (int64_t c = 0; c < C; c++) {
-            double want = (double)f.x[t * C + c] / sqrt(squares / C + 1e-5) * (double)f.weight[c];
-            assert_true(fabs(want - (double)f.y[t * C + c]) < 2e-6);
+        for (int64_t c = 0; c < n; c++) squares += (double)f.x[i + c] * (double)f.x[i + c];
+        for (int64_t c = 0; c < n; c++) {
+            double want = (double)f.x[i + c] / sqrt(squares / (double)n + 1e-5) * (double)f.weight[c];
+            assert_true(fabs(want - (double)f.y[i + c]) < 2e-6);
         }
     }
-    assert_int_equal(f.ops->rmsnorm_backward(f.ops, f.mx, f.weight, 1e-5f, nib_test_matrix(f.weights, T, C),
+    assert_int_equal(f.ops->rmsnorm_backward(f.ops, f.mx, f.groups, f.weight, 1e-5f, nib_test_matrix(f.weights, T, C),
                                              nib_test_matrix(dx, T, C), dweight),
                      NIB_OK);
     for (int64_t i = 0; i < T * C; i++) dx[i] -= before[i];
     nib_test_gradient("x", norm_scalar, &f, f.x, dx, T * C, 70);
-    nib_test_gradient("weight", norm_scalar, &f, f.weight, dweight, C, 71);
+    nib_test_gradient("weight", norm_scalar, &f, f.weight, dweight, n, 71);
     /* with a residual: x becomes x + delta, y the norm of that */
     float *x = nib_test_values(1, T * C), *delta = nib_test_values(5, T * C), *sum = nib_calloc(T * C, 4);
-    nib_matrix mdelta = nib_test_matrix(delta, T, C);
+    nib_matrix mdelta = nib_test_matrix(delta, T, C), mx = nib_test_matrix(x, T, C), msum = nib_test_matrix(sum, T, C);
     for (int64_t i = 0; i < T * C; i++) sum[i] = x[i] + delta[i];
-    assert_int_equal(f.ops->rmsnorm_forward(f.ops, nib_test_matrix(x, T, C), &mdelta, f.weight, 1e-5f, f.my), NIB_OK);
+    assert_int_equal(f.ops->rmsnorm_forward(f.ops, mx, &mdelta, f.groups, f.weight, 1e-5f, f.my), NIB_OK);
     assert_memory_equal(x, sum, T * C * 4);
     memcpy(f.spare, f.y, T * C * 4);
-    assert_int_equal(f.ops->rmsnorm_forward(f.ops, nib_test_matrix(sum, T, C), NULL, f.weight, 1e-5f, f.my), NIB_OK);
+    assert_int_equal(f.ops->rmsnorm_forward(f.ops, msum, NULL, f.groups, f.weight, 1e-5f, f.my), NIB_OK);
     assert_memory_equal(f.spare, f.y, T * C * 4);
     float *all[] = {dx, before, dweight, x, delta, sum};
     for (size_t i = 0; i < 6; i++) nib_free(all[i]);
@@ -405,8 +407,10 @@ static void exponential(void **state)
 
 int main(void)
 {
+    static int64_t whole = 1, quarters = 4;
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(rmsnorm),
+        {"rmsnorm", rmsnorm, NULL, NULL, &whole},
+        {"rmsnorm of four groups", rmsnorm, NULL, NULL, &quarters},
         cmocka_unit_test(layernorm_gradients_meet_differences),
         cmocka_unit_test(layernorm_meets_torch),
         cmocka_unit_test(interleaved_rotary_meets_gptj),
