@@ -174,7 +174,7 @@ nib_status nib_cuda_layernorm_forward(nib_ops *ops, nib_matrix x, const nib_matr
     if (y.data != nullptr) NIB_TRY(check("y", x, y));
     if (delta != nullptr) NIB_TRY(check("delta", x, d));
     if (x.rows == 0) return NIB_OK;
-    const row_launch l = launch_of(x.rows, x.columns, 1, 2);
+    const row_launch l = launch_of(x.rows, 1, x.columns, 1, 2);
     const bool vectors = whole_vectors({x, y, d}) && whole_vectors(weight) && whole_vectors(bias);
     const bool warp = l.block.x == 32;
     return nib_cuda_launch(
@@ -214,7 +214,7 @@ nib_status nib_cuda_layernorm_backward(nib_ops *ops, nib_matrix x, const float *
     }
     nib_arena_reset(ops->scratch, mark);
     if (ops->rehearsal) return NIB_OK;
-    const row_launch l = launch_of(x.rows, x.columns, 2, 2);
+    const row_launch l = launch_of(x.rows, 1, x.columns, 2, 2);
     const bool vectors = whole_vectors({x, dy, dx}) && whole_vectors(weight), warp = l.block.x == 32;
     NIB_TRY(nib_cuda_launch(
         vectors ? (warp ? layernorm_backward_kernel<VECTOR, true> : layernorm_backward_kernel<VECTOR, false>)

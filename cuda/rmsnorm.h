@@ -13,7 +13,7 @@
 nib_status nib_cuda_rmsnorm_forward(nib_ops *ops, nib_matrix x, const nib_matrix *delta, int64_t groups,
                                     const float *weight, float epsilon, nib_matrix y);
 
-/* With a dweight takes fp32 [T groups] and [T groups / 128, C / groups] of scratch. */
+/* With a dweight takes fp32 [groups, T] and [groups, T / 128, C / groups] of scratch. */
 nib_status nib_cuda_rmsnorm_backward(nib_ops *ops, nib_matrix x, int64_t groups, const float *weight, float epsilon,
                                      nib_matrix dy, nib_matrix dx, float *dweight);
 

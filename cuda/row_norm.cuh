@@ -29,11 +29,11 @@ typedef struct {
     size_t shared; /* bytes, for `operands` rows of bf16 each and the sums of `sums` reductions */
 } row_launch;
 
-inline row_launch launch_of(int64_t rows, int64_t columns, int operands, int sums)
+inline row_launch launch_of(int64_t rows, int64_t groups, int64_t columns, int operands, int sums)
 {
     const bool warp = columns <= WARP_COLUMNS;
     const unsigned threads = warp ? 32 : BLOCK_THREADS, block_rows = warp ? WARP_ROWS : 1;
-    return {dim3((unsigned)divide_up(rows, block_rows)), dim3(threads, block_rows),
+    return {dim3((unsigned)divide_up(rows, block_rows), (unsigned)groups), dim3(threads, block_rows),
             (size_t)(block_rows * operands * columns) * sizeof(__nv_bfloat16) + sums * threads / 32 * sizeof(float)};
 }
 

@@ -136,7 +136,7 @@ static void recomputing_and_repeating_change_no_bit(void **state)
     nib_ops *ops = *state;
     packed p;
     int64_t n;
-    for (int m = 0; m < MODELS; m++) {
+    for (int m = 1; m < MODELS; m += 3) { /* llama3_gqa, qwen3 */
         pack_golden(&p, names[m]);
         float *first = gradients_of(ops, names[m], false, NIB_DTYPE_BF16, NIB_RECOMPUTE_NONE, &p, &n);
         for (int policy = NIB_RECOMPUTE_NONE; policy <= NIB_RECOMPUTE_LAYER; policy++) {
@@ -170,7 +170,7 @@ static void trained_token_rows_have_the_embeddings_gradient(void **state)
 {
     nib_ops *ops = *state, *cpu;
     must(nib_cpu_backend_create(SCRATCH_BYTES, &cpu));
-    for (int m = 0; m < MODELS; m++) {
+    for (int m = 0; m < 2; m++) { /* a tied head, and one that is not */
         packed p;
         int32_t tokens[3];
         int64_t n;
