@@ -172,12 +172,13 @@ nib_status nib_forward(nib_model *model);
 /* Parts of a layer that backward computes again. delta: what is still to be added to the residual, or NULL. */
 nib_status nib_forward_attention(nib_model *model, int64_t l, nib_tree tree, const nib_matrix *delta);
 nib_status nib_forward_gate_up(nib_model *model, int64_t l, const nib_matrix *delta);
-/* A layer's queries, keys and values as attention takes them. heads: norms and rotates them, which has been done, or is
- * done again by backward where they are not kept. */
+/* A layer's queries, keys and values as attention takes them, rotated. With qk_norm the queries and keys lie in
+ * activations.qk, which all layers share, so backward makes them again. */
 typedef struct {
     nib_matrix q, k, v;
 } nib_heads;
 nib_heads nib_forward_heads_of(const nib_model *model, int64_t l);
+/* Makes them from the layer's qkv. */
 nib_status nib_forward_heads(nib_model *model, int64_t l);
 /* A matrix with the room behind its rows. */
 nib_matrix nib_forward_with_room(const nib_model *model, nib_matrix matrix);
