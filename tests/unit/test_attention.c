@@ -116,7 +116,7 @@ static void check_values(const fixture *f)
             }
             for (int64_t c = 0; c < HD; c++) /* averages of values below 1: fp32 leaves some 1e-6 */
                 assert_true(fabs(want[c] / total - (double)f->out[t * f->queries + h * HD + c]) < 5e-6);
-            assert_true(fabs(log(total) - (double)f->lse[h * f->T + t]) < 1e-5);
+            assert_true(fabs(log(total) - (double)f->lse[h * f->T + t]) < 1e-5); /* some units in size */
         }
     nib_free(want);
 }
@@ -287,6 +287,7 @@ static void cached_equals_packed(void **state)
                                                  nib_test_matrix(f.k, f.T, f.keys), nib_test_matrix(f.v, f.T, f.keys),
                                                  begin, range, nib_test_matrix(out, 1, f.queries)),
                          NIB_OK);
+        /* other tiles, so sums in another order: as above */
         for (int64_t c = 0; c < f.queries; c++) assert_true(fabsf(out[c] - f.out[query * f.queries + c]) < 5e-6f);
         range[0].first = (int32_t)f.T;
         assert_int_equal(f.ops->attention_cached(f.ops, f.shape, nib_test_matrix(f.q, 1, f.queries),

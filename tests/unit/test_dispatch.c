@@ -110,7 +110,8 @@ static void widened_bf16_products_are_those_of_fp32(void **state)
         assert_memory_equal(&c32[i], &wide_c[i], sizeof c32[i]);
         assert_int_equal(c[i].bits, nib_bf16_from_float(wide_c[i]).bits);
     }
-    /* Accumulating adds in fp32 to what was there, then rounds. */
+    /* Accumulating adds in fp32 to what was there, then rounds, to 2^-8 of the value; a sum near 0 keeps what its two
+     * parts were off. */
     assert_int_equal(nib_cpu_matmul(ops, narrow_a, false, narrow_b, true, true, narrow_c), NIB_OK);
     for (int i = 0; i < M * N; i++) {
         float twice = nib_bf16_to_float(nib_bf16_from_float(wide_c[i])) + wide_c[i];

@@ -149,6 +149,7 @@ static void check_norms(fixture *f)
                     v += (double)lora->scale * (double)f->b[p][n * RANK + r] * (double)f->a[p][r * K + k];
                 square += v * v;
             }
+            /* random roundings of 2^-24 in each of 128 squares nearly cancel */
             assert_true(fabs((double)f->norm[p][n] - sqrt(square)) < 1e-6 * sqrt(square));
             assert_true(f->gain[p][n] == f->magnitude[p][n] / f->norm[p][n]);
         }
@@ -182,6 +183,7 @@ static void norms_survive_cancellation(void **state)
     }
     memset(f.b[0] + RANK, 0, RANK * 4);
     find_norms(&f);
+    /* what is left, 2^-12, has lost 12 of its 24 bits */
     assert_true(fabs((double)f.norm[0][0] - sqrt((double)K) * 0x1p-12) < 1e-3 * sqrt((double)K) * 0x1p-12);
     assert_true(f.norm[0][1] == 0.0f && f.gain[0][1] == 0.0f);
     fixture_end(&f);
@@ -272,6 +274,7 @@ static void few_rows_equal_many(void **state)
     memcpy(many, f.y, T * N * 4);
     for (int64_t m = 1; m <= 8; m++) {
         forward_rows(&f, m);
+        /* two orders of summing 128 products, as in test_linear.c */
         for (int64_t i = 0; i < m * N; i++) assert_true(fabsf(f.y[i] - many[i]) < 2e-5f);
     }
     nib_free(many);

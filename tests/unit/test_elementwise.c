@@ -1,5 +1,8 @@
 /* RMSNorm, LayerNorm, rotary, gated activations, embedding, AdamW and the gradient norm: values against double
- * arithmetic, gradients against differences. */
+ * arithmetic, gradients against differences.
+ *
+ * Values are some units in size and fp32 keeps 6e-8 of them: a sum of 100 squares and the few operations behind it
+ * leave about 1e-6, a sine or two products less. A wrong term is off by 1e-2. */
 #include "numeric.h"
 
 #include "cpu/vector.h"
@@ -54,7 +57,7 @@ static void rmsnorm(void **state)
         for (int64_t c = 0; c < n; c++) squares += (double)f.x[i + c] * (double)f.x[i + c];
         for (int64_t c = 0; c < n; c++) {
             double want = (double)f.x[i + c] / sqrt(squares / (double)n + 1e-5) * (double)f.weight[c];
-            assert_true(fabs(want - (double)f.y[i + c]) < 2e-6);
+            assert_true(fabs(want - (double)f.y[i + c]) < 2e-6); /* a norm of some hundred columns */
         }
     }
     assert_int_equal(f.ops->rmsnorm_backward(f.ops, f.mx, f.groups, f.weight, 1e-5f, nib_test_matrix(f.weights, T, C),
@@ -107,6 +110,7 @@ static void layernorm_gradients_meet_differences(void **state)
 
 static void check_values(const float *found, const double *expected, int n)
 {
+    /* inputs were rounded to fp32 too, and a gradient subtracts means of what is as large */
     for (int i = 0; i < n; i++) assert_true(fabs((double)found[i] - expected[i]) < 5e-6);
 }
 
@@ -197,7 +201,7 @@ static void glu(void **state)
         for (int64_t t = 0; t < T; t++)
             for (int64_t c = 0; c < C; c++) {
                 double want = function[a]((double)f->x[t * 2 * C + c]) * (double)f->x[t * 2 * C + C + c];
-                assert_true(fabs(want - (double)f->y[t * C + c]) <= 1e-6 * (1 + fabs(want)));
+                assert_true(fabs(want - (double)f->y[t * C + c]) <= 1e-6 * (1 + fabs(want))); /* some ulp of exp */
             }
         memcpy(f->spare, f->x, T * 2 * C * 4);
         assert_int_equal(f->ops->glu_backward(f->ops, g.activation, nib_test_matrix(f->weights, T, C),
@@ -296,7 +300,7 @@ static void rotate_and_back(nib_rotary_layout layout)
                 assert_true(fabs(a * cos(angle) - b * sin(angle) - (double)f.x[at]) < 1e-6);
                 assert_true(fabs(b * cos(angle) + a * sin(angle) - (double)f.x[other]) < 1e-6);
             }
-    /* the inverse rotation is the transpose, so it undoes */
+    /* the inverse rotation is the transpose, so it undoes, but for four roundings */
     assert_int_equal(f.ops->rotary(f.ops, f.mx, HEADS, HD, table, PAIRS, layout, true), NIB_OK);
     for (int64_t i = 0; i < T * HEADS * HD; i++) assert_true(fabsf(f.x[i] - x[i]) < 1e-6f);
     nib_free(table);
@@ -369,6 +373,7 @@ static void adamw(void **state)
     double want = sqrt(nib_test_dot(p, p, N) + nib_test_dot(m, m, N - 1));
     nib_clip clip;
     assert_int_equal(ops->global_norm(ops, 2, arrays, lengths, 0.25 * want, &clip), NIB_OK);
+    /* the norm is summed in double; the scale has 1e-6 in its denominator */
     assert_true(fabs(clip.norm - want) < 1e-12 * want && fabs((double)clip.scale - 0.25) < 1e-5);
     assert_int_equal(ops->global_norm(ops, 2, arrays, lengths, 2 * want, &clip), NIB_OK);
     assert_true(clip.scale == 1.0f);

@@ -191,6 +191,7 @@ static void few_rows_equal_many(void **state)
         assert_int_equal(f.ops->linear_forward(f.ops, &f.linear, nib_test_matrix(f.x, m, K), f.dropout,
                                                nib_test_matrix(u, m, RANKS), nib_test_matrix(few, m, N)),
                          NIB_OK);
+        /* two orders of summing 128 products: some units in size, 128 roundings of 2^-24 at most */
         for (int64_t i = 0; i < m * N; i++) assert_true(fabsf(few[i] - f.y[i]) < 2e-5f);
     }
     nib_free(few);
@@ -235,6 +236,7 @@ static void bf16_stays_within_its_rounding(void **state)
         error += difference * difference;
         size += (double)f.y[i] * (double)f.y[i];
     }
+    /* x, u, the weights and y are rounded by up to 2^-9 each, at random: twice that of the whole at most */
     assert_true(sqrt(error / size) < 5e-3);
     for (int i = 0; i < PARTS; i++) {
         nib_free(linear.part[i].lora.a.data);
