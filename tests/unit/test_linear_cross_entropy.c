@@ -70,6 +70,8 @@ static void check(float softcap)
         /* up to some tens in size, of which fp32 keeps 6e-8, a few times over */
         assert_true(fabs(log(total) - logit(&f, f.row[n], f.label[n]) - (double)f.nll[n]) < 2e-5);
     }
+    /* All logits never exist: not even T rows of them in the least type. */
+    assert_true(f.ops->scratch->peak < (size_t)T * V * sizeof(nib_bf16));
     nib_test_gradient("x", scalar, &f, f.x, f.dx, T * C, 80);
     nib_test_gradient("head", scalar, &f, f.head, f.dhead, V * C, 81);
     end(&f);
