@@ -68,7 +68,12 @@ static nib_status check_sizes(const char *path, const nib_model_config *c)
 static nib_status read_yarn(const char *path, const nib_json *scaling, nib_model_config *c)
 {
     double scale, scale_all;
+    bool truncate;
     c->rope = NIB_ROPE_YARN;
+    NIB_TRY(nib_json_read_bool(path, scaling, "truncate", true, &truncate));
+    if (!truncate || !(c->rope_theta > 1))
+        return NIB_FAIL(NIB_ERROR_DATA, "%s:%u: yarn needs \"truncate\" true and a rope_theta above 1, which is %g",
+                        path, scaling->line, c->rope_theta);
     NIB_TRY(nib_json_read_double(path, scaling, "beta_fast", 32.0, &c->rope_high_frequency));
     NIB_TRY(nib_json_read_double(path, scaling, "beta_slow", 1.0, &c->rope_low_frequency));
     NIB_TRY(nib_json_read_int(path, scaling, "original_max_position_embeddings", 1, LIMIT, c->max_positions,
