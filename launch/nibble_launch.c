@@ -339,6 +339,21 @@ static void finish_lines(job *j)
     }
 }
 
+/* Ends what ranks have left behind in process groups of its own: since they have ended it is this process's children.
+ */
+static void end_strays(void)
+{
+    char path[64];
+    snprintf(path, sizeof path, "/proc/self/task/%d/children", (int)getpid());
+    for (int found = 1; found > 0;) {
+        FILE *children = fopen(path, "r");
+        found = 0;
+        for (int pid; children != NULL && fscanf(children, "%d", &pid) == 1;) found += kill(pid, SIGKILL) == 0;
+        if (children != NULL) fclose(children);
+        for (int i = 0; i < found; i++) waitpid(-1, NULL, 0); /* their children are ours then */
+    }
+}
+
 /* All ranks once, until the last has ended. Returns the exit code. */
 static int run_job(job *j, int signals)
 {
@@ -364,6 +379,7 @@ static int run_job(job *j, int signals)
         reap(j);
         enforce_ends(j);
     }
+    end_strays();
     finish_lines(j);
     return j->code;
 }
