@@ -643,6 +643,32 @@ void nib_config_log(const nib_config *config)
     }
 }
 
+static bool same_text(const char *a, const char *b) { return a == NULL || b == NULL ? a == b : strcmp(a, b) == 0; }
+
+/* A run may be moved together with its files: of a path the last part counts. What the files hold is compared by hash
+ * (train_open.c). */
+static bool same_file(const char *a, const char *b)
+{
+    const char *in_a = a == NULL ? NULL : strrchr(a, '/'), *in_b = b == NULL ? NULL : strrchr(b, '/');
+    return same_text(in_a == NULL ? a : in_a, in_b == NULL ? b : in_b);
+}
+
+static bool same_sources(const nib_source_list *a, const nib_source_list *b)
+{
+    bool same = a->count == b->count;
+    for (int i = 0; same && i < a->count; i++)
+        same = same_file(a->source[i].path, b->source[i].path) && same_text(a->source[i].name, b->source[i].name) &&
+               a->source[i].weight == b->source[i].weight;
+    return same;
+}
+
+static bool same_value(const key_row *row, const void *was, const void *now, const char *before, const char *after)
+{
+    if (row->kind == PATH) return same_file(*(const char *const *)was, *(const char *const *)now);
+    if (row->kind == SOURCES) return same_sources(was, now);
+    return strcmp(before, after) == 0;
+}
+
 void nib_config_differences(const nib_config *was, const nib_config *now, nib_buffer *lines)
 {
     if (was->has_lora != now->has_lora) nib_buffer_text(lines, "lora: one of the two is null\n");
@@ -653,7 +679,7 @@ void nib_config_differences(const nib_config *was, const nib_config *now, nib_bu
         write_value(now, &rows[i], &after);
         if (before.failed || after.failed)
             lines->failed = true;
-        else if (strcmp(before.data, after.data) != 0)
+        else if (!same_value(&rows[i], field(was, &rows[i]), field(now, &rows[i]), before.data, after.data))
             nib_buffer_format(lines, "%s: was %s, now %s\n", rows[i].key, before.data, after.data);
         nib_buffer_free(&before);
         nib_buffer_free(&after);

@@ -91,7 +91,7 @@ nib_status nib_config_write(const nib_config *config, nib_buffer *text);
 /* Logs one line a section with its values. */
 void nib_config_log(const nib_config *config);
 /* Appends "key: was X, now Y" lines for keys that a resumed run may not change (all but device, output,
- * checkpoint.* and parallel.*). */
+ * checkpoint.* and parallel.*; and the folders that files lie in). */
 void nib_config_differences(const nib_config *was, const nib_config *now, nib_buffer *lines);
 
 nib_lora_options nib_config_lora(const nib_config *config);

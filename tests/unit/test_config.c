@@ -156,6 +156,13 @@ static void resolved_copy_reads_back_as_itself(void **state)
     assert_int_equal(nib_config_read(path, changes, 2, &second), NIB_OK);
     nib_config_differences(&first, &second, &differences);
     assert_string_equal(differences.data, "train.slots: was 3, now 4\n");
+    const char *moved[] = {"model=/elsewhere/m", "tokenizer=/elsewhere/t"};
+    nib_buffer_clear(&differences);
+    nib_config_free(&second);
+    assert_int_equal(nib_config_read(path, moved, 2, &second), NIB_OK);
+    nib_config_differences(&first, &second, &differences);
+    assert_non_null(differences.data);
+    assert_string_equal(differences.data, "tokenizer: was null, now \"/elsewhere/t\"\n");
     nib_config_free(&first);
     nib_config_free(&second);
     nib_buffer_free(&text);
