@@ -326,6 +326,11 @@ nib_status nib_train_open_data(nib_training *t)
     NIB_TRY(nib_open_model_config(c->model, &model));
     t->token_keys = nib_model_token_keys(&model);
     NIB_TRY(nib_text_open(c->model, c->tokenizer, c->data.chat_template, &t->text));
+    if (c->evaluate.generate > 0 && t->text.tokenizer == NULL)
+        return NIB_FAIL(NIB_ERROR_CONFIG,
+                        "\"evaluate.generate\" is %lld, and %s has no tokenizer to write answers with; give one as "
+                        "\"tokenizer\", or generate none",
+                        (long long)c->evaluate.generate, c->model);
     NIB_TRY(nib_open_data(c, &c->data.train, &t->text, model.vocabulary, true, &t->train));
     if (c->data.eval.count > 0) NIB_TRY(nib_open_data(c, &c->data.eval, &t->text, model.vocabulary, false, &t->eval));
     if (nib_train_leads(t)) NIB_TRY(warn_of_repeated_rows(t)); /* goes through the index of all samples */
