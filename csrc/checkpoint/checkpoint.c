@@ -19,6 +19,7 @@
 
 #define MAX_JSON_BYTES (1u << 20)
 #define PATH_BYTES     4096
+#define FORMAT_VERSION 1 /* a checkpoint that states none is of the first */
 
 static const char *const files[] = {"state.json", "tensors.safetensors"};
 #define FILES 2
@@ -60,7 +61,7 @@ static nib_status path_of(char path[PATH_BYTES], const char *format, ...)
 static nib_status write_state(const char *folder, const nib_checkpoint_state *state)
 {
     nib_buffer text = {0};
-    nib_buffer_text(&text, "{\n");
+    nib_buffer_format(&text, "{\n  \"version\": %d,\n", FORMAT_VERSION);
     for (size_t i = 0; i < COUNT(integers); i++)
         nib_buffer_format(&text, "  \"%s\": %" PRId64 ",\n", integers[i].key,
                           *(const int64_t *)((const char *)state + integers[i].offset));
@@ -285,8 +286,17 @@ static nib_status read_state(const char *path, nib_checkpoint_state *state)
 {
     nib_pool pool = {0};
     const nib_json *root;
+    int64_t version;
     nib_status status = read_json(path, &pool, &root);
     if (status != NIB_OK) goto done;
+    NIB_TRY_GOTO(nib_json_read_int(path, root, "version", 0, INT64_MAX, 1, &version), done);
+    if (version != FORMAT_VERSION) { /* no damage, which would be passed over: its SHA-256 is right */
+        status = NIB_FAIL(NIB_ERROR_CONFIG,
+                          "%s: a checkpoint of format version %" PRId64 ", expected %d; go on with the nibble that "
+                          "wrote it, or give another \"output\"",
+                          path, version, FORMAT_VERSION);
+        goto done;
+    }
     for (size_t i = 0; i < COUNT(integers); i++)
         NIB_TRY_GOTO(nib_json_read_int(path, root, integers[i].key, -1, INT64_MAX, -1,
                                        (int64_t *)((char *)state + integers[i].offset)),
