@@ -51,6 +51,7 @@ typedef struct {
     int spills;
     cudaStream_t stream;
     cudaStream_t beside; /* NULL until it is asked for */
+    cudaStream_t asked;  /* the one of the two that ops go to */
     cudaEvent_t forked, joined;
     nib_cuda_device device;
     nib_cuda_staging staging;
@@ -59,7 +60,7 @@ typedef struct {
 } cuda_context;
 
 static cuda_context *context_of(nib_ops *ops) { return (cuda_context *)ops->context; }
-cudaStream_t nib_cuda_stream(nib_ops *ops) { return context_of(ops)->stream; }
+cudaStream_t nib_cuda_stream(nib_ops *ops) { return context_of(ops)->asked; }
 const nib_cuda_device *nib_cuda_device_of(nib_ops *ops) { return &context_of(ops)->device; }
 nib_cuda_matmul_cache *nib_cuda_matmul_cache_of(nib_ops *ops) { return context_of(ops)->matmul; }
 
@@ -205,6 +206,12 @@ static nib_status cuda_join(nib_ops *ops)
     return NIB_OK;
 }
 
+static void cuda_aside(nib_ops *ops, void *queue)
+{
+    cuda_context *context = context_of(ops);
+    context->asked = queue != NULL ? (cudaStream_t)queue : context->stream;
+}
+
 static void close_backend(nib_ops *ops)
 {
     if (ops == NULL) return;
@@ -243,6 +250,7 @@ static void fill_table(nib_ops *ops)
     ops->recording_free = nib_cuda_recording_free;
     ops->fork = cuda_fork;
     ops->join = cuda_join;
+    ops->aside = cuda_aside;
     ops->choices = NIB_CUDA_CHOICES;
     ops->choice = nib_cuda_choice_names;
     ops->use_plain = cuda_use_plain;
@@ -316,7 +324,7 @@ static nib_status cuda_rehearse(nib_ops *ops, nib_ops **out)
     context->device = context_of(ops)->device;
     dry->fp8 = ops->fp8;
     dry->plain = ops->plain; /* plain kernels take other scratch */
-    context->stream = nib_cuda_dry_stream();
+    context->stream = context->asked = nib_cuda_dry_stream();
     *out = dry;
     return NIB_OK;
 }
@@ -411,7 +419,7 @@ nib_status nib_cuda_backend_create(int index, nib_ops **out)
     ops->fp8 = context->device.architecture >= FP8_ARCHITECTURE;
     NIB_TRY_GOTO(nib_cuda_backend_describe(index, context->description, sizeof context->description), done);
     NIB_TRY_GOTO(open_stream(index, context), done);
-    ops->queue = context->stream;
+    ops->queue = context->asked = context->stream;
     NIB_TRY_GOTO(nib_cuda_staging_create(context->stream, &context->staging), done);
     NIB_TRY_GOTO(nib_cuda_matmul_cache_create(context->stream, &context->matmul), done);
     *out = ops;

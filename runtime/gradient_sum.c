@@ -16,11 +16,16 @@ typedef struct {
     float *row;               /* [rows][row_values] this rank's chunk of every node */
     float *own;               /* [nodes of this rank][size * row_values] a block of its own nodes; then of the sum */
     nib_part *send, *receive; /* [size] */
-    /* Over devices, row is the backend's scratch memory, and own, send and receive are not needed. */
+    /* Over devices, row is the backend's memory, and own, send and receive are not needed. */
     nib_device_exchange *exchange; /* NULL: over the host */
     nib_move *move;                /* room for all moves of a block */
-    size_t mark;                   /* of the scratch memory, at the start */
+    void *queue;                   /* that moves and additions are asked of */
 } summation;
+
+struct nib_gradient_stream {
+    summation s;
+    int64_t from, to; /* values from .. to - 1 have been added in this step */
+};
 
 /* Where chunk `part` of `parts` begins in n values: no two differ by more than one value. */
 static int64_t chunk_begin(int64_t n, int parts, int part) { return n / parts * part + n % parts * part / parts; }
@@ -48,13 +53,27 @@ static nib_status allocate_on_host(summation *s)
     return s->send == NULL || s->receive == NULL || s->row == NULL || s->own == NULL ? no_memory(s) : NIB_OK;
 }
 
+static size_t row_bytes(const summation *s) { return (size_t)(s->first[s->c->size] * s->row_values) * sizeof *s->row; }
+
 /* A node goes to every rank, and so does a sum; a row comes for every node, and a sum from every rank. */
 static nib_status allocate_on_device(summation *s)
 {
-    size_t size = (size_t)s->c->size, depth = (size_t)s->tree->order.depth;
+    nib_ops *ops = s->tree->ops;
+    size_t size = (size_t)s->c->size, depth = (size_t)nodes_of(s, s->c->rank).depth;
+    void *block;
     s->move = nib_calloc(depth * size + (size_t)s->first[size] + 2 * size, sizeof *s->move);
     if (s->move == NULL) return no_memory(s);
-    return nib_arena_take(s->tree->ops->scratch, s->first[size] * s->row_values, sizeof *s->row, &s->row);
+    NIB_TRY(ops->allocate(ops, "gradient slots", row_bytes(s), &block));
+    s->row = block;
+    return NIB_OK;
+}
+
+/* Room of a row, where rows of n values in all are held. */
+static int64_t row_room(int64_t n, int rows, int ranks)
+{
+    const int64_t whole = n / ranks + 1;
+    const int64_t room = BLOCK_VALUES / rows > ROW_VALUES_LEAST ? BLOCK_VALUES / rows : ROW_VALUES_LEAST;
+    return room < whole ? room : whole;
 }
 
 static nib_status allocate(summation *s)
@@ -64,9 +83,7 @@ static nib_status allocate(summation *s)
     if (s->first == NULL) return no_memory(s);
     for (int r = 0; r < size; r++) s->first[r + 1] = s->first[r] + nodes_of(s, r).depth;
     int rows = s->first[size];
-    int64_t whole = s->tree->n / size + 1;
-    s->row_values = BLOCK_VALUES / rows > ROW_VALUES_LEAST ? BLOCK_VALUES / rows : ROW_VALUES_LEAST;
-    if (s->row_values > whole) s->row_values = whole;
+    s->row_values = row_room(s->tree->n, rows, size);
     s->node = nib_calloc((size_t)rows, sizeof *s->node);
     if (s->node == NULL) return no_memory(s);
     for (int r = 0; r < size; r++) {
@@ -116,7 +133,7 @@ static nib_status bring_rows_to_device(summation *s, int64_t begin, int64_t n)
         for (int i = s->first[r]; i < s->first[r + 1]; i++)
             s->move[count++] = (nib_move){false, r, s->row + i * s->row_values, (size_t)mine * sizeof(float)};
     }
-    return nib_device_exchange_run(s->exchange, s->tree->ops->queue, s->move, count);
+    return nib_device_exchange_run(s->exchange, s->queue, s->move, count);
 }
 
 /* row += what it joins, from the last of `held` backwards. */
@@ -155,7 +172,7 @@ static nib_status hand_out_on_device(summation *s, int64_t begin, int64_t n, flo
         s->move[count++] = (nib_move){true, r, sum, (size_t)mine * sizeof(float)};
         s->move[count++] = (nib_move){false, r, s->gradient + begin + from, (size_t)values * sizeof(float)};
     }
-    return nib_device_exchange_run(s->exchange, s->tree->ops->queue, s->move, count);
+    return nib_device_exchange_run(s->exchange, s->queue, s->move, count);
 }
 
 static nib_status hand_out(summation *s, int64_t begin, int64_t n, const float *sum)
@@ -179,24 +196,95 @@ static nib_status sum_block(summation *s, int64_t begin, int64_t n)
     return s->exchange != NULL ? hand_out_on_device(s, begin, n, sum) : hand_out(s, begin, n, sum);
 }
 
-nib_status nib_gradient_sum(nib_collectives *c, nib_gradient_tree *tree, float *gradient, nib_device_exchange *exchange)
+static nib_status sum_blocks(summation *s, int64_t begin, int64_t n)
 {
-    summation s = {.c = c, .tree = tree, .gradient = gradient, .exchange = exchange, .mark = tree->ops->scratch->used};
+    const int64_t end = begin + n;
+    nib_status status = NIB_OK;
+    for (; status == NIB_OK && begin < end; begin += block_values(s))
+        status = sum_block(s, begin, end - begin < block_values(s) ? end - begin : block_values(s));
+    return status;
+}
+
+static void free_tables(summation *s)
+{
+    nib_free(s->first);
+    nib_free(s->node);
+    nib_free(s->own);
+    nib_free(s->send);
+    nib_free(s->receive);
+    nib_free(s->move);
+}
+
+nib_status nib_gradient_sum(nib_collectives *c, nib_gradient_tree *tree, float *gradient)
+{
+    summation s = {.c = c, .tree = tree, .gradient = gradient};
     if (c->size == 1) return NIB_OK;
     nib_status status = allocate(&s);
-    for (int64_t begin = 0; status == NIB_OK && begin < tree->n; begin += block_values(&s)) {
-        int64_t left = tree->n - begin;
-        status = sum_block(&s, begin, left < block_values(&s) ? left : block_values(&s));
-    }
-    if (exchange != NULL)
-        nib_arena_reset(tree->ops->scratch, s.mark); /* what comes after it in the queue may have the memory */
-    else
-        nib_free(s.row);
-    nib_free(s.first);
-    nib_free(s.node);
-    nib_free(s.own);
-    nib_free(s.send);
-    nib_free(s.receive);
-    nib_free(s.move);
+    if (status == NIB_OK) status = sum_blocks(&s, 0, tree->n);
+    nib_free(s.row);
+    free_tables(&s);
     return status;
+}
+
+size_t nib_gradient_stream_bytes(int64_t n, int slots, int ranks)
+{
+    int rows = 0, most;
+    for (int r = 0; r < ranks; r++)
+        rows += nib_slot_order_of_range(slots, nib_slot_range_of_rank(slots, ranks, r), &most).depth;
+    return (size_t)(rows * row_room(n, rows, ranks)) * sizeof(float);
+}
+
+nib_status nib_gradient_stream_open(nib_collectives *c, nib_gradient_tree *tree, float *gradient,
+                                    nib_device_exchange *exchange, nib_gradient_stream **stream)
+{
+    *stream = NULL;
+    if (exchange == NULL) return NIB_OK;
+    nib_gradient_stream *x = nib_calloc(1, sizeof *x);
+    if (x == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "no memory to sum the gradients of %d ranks", c->size);
+    *x = (nib_gradient_stream){
+        .s = {.c = c, .tree = tree, .gradient = gradient, .exchange = exchange}, .from = tree->n, .to = tree->n};
+    nib_status status = allocate(&x->s);
+    if (status == NIB_OK)
+        *stream = x;
+    else
+        nib_gradient_stream_close(x);
+    return status;
+}
+
+void nib_gradient_stream_close(nib_gradient_stream *x)
+{
+    if (x == NULL) return;
+    if (x->s.row != NULL) x->s.tree->ops->release(x->s.tree->ops, x->s.row, row_bytes(&x->s));
+    free_tables(&x->s);
+    nib_free(x);
+}
+
+/* What is asked before is complete for the second queue; what is asked after it does not wait. */
+static nib_status add_beside(nib_gradient_stream *x, int64_t begin, int64_t n)
+{
+    nib_ops *ops = x->s.tree->ops;
+    NIB_TRY(ops->fork(ops, &x->s.queue));
+    ops->aside(ops, x->s.queue);
+    nib_status status = nib_gradient_tree_finish(x->s.tree, x->s.gradient, begin, n);
+    if (status == NIB_OK) status = sum_blocks(&x->s, begin, n);
+    ops->aside(ops, NULL);
+    return status;
+}
+
+nib_status nib_gradient_stream_add(void *stream, int64_t begin, int64_t n)
+{
+    nib_gradient_stream *x = stream;
+    if (x->from == x->to) x->to = begin + n;
+    x->from = begin;
+    return add_beside(x, begin, n);
+}
+
+nib_status nib_gradient_stream_end(nib_gradient_stream *x)
+{
+    nib_ops *ops = x->s.tree->ops;
+    const int64_t n = x->s.tree->n;
+    if (x->to < n) NIB_TRY(add_beside(x, x->to, n - x->to));
+    if (x->from > 0) NIB_TRY(add_beside(x, 0, x->from));
+    x->from = x->to = n;
+    return ops->join(ops);
 }

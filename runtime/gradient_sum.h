@@ -14,9 +14,24 @@
 
 /* gradient [tree->n] and tree as nib_gradient_tree_add left them after the last slot of the range, which is
  * nib_slot_range_of_rank's; afterwards gradient is the sum over all slots on every rank. Both are the backend's memory.
- * With an exchange bytes go from device to device and are added there; with NULL they travel and are added in the
- * host's memory, of which it takes some 40 MiB while it runs. */
-nib_status nib_gradient_sum(nib_collectives *c, nib_gradient_tree *tree, float *gradient,
-                            nib_device_exchange *exchange);
+ * Bytes travel and are added in the host's memory, of which it takes some 40 MiB while it runs. */
+nib_status nib_gradient_sum(nib_collectives *c, nib_gradient_tree *tree, float *gradient);
+
+/* The same from device to device, part by part while the rest is still computed: moves and additions are in the
+ * backend's second queue. */
+typedef struct nib_gradient_stream nib_gradient_stream;
+
+/* *stream NULL: no exchange. gradient and tree have to outlive it. */
+nib_status nib_gradient_stream_open(nib_collectives *c, nib_gradient_tree *tree, float *gradient,
+                                    nib_device_exchange *exchange, nib_gradient_stream **stream);
+void nib_gradient_stream_close(nib_gradient_stream *stream); /* NULL is allowed */
+/* Bytes of the device that open takes. */
+size_t nib_gradient_stream_bytes(int64_t n, int slots, int ranks);
+
+/* In each step: nib_gradient_tree_last; then add, for values begin .. begin + n - 1 whose last slot is complete by what
+ * was asked of the ops before, parts that follow each other downwards; then end, which adds those above and below.
+ * What is asked of the ops after end finds the sums. All ranks add the same parts in the same order. */
+nib_status nib_gradient_stream_add(void *stream, int64_t begin, int64_t n);
+nib_status nib_gradient_stream_end(nib_gradient_stream *stream);
 
 #endif

@@ -207,9 +207,7 @@ static void sum_up(const rehearsal *r)
         state += nib_train_state_bytes(&parameter[i]);
     }
     for (int i = 0; i < count; i++) p->arena_bytes += add_class(p, arena[i].name, arena[i].bytes);
-    int slots = (int)r->training->config->train.slots;
-    p->arena_bytes +=
-        add_class(p, "gradient slots", nib_gradient_tree_bytes(elements, slots, nib_train_slots(r->training)));
+    p->arena_bytes += add_class(p, "gradient slots", nib_train_slot_bytes(r->training, elements));
     p->arenas = p->classes;
     p->scratch = r->ops->scratch->peak;
     const bool host_only = r->training->ops->memory_left == NULL;

@@ -88,7 +88,7 @@ static size_t report_memory(const nib_training *t)
 {
     const nib_memory_class *classes;
     int count = nib_model_memory(t->model, &classes);
-    size_t slots = nib_gradient_tree_bytes(t->tree.n, (int)t->config->train.slots, t->tree.range), sum = slots;
+    size_t slots = nib_train_slot_bytes(t, t->tree.n), sum = slots;
     for (int i = 0; i < count; i++) {
         nib_log("memory: %s %.1f MiB", classes[i].name, (double)classes[i].bytes / (1 << 20));
         sum += classes[i].bytes;

@@ -6,6 +6,7 @@
 #include "collectives.h"
 #include "config.h"
 #include "data/prefetch.h"
+#include "gradient_sum.h"
 #include "metrics.h"
 #include "nccl/device_exchange.h"
 #include "node_shards.h"
@@ -29,6 +30,7 @@ typedef struct {
     nib_parameter *parameters;
     int parameter_count;
     nib_gradient_tree tree;
+    nib_gradient_stream *stream; /* NULL: gradients are summed in the host's memory, after the last slot */
     nib_schedule schedule;
     int64_t samples;    /* of the whole run */
     int64_t token_keys; /* of the model: pack.h */

@@ -160,6 +160,7 @@ static nib_status open_model(nib_training *t)
     const nib_parameter *last = &t->parameters[t->parameter_count - 1];
     int64_t n = last->gradient + last->rows * last->columns - t->parameters[0].gradient;
     NIB_TRY(nib_gradient_tree_create(t->ops, n, (int)t->config->train.slots, nib_train_slots(t), &t->tree));
+    NIB_TRY(nib_gradient_stream_open(t->collectives, &t->tree, t->parameters[0].gradient, t->exchange, &t->stream));
     t->nll_capacity = t->reserved_targets;
     t->nll = nib_calloc((size_t)t->nll_capacity, sizeof *t->nll);
     t->tensors = nib_calloc((size_t)t->parameter_count, sizeof *t->tensors);
@@ -404,6 +405,7 @@ void nib_train_close(nib_training *t)
     nib_metrics_close(&t->metrics);
     nib_free(t->nll);
     nib_free(t->tensors);
+    nib_gradient_stream_close(t->stream);
     nib_gradient_tree_free(&t->tree);
     if (t->model != NULL) nib_model_close(t->model);
     nib_node_shards_close(t->shards);

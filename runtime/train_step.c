@@ -52,6 +52,13 @@ nib_slot_range nib_train_slots(const nib_training *t)
     return nib_slot_range_of_rank(slots, t->collectives->size, t->collectives->rank);
 }
 
+size_t nib_train_slot_bytes(const nib_training *t, int64_t n)
+{
+    const int slots = (int)t->config->train.slots;
+    const size_t tree = nib_gradient_tree_bytes(n, slots, nib_train_slots(t));
+    return t->exchange == NULL ? tree : tree + nib_gradient_stream_bytes(n, slots, t->collectives->size);
+}
+
 /* Targets of all slots before this one. */
 static int64_t targets_before(const nib_pack *pack, int slot)
 {
@@ -86,28 +93,42 @@ static void note_micro_batch(const nib_training *t, int m)
     t->collectives->note(t->collectives, text);
 }
 
+/* The last slot's, of which parts may be on their way already. */
+static nib_status sum_gradients(nib_training *t, bool told)
+{
+    if (t->stream == NULL) return nib_gradient_sum(t->collectives, &t->tree, gradients(t));
+    if (!told) NIB_TRY(nib_model_gradients_done(t->model, (nib_gradient_watch){nib_gradient_stream_add, t->stream}));
+    return nib_gradient_stream_end(t->stream);
+}
+
 /* Gradients of this rank's slots, then of all; the losses of its micro-batches are where they lie among those of all,
- * one after the other, in t->nll after a synchronize. */
+ * one after the other, in t->nll after a synchronize. Between devices a layer's gradients go as soon as the last
+ * micro-batch has passed it; where ranks gather layers all along, after the last gather, which is another for each. */
 static nib_status run_slots(nib_training *t, const nib_pack *pack)
 {
     uint64_t step_key = nib_random_key((uint64_t)t->config->train.seed, (uint64_t)t->state.step);
     nib_slot_range range = nib_train_slots(t);
     int64_t first = targets_before(pack, range.first);
     NIB_TRY(reserve_losses(t, pack->supervised_tokens)); /* before anything is on its way there */
+    bool told = false;
     for (int slot = range.first; slot < range.end; slot++) {
+        const bool streamed = t->stream != NULL && slot + 1 == range.end;
+        if (streamed) nib_gradient_tree_last(&t->tree);
         for (int m = pack->slot_begin[slot]; m < pack->slot_begin[slot + 1]; m++) {
             const nib_micro_batch *batch = &pack->micro_batch[m];
             note_micro_batch(t, m);
             NIB_TRY(nib_train_reserve(t, batch));
             nib_step_options options = {.gradient_scale = (float)(1.0 / pack->supervised_weight),
                                         .dropout_key = nib_random_key(step_key, (uint64_t)m)};
+            told = streamed && m + 1 == pack->slot_begin[slot + 1] && !t->config->parallel.shard_base;
+            if (told) options.watch = (nib_gradient_watch){nib_gradient_stream_add, t->stream};
             NIB_TRY(nib_model_train_batch(t->model, batch, options, t->nll + first));
             first += batch->N;
         }
-        NIB_TRY(nib_gradient_tree_add(&t->tree, slot, gradients(t)));
+        if (!streamed) NIB_TRY(nib_gradient_tree_add(&t->tree, slot, gradients(t)));
     }
     NIB_TRY(accompany(t, pack));
-    return nib_gradient_sum(t->collectives, &t->tree, gradients(t), t->exchange);
+    return sum_gradients(t, told);
 }
 
 /* The losses of all ranks' targets into t->nll of each, so that they are added in one order everywhere. */

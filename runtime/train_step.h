@@ -13,6 +13,8 @@ typedef struct {
 
 /* The slots of a step that this rank computes. */
 nib_slot_range nib_train_slots(const nib_training *training);
+/* What summing gradients of n values takes, beside the one array of them. */
+size_t nib_train_slot_bytes(const nib_training *training, int64_t n);
 /* Where the run's steps come from; valid while the training is open and its config is not changed. */
 nib_step_plan nib_train_step_plan(const nib_training *training);
 /* Makes the model's activations, and nll, large enough for the micro-batch. */

@@ -84,6 +84,19 @@ static nib_status recompute_layer(nib_model *model, int64_t l, nib_tree tree)
     return nib_forward_gate_up(model, l, &a->delta);
 }
 
+static nib_status tell_of_layer(nib_model *model, int64_t l, nib_gradient_watch watch)
+{
+    const nib_layer *layer = &model->layers[l];
+    if (watch.done == NULL || layer->gradients == layer->gradients_end) return NIB_OK;
+    return watch.done(watch.user, layer->gradients, layer->gradients_end - layer->gradients);
+}
+
+nib_status nib_model_gradients_done(nib_model *model, nib_gradient_watch watch)
+{
+    for (int64_t l = model->config.layers - 1; l >= 0; l--) NIB_TRY(tell_of_layer(model, l, watch));
+    return NIB_OK;
+}
+
 /* Everything between the upload and the losses' way back. */
 static nib_status make_step(void *user)
 {
@@ -105,6 +118,7 @@ static nib_status make_step(void *user)
         NIB_TRY(recompute_layer(model, l, tree));
         NIB_TRY(backward_ffn(model, l));
         NIB_TRY(backward_attention(model, l, tree));
+        NIB_TRY(tell_of_layer(model, l, model->watch));
     }
     NIB_TRY(nib_token_rows_backward(model));
     if (model->dembedding == NULL) return NIB_OK;
@@ -115,11 +129,15 @@ nib_status nib_model_train_batch(nib_model *model, const nib_micro_batch *batch,
 {
     nib_ops *ops = model->ops;
     const nib_activations *a = &model->activations;
-    if (batch->N == 0) return nib_model_accompany(model, true);
+    if (batch->N == 0) {
+        NIB_TRY(nib_model_accompany(model, true));
+        return nib_model_gradients_done(model, options.watch);
+    }
+    model->watch = options.watch;
     NIB_TRY(nib_forward_upload_filled(model, batch, options));
     /* A divided base is not recorded: which window a layer lies in changes from pass to pass, and a rank without a
      * micro-batch gathers along, so that no two ranks would have the same moves in their recordings. */
-    NIB_TRY(model->shards.among != NULL
+    NIB_TRY(model->shards.among != NULL || options.watch.done != NULL
                 ? make_step(model)
                 : nib_recordings_run(&model->recordings, ops, (nib_step_shape){.T = a->tokens, .N = a->targets},
                                      make_step, model));

@@ -211,7 +211,7 @@ static nib_status place_layer(nib_model *model, int64_t l)
     nib_layer *layer = &model->layers[l];
     int64_t C = model->config.hidden;
     char name[128];
-    *layer = (nib_layer){.record = model->shards.record.block};
+    *layer = (nib_layer){.record = model->shards.record.block, .gradients = model->parameter_elements};
     nib_arena_reset(&model->shards.record, 0);
     const struct {
         nib_linear *linear;
@@ -229,6 +229,7 @@ static nib_status place_layer(nib_model *model, int64_t l)
     snprintf(name, sizeof name, "model.layers.%lld.post_attention_layernorm.weight", (long long)l);
     NIB_TRY(place_vector(model, name, C, &layer->ffn_norm, &layer->dffn_norm));
     for (int i = 4; i < NIB_MODULES; i++) NIB_TRY(place_module(model, l, i));
+    layer->gradients_end = model->parameter_elements;
     return NIB_OK;
 }
 

@@ -94,9 +94,20 @@ const char *nib_model_base_hash(const nib_model *model);
 /* Activations for micro-batches of up to T tokens and N targets under a recompute policy; again for other sizes. */
 nib_status nib_model_reserve(nib_model *model, int64_t T, int64_t N, nib_recompute recompute, bool backward);
 
+/* Who wants to know which gradients are complete, to send them off while the others are computed: values begin ..
+ * begin + n - 1 of all as one array get nothing more from ops that are asked for later. Layer by layer, from the last
+ * down; what belongs to no layer is complete when the pass is. */
 typedef struct {
-    float gradient_scale; /* 1 / weight of all supervised tokens of the step */
-    uint64_t dropout_key; /* of seed, step and micro-batch */
+    nib_status (*done)(void *user, int64_t begin, int64_t n); /* NULL: nobody */
+    void *user;
+} nib_gradient_watch;
+/* Tells of every layer at once. */
+nib_status nib_model_gradients_done(nib_model *model, nib_gradient_watch watch);
+
+typedef struct {
+    float gradient_scale;     /* 1 / weight of all supervised tokens of the step */
+    uint64_t dropout_key;     /* of seed, step and micro-batch */
+    nib_gradient_watch watch; /* such a step is not recorded: what is done between its ops is not the model's */
 } nib_step_options;
 /* Forward and backward of one micro-batch: gradients of gradient_scale * sum(weight * nll) are added to the
  * parameters' gradients; nll (host, [batch->N]) is filled in when ops->synchronize has returned. */

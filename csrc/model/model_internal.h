@@ -18,7 +18,8 @@ typedef struct {
     float *q_norm, *k_norm;             /* [HD], of a model whose queries and keys are normed (config.h) */
     float *dattention_norm, *dffn_norm; /* gradients of the norms, full fine-tuning only, else NULL */
     float *dq_norm, *dk_norm;
-    char *record; /* of a divided base: the window that its NF4 weights point into */
+    char *record;                     /* of a divided base: the window that its NF4 weights point into */
+    int64_t gradients, gradients_end; /* its first value among all gradients, and that behind its last */
 } nib_layer;
 
 /* What a layer's backward pass reads. Layers share a buffer where the recompute policy drops it. */
@@ -117,6 +118,7 @@ struct nib_model {
 
     nib_activations activations;
     nib_recordings recordings; /* of training's steps */
+    nib_gradient_watch watch;  /* of the step that is made */
     char base_hash[65];
 };
 

@@ -239,9 +239,13 @@ struct nib_ops {
     void (*recording_free)(nib_ops *ops, nib_recording *recording);
     /* A second queue, for what moves bytes beside the ops. fork: what is asked of *queue from now on comes after all
      * that was asked of the ops. join: what is asked of the ops from now on comes after all that was asked of that
-     * queue. Neither waits, nor may it come between record_begin and record_end. NULL where queue is. */
+     * queue. Neither waits, nor may it come between record_begin and record_end. These three are NULL where queue is.
+     */
     nib_status (*fork)(nib_ops *ops, void **queue);
     nib_status (*join)(nib_ops *ops);
+    /* From now on ops are asked of this queue of fork's (NULL: of their own again), and run beside those asked before.
+     * For ops that take no scratch. */
+    void (*aside)(nib_ops *ops, void *queue);
     /* to = from in to's type, element by element. */
     nib_status (*convert)(nib_ops *ops, nib_matrix from, nib_matrix to);
     /* The fixed-order sum of gradient slots: to = x + left[0] + ... + left[count - 1], in this order, each addition

@@ -30,14 +30,31 @@ void nib_gradient_tree_free(nib_gradient_tree *tree)
     *tree = (nib_gradient_tree){0};
 }
 
-nib_status nib_gradient_tree_add(nib_gradient_tree *tree, int slot, float *gradient)
+static void push(nib_gradient_tree *tree, int slot)
+{
+    if (slot == tree->range.first) tree->order.depth = 0;
+    tree->joined = nib_slot_order_push(&tree->order, (nib_slot_node){0, slot});
+}
+
+/* to = the slot given last and what it is joined with. */
+static nib_status join(nib_gradient_tree *tree, float *gradient, int64_t begin, int64_t n, float *to)
 {
     const float *left[NIB_SLOT_NODES];
-    if (slot == tree->range.first) tree->order.depth = 0;
-    int before = tree->order.depth, joined = nib_slot_order_push(&tree->order, (nib_slot_node){0, slot});
-    const bool last = slot + 1 == tree->range.end;
-    if (last && joined == 0) return NIB_OK;
-    for (int i = 0; i < joined; i++) left[i] = tree->partial[before - 1 - i];
-    return tree->ops->tree_sum(tree->ops, gradient, joined, left, tree->n,
-                               last ? gradient : tree->partial[tree->order.depth - 1]);
+    const int uppermost = tree->order.depth + tree->joined - 2;
+    for (int i = 0; i < tree->joined; i++) left[i] = tree->partial[uppermost - i] + begin;
+    return tree->ops->tree_sum(tree->ops, gradient + begin, tree->joined, left, n, to + begin);
+}
+
+nib_status nib_gradient_tree_add(nib_gradient_tree *tree, int slot, float *gradient)
+{
+    push(tree, slot);
+    if (slot + 1 == tree->range.end) return nib_gradient_tree_finish(tree, gradient, 0, tree->n);
+    return join(tree, gradient, 0, tree->n, tree->partial[tree->order.depth - 1]);
+}
+
+void nib_gradient_tree_last(nib_gradient_tree *tree) { push(tree, tree->range.end - 1); }
+
+nib_status nib_gradient_tree_finish(nib_gradient_tree *tree, float *gradient, int64_t begin, int64_t n)
+{
+    return tree->joined == 0 ? NIB_OK : join(tree, gradient, begin, n, gradient);
 }

@@ -13,6 +13,7 @@ typedef struct {
     int64_t n;
     nib_slot_range range;
     nib_slot_order order;           /* of the slots added in this step */
+    int joined;                     /* nodes that are added to the slot given last */
     int held;                       /* arrays below */
     float *partial[NIB_SLOT_NODES]; /* [held][n], partial[i] is order.node[i]; the backend's memory */
 } nib_gradient_tree;
@@ -27,5 +28,9 @@ size_t nib_gradient_tree_bytes(int64_t n, int slots, nib_slot_range range);
  * zero for the next; after the last, node order.depth - 1 lies in it and those before in partial[0 ..]. With all slots
  * in the range that one node is the sum. */
 nib_status nib_gradient_tree_add(nib_gradient_tree *tree, int slot, float *gradient);
+/* The same for the last slot, part by part as its gradients come: last once, then finish for values begin ..
+ * begin + n - 1 when they hold the slot. */
+void nib_gradient_tree_last(nib_gradient_tree *tree);
+nib_status nib_gradient_tree_finish(nib_gradient_tree *tree, float *gradient, int64_t begin, int64_t n);
 
 #endif

@@ -96,6 +96,61 @@ static void every_weight_is_trained(void **state)
     }
 }
 
+/* Gradients of layers as they were when the watch was told of them. */
+typedef struct {
+    nib_ops *ops;
+    nib_model *model;
+    float *found;
+    int64_t from, to;
+    int calls;
+} told_layers;
+
+static nib_status keep_told(void *user, int64_t begin, int64_t n)
+{
+    told_layers *told = user;
+    nib_parameter *parameters;
+    nib_model_parameters(told->model, &parameters);
+    if (told->calls++ == 0) told->to = begin + n;
+    assert_true(told->calls == 1 || begin + n == told->from);
+    told->from = begin;
+    return told->ops->download(told->ops, told->found + begin, parameters[0].gradient + begin,
+                               (size_t)n * sizeof(float));
+}
+
+/* Of every layer, from the last down; what belongs to none is not told of. */
+static void layers_are_told_of_when_their_gradients_are_complete(void **state)
+{
+    enum { LAYERS = 3 }; /* of llama3_gqa */
+    nib_ops *ops = *state;
+    packed p;
+    pack_golden(&p, "llama3_gqa");
+    for (int full = 0; full < 2; full++)
+        for (int policy = NIB_RECOMPUTE_NONE; policy <= NIB_RECOMPUTE_LAYER; policy++) {
+            nib_model *model =
+                open_model(ops, "llama3_gqa", full ? NIB_QUANT_NONE : NIB_QUANT_NF4, NIB_DTYPE_F32, full != 0);
+            nib_micro_batch batch = as_batch(&p);
+            nib_parameter *parameters;
+            int64_t n, of_layers = 0;
+            float nll[1024];
+            int count = nib_model_parameters(model, &parameters);
+            for (int i = 0; i < count; i++)
+                if (strstr(parameters[i].name, "layers.") != NULL)
+                    of_layers += parameters[i].rows * parameters[i].columns;
+            must(nib_model_reserve(model, p.T, p.N, (nib_recompute)policy, true));
+            float *before = download_gradients(ops, model, &n);
+            told_layers told = {.ops = ops, .model = model, .found = before};
+            must(nib_model_train_batch(model, &batch,
+                                       (nib_step_options){.gradient_scale = 1, .watch = {keep_told, &told}}, nll));
+            float *after = download_gradients(ops, model, &n);
+            assert_int_equal(told.calls, LAYERS);
+            assert_int_equal(told.to - told.from, of_layers);
+            assert_memory_equal(before + told.from, after + told.from, (size_t)of_layers * sizeof *after);
+            nib_free(before);
+            nib_free(after);
+            nib_model_close(model);
+        }
+}
+
 static void eight_steps_meet_the_golden_run(void **state)
 {
     nib_ops *ops = *state;
@@ -184,6 +239,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(adapters_meet_peft),
         cmocka_unit_test(every_weight_is_trained),
+        cmocka_unit_test(layers_are_told_of_when_their_gradients_are_complete),
         cmocka_unit_test(eight_steps_meet_the_golden_run),
         cmocka_unit_test(recomputing_changes_no_bit),
         cmocka_unit_test(threads_change_no_bit),
