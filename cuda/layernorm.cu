@@ -55,7 +55,7 @@ __global__ void layernorm_forward_kernel(int64_t rows, int columns, __nv_bfloat1
         for (int i = 0; i < N; i++) sum += v[i];
     }
     if (y == nullptr) return;
-    float *sums = reinterpret_cast<float *>(dynamic_shared<__nv_bfloat16>() + blockDim.y * columns);
+    float *sums = sums_behind(blockDim.y * columns);
     const float2 m = mean_and_inverse<N, WARP>(kept, columns, sum, epsilon, sums);
     for (int c = first; c < columns; c += step) {
         float v[N], w[N], b[N] = {};
@@ -91,7 +91,7 @@ __global__ void layernorm_backward_kernel(int64_t rows, int columns, const __nv_
             level += g[i] * w[i];
         }
     }
-    float *sums = reinterpret_cast<float *>(dynamic_shared<__nv_bfloat16>() + blockDim.y * 2 * columns);
+    float *sums = sums_behind(blockDim.y * 2 * columns);
     const float2 m = mean_and_inverse<N, WARP>(kept_x, columns, sum, epsilon, sums);
     if (moments != nullptr && threadIdx.x == 0) {
         moments[t] = m.x;

@@ -42,7 +42,7 @@ __global__ void rmsnorm_forward_kernel(int64_t rows, int columns, __nv_bfloat16 
         for (int i = 0; i < N; i++) squares += v[i] * v[i];
     }
     if (y == nullptr) return;
-    float *sums = reinterpret_cast<float *>(dynamic_shared<__nv_bfloat16>() + blockDim.y * columns);
+    float *sums = sums_behind(blockDim.y * columns);
     const float r = 1.0f / sqrtf(row_sum<WARP>(squares, sums) / (float)columns + epsilon);
     for (int c = first; c < end; c += step) {
         float v[N], w[N];
@@ -80,7 +80,7 @@ __global__ void rmsnorm_backward_kernel(int64_t rows, int columns, const __nv_bf
             products += g[i] * w[i] * v[i];
         }
     }
-    float *sums = reinterpret_cast<float *>(dynamic_shared<__nv_bfloat16>() + blockDim.y * 2 * columns);
+    float *sums = sums_behind(blockDim.y * 2 * columns);
     const float r = 1.0f / sqrtf(row_sum<WARP>(squares, sums) / (float)columns + epsilon);
     const float along = row_sum<WARP>(products, sums + blockDim.x / 32) / (float)columns * r * r;
     if (inverse != nullptr && threadIdx.x == 0) inverse[blockIdx.y * rows + t] = r;

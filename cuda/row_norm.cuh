@@ -29,12 +29,15 @@ typedef struct {
     size_t shared; /* bytes, for `operands` rows of bf16 each and the sums of `sums` reductions */
 } row_launch;
 
+/* A block's sums, behind so many values that it keeps: on a float's boundary, where their number is odd too. */
+__device__ __forceinline__ float *sums_behind(int values) { return dynamic_shared<float>() + (values + 1) / 2; }
+
 inline row_launch launch_of(int64_t rows, int64_t groups, int64_t columns, int operands, int sums)
 {
     const bool warp = columns <= WARP_COLUMNS;
     const unsigned threads = warp ? 32 : BLOCK_THREADS, block_rows = warp ? WARP_ROWS : 1;
     return {dim3((unsigned)divide_up(rows, block_rows), (unsigned)groups), dim3(threads, block_rows),
-            (size_t)(block_rows * operands * columns) * sizeof(__nv_bfloat16) + sums * threads / 32 * sizeof(float)};
+            (size_t)(block_rows * operands * columns + 1) / 2 * sizeof(float) + sums * threads / 32 * sizeof(float)};
 }
 
 #endif
