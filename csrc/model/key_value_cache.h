@@ -23,7 +23,7 @@ typedef struct {
     const nib_cache_range *range; /* by the tree rule */
 } nib_cache_access;
 
-/* Stores keys and values of qkv [T, (NH + 2 NKV) HD], after rotary, in layer l, then attends: out [T, NH HD]. */
+/* Stores k and v [T, NKV HD], rotated, in layer l, then attends with q [T, NH HD]: out [T, NH HD]. */
 nib_status nib_cached_attention(nib_ops *ops, const nib_cache_access *access, int64_t l, nib_attention_shape shape,
                                 nib_tree tree, nib_matrix q, nib_matrix k, nib_matrix v, nib_matrix out);
 
