@@ -50,9 +50,9 @@ typedef struct {
     spilled_piece spill[MOST_SPILLS];
     int spills;
     cudaStream_t stream;
-    cudaStream_t beside; /* NULL until it is asked for */
-    cudaStream_t asked;  /* the one of the two that ops go to */
-    cudaEvent_t forked, joined;
+    cudaStream_t side[NIB_SIDES]; /* NULL until they are asked for */
+    cudaStream_t asked;           /* the one of all these that ops go to */
+    cudaEvent_t reached;          /* NULL until then */
     nib_cuda_device device;
     nib_cuda_staging staging;
     nib_cuda_matmul_cache *matmul;
@@ -180,30 +180,38 @@ static nib_status cuda_synchronize(nib_ops *ops)
     return nib_cuda_staging_finish(&context_of(ops)->staging);
 }
 
-static nib_status make_second_queue(cuda_context *context)
+static nib_status make_side_queues(cuda_context *context)
 {
-    NIB_CHECK_CUDA(cudaEventCreateWithFlags(&context->forked, cudaEventDisableTiming));
-    NIB_CHECK_CUDA(cudaEventCreateWithFlags(&context->joined, cudaEventDisableTiming));
-    NIB_CHECK_CUDA(cudaStreamCreateWithFlags(&context->beside, cudaStreamNonBlocking));
+    for (int i = 0; i < NIB_SIDES; i++)
+        if (context->side[i] == NULL)
+            NIB_CHECK_CUDA(cudaStreamCreateWithFlags(&context->side[i], cudaStreamNonBlocking));
+    NIB_CHECK_CUDA(cudaEventCreateWithFlags(&context->reached, cudaEventDisableTiming));
     return NIB_OK;
 }
 
-static nib_status cuda_fork(nib_ops *ops, void **queue)
+/* What is asked of `later` from now on comes after all that was asked of `earlier`. */
+static nib_status follow(cuda_context *context, cudaStream_t later, cudaStream_t earlier)
 {
-    cuda_context *context = context_of(ops);
-    if (context->beside == NULL) NIB_TRY(make_second_queue(context));
-    NIB_CHECK_CUDA(cudaEventRecord(context->forked, context->stream));
-    NIB_CHECK_CUDA(cudaStreamWaitEvent(context->beside, context->forked, 0));
-    *queue = context->beside;
+    NIB_CHECK_CUDA(cudaEventRecord(context->reached, earlier));
+    NIB_CHECK_CUDA(cudaStreamWaitEvent(later, context->reached, 0));
     return NIB_OK;
 }
 
-static nib_status cuda_join(nib_ops *ops)
+static nib_status cuda_fork(nib_ops *ops, nib_side side, void **queue)
 {
     cuda_context *context = context_of(ops);
-    NIB_CHECK_CUDA(cudaEventRecord(context->joined, context->beside));
-    NIB_CHECK_CUDA(cudaStreamWaitEvent(context->stream, context->joined, 0));
+    if (context->reached == NULL) NIB_TRY(make_side_queues(context));
+    NIB_TRY(follow(context, context->side[side], context->stream));
+    for (int i = 0; i < NIB_SIDES; i++)
+        if (i != (int)side) NIB_TRY(follow(context, context->side[side], context->side[i]));
+    *queue = context->side[side];
     return NIB_OK;
+}
+
+static nib_status cuda_join(nib_ops *ops, nib_side side)
+{
+    cuda_context *context = context_of(ops);
+    return follow(context, context->stream, context->side[side]);
 }
 
 static void cuda_aside(nib_ops *ops, void *queue)
@@ -220,9 +228,9 @@ static void close_backend(nib_ops *ops)
     cudaFree(context->scratch.block);
     nib_cuda_matmul_cache_free(context->matmul);
     nib_cuda_staging_free(&context->staging);
-    if (context->beside != NULL) cudaStreamDestroy(context->beside);
-    if (context->forked != NULL) cudaEventDestroy(context->forked);
-    if (context->joined != NULL) cudaEventDestroy(context->joined);
+    for (int i = 0; i < NIB_SIDES; i++)
+        if (context->side[i] != NULL) cudaStreamDestroy(context->side[i]);
+    if (context->reached != NULL) cudaEventDestroy(context->reached);
     if (context->stream != NULL) cudaStreamDestroy(context->stream);
     delete context;
     delete ops;

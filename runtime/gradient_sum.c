@@ -259,11 +259,11 @@ void nib_gradient_stream_close(nib_gradient_stream *x)
     nib_free(x);
 }
 
-/* What is asked before is complete for the second queue; what is asked after it does not wait. */
+/* What is asked before is complete for the side queue; what is asked after it does not wait. */
 static nib_status add_beside(nib_gradient_stream *x, int64_t begin, int64_t n)
 {
     nib_ops *ops = x->s.tree->ops;
-    NIB_TRY(ops->fork(ops, &x->s.queue));
+    NIB_TRY(ops->fork(ops, NIB_SIDE_GRADIENTS, &x->s.queue));
     ops->aside(ops, x->s.queue);
     nib_status status = nib_gradient_tree_finish(x->s.tree, x->s.gradient, begin, n);
     if (status == NIB_OK) status = sum_blocks(&x->s, begin, n);
@@ -286,5 +286,5 @@ nib_status nib_gradient_stream_end(nib_gradient_stream *x)
     if (x->to < n) NIB_TRY(add_beside(x, x->to, n - x->to));
     if (x->from > 0) NIB_TRY(add_beside(x, 0, x->from));
     x->from = x->to = n;
-    return ops->join(ops);
+    return ops->join(ops, NIB_SIDE_GRADIENTS);
 }

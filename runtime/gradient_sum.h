@@ -17,8 +17,8 @@
  * Bytes travel and are added in the host's memory, of which it takes some 40 MiB while it runs. */
 nib_status nib_gradient_sum(nib_collectives *c, nib_gradient_tree *tree, float *gradient);
 
-/* The same from device to device, part by part while the rest is still computed: moves and additions are in the
- * backend's second queue. */
+/* The same from device to device, part by part while the rest is still computed: moves and additions are in a
+ * side queue of the backend's. */
 typedef struct nib_gradient_stream nib_gradient_stream;
 
 /* *stream NULL: no exchange. gradient and tree have to outlive it. */

@@ -87,8 +87,7 @@ static nib_status end(void *context)
     return s->status == NIB_OK ? NIB_OK : NIB_FAIL(s->status, "%s", s->message);
 }
 
-/* The moves are in the second queue, which waits for the ops asked for before: they may still read what was in `whole`.
- */
+/* The moves are in a side queue, which waits for the ops asked for before: they may still read what was in `whole`. */
 static nib_status begin_on_device(void *context, const char *what, const void *part, void *whole, const size_t *offset)
 {
     nib_node_shards *s = context;
@@ -102,7 +101,7 @@ static nib_status begin_on_device(void *context, const char *what, const void *p
         s->move[count++] = (nib_move){true, s->first + i, own, offset[rank + 1] - offset[rank]};
         s->move[count++] = (nib_move){false, s->first + i, (char *)whole + offset[i], offset[i + 1] - offset[i]};
     }
-    NIB_TRY(s->ops->fork(s->ops, &queue));
+    NIB_TRY(s->ops->fork(s->ops, NIB_SIDE_GATHERS, &queue));
     nib_status status = nib_device_exchange_run(s->exchange, queue, s->move, count);
     return status == NIB_OK ? NIB_OK : nib_error_context(status, "gathering %s", what);
 }
@@ -110,7 +109,7 @@ static nib_status begin_on_device(void *context, const char *what, const void *p
 static nib_status end_on_device(void *context)
 {
     nib_node_shards *s = context;
-    return s->ops->join(s->ops);
+    return s->ops->join(s->ops, NIB_SIDE_GATHERS);
 }
 
 static nib_status share(void *context, void *host, size_t bytes)

@@ -51,7 +51,8 @@ static nib_status accompany(const nib_training *t, const int64_t *passes)
     if (t->shards == NULL) return NIB_OK;
     for (int r = 0; r < t->collectives->size; r++)
         if (passes[r] > most) most = passes[r];
-    for (int64_t i = passes[t->collectives->rank]; i < most; i++) NIB_TRY(nib_model_accompany(t->model, false));
+    for (int64_t i = passes[t->collectives->rank]; i < most; i++)
+        NIB_TRY(nib_model_accompany(t->model, false, (nib_gradient_watch){0}));
     return t->ops->synchronize(t->ops);
 }
 

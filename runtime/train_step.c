@@ -42,6 +42,8 @@ nib_status nib_train_reserve(nib_training *t, const nib_micro_batch *batch)
     return nib_model_reserve(t->model, t->reserved_tokens, t->reserved_targets, t->recompute, true);
 }
 
+static bool divides_base(const nib_training *t) { return t->shards != NULL && t->config->parallel.shard_base; }
+
 /* All gradients as one array (model.h). */
 static float *gradients(const nib_training *t) { return t->parameters[0].gradient; }
 
@@ -72,18 +74,29 @@ static int micro_batches_of(const nib_pack *pack, nib_slot_range range)
     return pack->slot_begin[range.end] - pack->slot_begin[range.first];
 }
 
-/* Every rank goes through the layers as often as the one with the most micro-batches: parts of them are here. */
-static nib_status accompany(const nib_training *t, const nib_pack *pack)
+static nib_slot_range slots_of_rank(const nib_training *t, const nib_pack *pack, int rank)
+{
+    return nib_slot_range_of_rank(pack->slots, t->collectives->size, rank);
+}
+
+/* Of a divided base every rank goes through the layers as often as the one with the most micro-batches: parts of them
+ * are here. *told_of: each rank's last slot is complete when the last of those passes is, so that gradients can go
+ * layer by layer during it, in the same place among the gathers on every rank. */
+static int passes_of_all(const nib_training *t, const nib_pack *pack, bool *told_of)
 {
     int most = 0;
-    if (t->shards == NULL) return NIB_OK;
     for (int r = 0; r < t->collectives->size; r++) {
-        int theirs = micro_batches_of(pack, nib_slot_range_of_rank(pack->slots, t->collectives->size, r));
+        const int theirs = micro_batches_of(pack, slots_of_rank(t, pack, r));
         if (theirs > most) most = theirs;
     }
-    for (int passes = micro_batches_of(pack, nib_train_slots(t)); passes < most; passes++)
-        NIB_TRY(nib_model_accompany(t->model, true));
-    return NIB_OK;
+    *told_of = true;
+    for (int r = 0; r < t->collectives->size; r++) {
+        const nib_slot_range range = slots_of_rank(t, pack, r);
+        const bool last_is_empty =
+            range.first < range.end && pack->slot_begin[range.end - 1] == pack->slot_begin[range.end];
+        if (micro_batches_of(pack, range) == most && last_is_empty) *told_of = false;
+    }
+    return most;
 }
 
 static void note_micro_batch(const nib_training *t, int m)
@@ -93,24 +106,44 @@ static void note_micro_batch(const nib_training *t, int m)
     t->collectives->note(t->collectives, text);
 }
 
-/* The last slot's, of which parts may be on their way already. */
-static nib_status sum_gradients(nib_training *t, bool told)
+/* What a step tells of its gradients. */
+typedef struct {
+    nib_gradient_watch watch;
+    int passes; /* of a divided base: of all ranks; else 0 */
+    int made;   /* of them, by this rank */
+    bool told;  /* all layers have been told of */
+} telling;
+
+/* Before a pass: whom it tells. last: it completes this rank's last slot. Ranks that gather layers have to tell in the
+ * same pass; others tell when they can, since a layer's moves are the same in all of their passes. */
+static nib_gradient_watch told_in_pass(telling *x, bool last)
 {
-    if (t->stream == NULL) return nib_gradient_sum(t->collectives, &t->tree, gradients(t));
-    if (!told) NIB_TRY(nib_model_gradients_done(t->model, (nib_gradient_watch){nib_gradient_stream_add, t->stream}));
-    return nib_gradient_stream_end(t->stream);
+    x->made++;
+    if (x->watch.done == NULL || !last || (x->passes > 0 && x->made < x->passes)) return (nib_gradient_watch){0};
+    x->told = true;
+    return x->watch;
+}
+
+/* The passes of other ranks' micro-batches, and the layers that no pass has told of. */
+static nib_status accompany(const nib_training *t, telling *x)
+{
+    while (x->made < x->passes) NIB_TRY(nib_model_accompany(t->model, true, told_in_pass(x, true)));
+    if (x->told || x->passes > 0) return NIB_OK;
+    return nib_model_accompany(t->model, true, x->watch);
 }
 
 /* Gradients of this rank's slots, then of all; the losses of its micro-batches are where they lie among those of all,
  * one after the other, in t->nll after a synchronize. Between devices a layer's gradients go as soon as the last
- * micro-batch has passed it; where ranks gather layers all along, after the last gather, which is another for each. */
+ * micro-batch has passed it. */
 static nib_status run_slots(nib_training *t, const nib_pack *pack)
 {
     uint64_t step_key = nib_random_key((uint64_t)t->config->train.seed, (uint64_t)t->state.step);
     nib_slot_range range = nib_train_slots(t);
     int64_t first = targets_before(pack, range.first);
+    bool together = true;
+    telling x = {.passes = divides_base(t) ? passes_of_all(t, pack, &together) : 0};
+    if (t->stream != NULL && together) x.watch = (nib_gradient_watch){nib_gradient_stream_add, t->stream};
     NIB_TRY(reserve_losses(t, pack->supervised_tokens)); /* before anything is on its way there */
-    bool told = false;
     for (int slot = range.first; slot < range.end; slot++) {
         const bool streamed = t->stream != NULL && slot + 1 == range.end;
         if (streamed) nib_gradient_tree_last(&t->tree);
@@ -119,16 +152,16 @@ static nib_status run_slots(nib_training *t, const nib_pack *pack)
             note_micro_batch(t, m);
             NIB_TRY(nib_train_reserve(t, batch));
             nib_step_options options = {.gradient_scale = (float)(1.0 / pack->supervised_weight),
-                                        .dropout_key = nib_random_key(step_key, (uint64_t)m)};
-            told = streamed && m + 1 == pack->slot_begin[slot + 1] && !t->config->parallel.shard_base;
-            if (told) options.watch = (nib_gradient_watch){nib_gradient_stream_add, t->stream};
+                                        .dropout_key = nib_random_key(step_key, (uint64_t)m),
+                                        .watch = told_in_pass(&x, streamed && m + 1 == pack->slot_begin[slot + 1])};
             NIB_TRY(nib_model_train_batch(t->model, batch, options, t->nll + first));
             first += batch->N;
         }
         if (!streamed) NIB_TRY(nib_gradient_tree_add(&t->tree, slot, gradients(t)));
     }
-    NIB_TRY(accompany(t, pack));
-    return sum_gradients(t, told);
+    NIB_TRY(accompany(t, &x));
+    return t->stream != NULL ? nib_gradient_stream_end(t->stream)
+                             : nib_gradient_sum(t->collectives, &t->tree, gradients(t));
 }
 
 /* The losses of all ranks' targets into t->nll of each, so that they are added in one order everywhere. */

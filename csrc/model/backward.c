@@ -91,9 +91,14 @@ static nib_status tell_of_layer(nib_model *model, int64_t l, nib_gradient_watch 
     return watch.done(watch.user, layer->gradients, layer->gradients_end - layer->gradients);
 }
 
-nib_status nib_model_gradients_done(nib_model *model, nib_gradient_watch watch)
+nib_status nib_model_accompany(nib_model *model, bool backward, nib_gradient_watch watch)
 {
-    for (int64_t l = model->config.layers - 1; l >= 0; l--) NIB_TRY(tell_of_layer(model, l, watch));
+    const int64_t layers = model->config.layers;
+    for (int64_t l = 0; l < layers; l++) NIB_TRY(nib_base_use_layer(model, l, l + 1));
+    for (int64_t l = layers - 1; backward && l >= 0; l--) {
+        NIB_TRY(nib_base_use_layer(model, l, l - 1));
+        NIB_TRY(tell_of_layer(model, l, watch));
+    }
     return NIB_OK;
 }
 
@@ -129,10 +134,7 @@ nib_status nib_model_train_batch(nib_model *model, const nib_micro_batch *batch,
 {
     nib_ops *ops = model->ops;
     const nib_activations *a = &model->activations;
-    if (batch->N == 0) {
-        NIB_TRY(nib_model_accompany(model, true));
-        return nib_model_gradients_done(model, options.watch);
-    }
+    if (batch->N == 0) return nib_model_accompany(model, true, options.watch);
     model->watch = options.watch;
     NIB_TRY(nib_forward_upload_filled(model, batch, options));
     /* A divided base is not recorded: which window a layer lies in changes from pass to pass, and a rank without a

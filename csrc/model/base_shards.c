@@ -96,11 +96,3 @@ nib_status nib_base_use_layer(nib_model *model, int64_t l, int64_t ahead)
     if (ahead < 0 || ahead >= model->config.layers || window_of(b, ahead) >= 0) return NIB_OK;
     return begin(model, ahead, 1 - window);
 }
-
-nib_status nib_model_accompany(nib_model *model, bool backward)
-{
-    const int64_t layers = model->config.layers;
-    for (int64_t l = 0; l < layers; l++) NIB_TRY(nib_base_use_layer(model, l, l + 1));
-    for (int64_t l = layers - 1; backward && l >= 0; l--) NIB_TRY(nib_base_use_layer(model, l, l - 1));
-    return NIB_OK;
-}

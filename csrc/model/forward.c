@@ -286,7 +286,7 @@ nib_status nib_model_score_batch(nib_model *model, const nib_micro_batch *batch,
 {
     nib_ops *ops = model->ops;
     nib_activations *a = &model->activations;
-    if (batch->N == 0) return nib_model_accompany(model, false);
+    if (batch->N == 0) return nib_model_accompany(model, false, (nib_gradient_watch){0});
     NIB_TRY(nib_forward_upload(model, batch));
     NIB_TRY(nib_forward(model));
     NIB_TRY(ops->linear_cross_entropy(ops, a->normed, model->head, 0.0f, nib_forward_targets(model), 1.0f, a->nll,

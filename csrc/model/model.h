@@ -101,8 +101,6 @@ typedef struct {
     nib_status (*done)(void *user, int64_t begin, int64_t n); /* NULL: nobody */
     void *user;
 } nib_gradient_watch;
-/* Tells of every layer at once. */
-nib_status nib_model_gradients_done(nib_model *model, nib_gradient_watch watch);
 
 typedef struct {
     float gradient_scale;     /* 1 / weight of all supervised tokens of the step */
@@ -114,9 +112,10 @@ typedef struct {
 nib_status nib_model_train_batch(nib_model *model, const nib_micro_batch *batch, nib_step_options options, float *nll);
 /* Forward only. */
 nib_status nib_model_score_batch(nib_model *model, const nib_micro_batch *batch, float *nll);
-/* Of a divided base: takes part in a pass of the other ranks, each of which makes as many passes as any, where this one
- * has no micro-batch for it; backward: it is a training pass. Undivided: nothing. */
-nib_status nib_model_accompany(nib_model *model, bool backward);
+/* Takes part in a pass of the other ranks, for which this one has no micro-batch: of a divided base, each makes as many
+ * passes as any. backward: it is a training pass; watch is told of each layer's gradients, complete before, where the
+ * others' pass completes theirs. */
+nib_status nib_model_accompany(nib_model *model, bool backward, nib_gradient_watch watch);
 /* Forward only: logits of every packed token, host fp32 [T, V]. For tests and the merge check. */
 nib_status nib_model_logits(nib_model *model, const nib_micro_batch *batch, float *logits);
 

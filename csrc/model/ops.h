@@ -184,6 +184,13 @@ typedef struct {
 
 typedef struct nib_recording nib_recording;
 
+/* Queues beside the one of the ops. */
+typedef enum {
+    NIB_SIDE_GATHERS,   /* layers of a divided base, brought a layer ahead */
+    NIB_SIDE_GRADIENTS, /* sums over ranks, while the backward pass goes on */
+    NIB_SIDES
+} nib_side;
+
 typedef struct nib_ops nib_ops;
 struct nib_ops {
     const char *name;   /* "cpu", "cuda", "emulated" */
@@ -237,12 +244,12 @@ struct nib_ops {
     nib_status (*record_end)(nib_ops *ops, nib_recording **recording);
     nib_status (*replay)(nib_ops *ops, nib_recording *recording);
     void (*recording_free)(nib_ops *ops, nib_recording *recording);
-    /* A second queue, for what moves bytes beside the ops. fork: what is asked of *queue from now on comes after all
-     * that was asked of the ops. join: what is asked of the ops from now on comes after all that was asked of that
-     * queue. Neither waits, nor may it come between record_begin and record_end. These three are NULL where queue is.
-     */
-    nib_status (*fork)(nib_ops *ops, void **queue);
-    nib_status (*join)(nib_ops *ops);
+    /* Queues for what moves bytes beside the ops. fork: what is asked of *queue from now on comes after all that was
+     * asked of the ops and of the other such queue. join: what is asked of the ops from now on comes after all that was
+     * asked of that queue. Neither waits, nor may it come between record_begin and record_end. These three are NULL
+     * where queue is. */
+    nib_status (*fork)(nib_ops *ops, nib_side side, void **queue);
+    nib_status (*join)(nib_ops *ops, nib_side side);
     /* From now on ops are asked of this queue of fork's (NULL: of their own again), and run beside those asked before.
      * For ops that take no scratch. */
     void (*aside)(nib_ops *ops, void *queue);
