@@ -181,6 +181,7 @@ static nib_status first_state(nib_training *t, nib_buffer *config_text)
     snprintf(t->state.base_hash, 65, "%s", nib_model_base_hash(t->model));
     if (t->text.tokenizer != NULL) snprintf(t->state.tokenizer_hash, 65, "%s", nib_tokenizer_hash(t->text.tokenizer));
     snprintf(t->state.data_hash, 65, "%s", nib_dataset_hash(t->train));
+    if (t->eval != NULL) snprintf(t->state.evaluation_hash, 65, "%s", nib_dataset_hash(t->eval));
     return NIB_OK;
 }
 
@@ -196,9 +197,11 @@ static nib_status same_hash(const nib_training *t, const char *what, const char 
 /* Ranks that hold other data or another model would train on in silence. */
 static nib_status compare_ranks(const nib_training *t)
 {
-    enum { CONFIG, BASE, TOKENIZER, DATA, HASHES };
-    static const char *const names[HASHES] = {"configuration", "base model", "tokenizer", "training data"};
-    const char *own[HASHES] = {t->state.config_hash, t->state.base_hash, t->state.tokenizer_hash, t->state.data_hash};
+    enum { CONFIG, BASE, TOKENIZER, DATA, EVALUATION, HASHES };
+    static const char *const names[HASHES] = {"configuration", "base model", "tokenizer", "training data",
+                                              "evaluation data"};
+    const char *own[HASHES] = {t->state.config_hash, t->state.base_hash, t->state.tokenizer_hash, t->state.data_hash,
+                               t->state.evaluation_hash};
     char first[HASHES][65] = {{0}};
     for (int i = 0; i < HASHES; i++) memcpy(first[i], own[i], sizeof first[i]);
     NIB_TRY(t->collectives->broadcast(t->collectives, first, sizeof first, 0));
@@ -252,6 +255,7 @@ static nib_status read_state(nib_training *t, bool *found)
     NIB_TRY(same_hash(t, "base model", saved.base_hash, t->state.base_hash));
     NIB_TRY(same_hash(t, "tokenizer", saved.tokenizer_hash, t->state.tokenizer_hash));
     NIB_TRY(same_hash(t, "training data", saved.data_hash, t->state.data_hash));
+    NIB_TRY(same_hash(t, "evaluation data", saved.evaluation_hash, t->state.evaluation_hash));
     memcpy(saved.config_hash, t->state.config_hash, sizeof saved.config_hash);
     t->state = saved;
     nib_log("continuing after step %lld of %lld", (long long)step, (long long)t->schedule.steps);

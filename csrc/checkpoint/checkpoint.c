@@ -19,7 +19,7 @@
 
 #define MAX_JSON_BYTES (1u << 20)
 #define PATH_BYTES     4096
-#define FORMAT_VERSION 1 /* a checkpoint that states none is of the first */
+#define FORMAT_VERSION 2 /* 1, and one that states none: without the hash of the evaluation data */
 
 static const char *const files[] = {"state.json", "tensors.safetensors"};
 #define FILES 2
@@ -44,6 +44,7 @@ static const struct {
       {"base_hash", offsetof(nib_checkpoint_state, base_hash)},
       {"tokenizer_hash", offsetof(nib_checkpoint_state, tokenizer_hash)},
       {"data_hash", offsetof(nib_checkpoint_state, data_hash)},
+      {"evaluation_hash", offsetof(nib_checkpoint_state, evaluation_hash)},
 };
 #define COUNT(array) (sizeof(array) / sizeof((array)[0]))
 

@@ -24,6 +24,7 @@ typedef struct {
     double best_loss;
     bool finished;
     char config_hash[65], base_hash[65], tokenizer_hash[65], data_hash[65];
+    char evaluation_hash[65]; /* "": no evaluation data */
 } nib_checkpoint_state;
 
 /* What there is of a trained tensor. Moments are fp32, or of 8 bits with the absmax of their blocks (ops.h). */

@@ -110,6 +110,7 @@ static void begin(fixture *f)
     f->state = (nib_checkpoint_state){.step = 7, .cursor = 1LL << 40, .seed = 9007199254740991, .best_step = -1};
     f->state.best_loss = 0.1;
     strcpy(f->state.data_hash, "abc");
+    strcpy(f->state.evaluation_hash, "def");
     for (int i = 0; i < 6; i++) f->master[i] = (float)i + 0.1f, f->first[i] = -0.0f, f->second[i] = 1e-42f;
 }
 
@@ -141,6 +142,7 @@ static void what_is_written_is_read_and_old_ones_are_pruned(void **unused)
     assert_true(read.cursor == 1LL << 40 && read.seed == 9007199254740991 && read.best_step == -1);
     assert_true(read.best_loss == 0.1 && !read.finished);
     assert_string_equal(read.data_hash, "abc");
+    assert_string_equal(read.evaluation_hash, "def");
     assert_int_equal(nib_checkpoint_read(f.folder, step, carrier_of(&f.tensor), &f.tensor, 1), NIB_OK);
     assert_memory_equal(f.master, want, sizeof want);
     assert_true(signbit(f.first[0]) && f.second[0] == 1e-42f);
