@@ -34,6 +34,7 @@ nib_status nib_signals_watch(void)
         signal(numbers[i], SIG_DFL); /* a script's background job is started with SIGINT ignored */
         sigaddset(&watched, numbers[i]);
     }
+    signal(SIGUSR2, SIG_IGN);
     /* Ctrl-C also ends the `tee` that a run is piped into, and a checkpoint matters more than the reader of its lines.
      */
     signal(SIGPIPE, SIG_IGN);
