@@ -49,8 +49,7 @@ struct nib_collectives {
 
     /* Says what this rank is at, for messages about a rank that died or hangs: "step 12, evaluation". */
     void (*note)(nib_collectives *c, const char *text);
-    /* guard (NULL: none) is copied. Where nothing watches the ranks (one process; MPI, whose launcher ends the job), it
-     * is not called. */
+    /* guard (NULL: none) is copied. A process on its own has nobody to wait for, and does not call it. */
     void (*guard)(nib_collectives *c, const nib_guard *guard);
     /* Fails with what became of a rank that was lost, if that is found out within seconds, else with `otherwise` and
      * this thread's message. */

@@ -10,7 +10,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -248,22 +247,6 @@ static nib_status tcp_close(nib_collectives *c, nib_status status)
     return left;
 }
 
-/* The rank's own thread computes, or waits for a disk, and does not see the verdict: the process ends here. */
-static void end_process(nib_status status, const char *message)
-{
-    fprintf(stderr, "nibble: %s\n", message);
-    _exit(nib_exit_code(status));
-}
-
-/* Two connections to every rank, and callers that wait: as many descriptors as this process may have. */
-static void raise_descriptor_limit(void)
-{
-    struct rlimit limit;
-    if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
-    limit.rlim_cur = limit.rlim_max;
-    (void)setrlimit(RLIMIT_NOFILE, &limit);
-}
-
 /* Rank 0: every rank calls, and is told where all listen. The others: call, and be told. */
 static nib_status gather(tcp *t, int listener, int own_port, int *control, nib_endpoint *endpoint, double until)
 {
@@ -298,7 +281,6 @@ static nib_status connect_all(tcp *t, int listener, int own_port, const nib_endp
 
 static nib_status join(tcp *t)
 {
-    static const nib_control_limits limits = {.silent = 20, .absent = 1800, .grace = 2.5, .end = end_process};
     const nib_ranks *self = &t->self;
     double until = nib_train_clock() + JOIN_SECONDS;
     int listener = -1, own_port;
@@ -319,7 +301,7 @@ static nib_status join(tcp *t)
             if (control[p] >= 0) close(control[p]);
         goto done;
     }
-    NIB_TRY_GOTO(nib_control_start(self, control, &limits, &t->control), done);
+    NIB_TRY_GOTO(nib_control_start(self, control, &nib_control_job_limits, &t->control), done);
     status = connect_all(t, listener, own_port, endpoint, until);
 done:
     if (listener >= 0) close(listener);
@@ -341,12 +323,10 @@ nib_status nib_collectives_tcp(const nib_ranks *ranks, nib_collectives **collect
                .fds = nib_calloc(size + 1, sizeof *t->fds)};
     for (size_t p = 0; t->peer != NULL && p < size; p++) t->peer[p] = -1;
     nib_status status = NIB_OK;
-    if (t->peer == NULL || t->out == NULL || t->in == NULL || t->fds == NULL) {
+    if (t->peer == NULL || t->out == NULL || t->in == NULL || t->fds == NULL)
         status = NIB_FAIL(NIB_ERROR_MEMORY, "no memory for %zu ranks", size);
-    } else {
-        raise_descriptor_limit();
+    else
         status = join(t);
-    }
     if (status != NIB_OK) {
         nib_control_stop(t->control, status, nib_error_message());
         free_tcp(t);

@@ -59,6 +59,15 @@ struct nib_control {
     char own_message[TEXT_BYTES];
 };
 
+/* The rank's own thread computes, or waits for a disk, and does not see the verdict: the process ends here. */
+static void end_process(nib_status status, const char *message)
+{
+    fprintf(stderr, "nibble: %s\n", message);
+    _exit(nib_exit_code(status));
+}
+
+const nib_control_limits nib_control_job_limits = {.silent = 20, .absent = 1800, .grace = 2.5, .end = end_process};
+
 static void put_text(char text[TEXT_BYTES], const char *from) { snprintf(text, TEXT_BYTES, "%s", from); }
 
 /* The first verdict stands. */

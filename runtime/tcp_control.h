@@ -1,4 +1,4 @@
-/* The control channel of the tcp collectives: a connection from every rank to rank 0, served by a thread of its own.
+/* The control channel: a connection from every rank to rank 0, served by a thread of its own.
  *
  * Each second every rank tells rank 0, and rank 0 all others, that it lives, and which collective it is in. A
  * connection that closes without a farewell is a rank that died; one that is silent is a rank that hangs; a rank that
@@ -21,6 +21,8 @@ typedef struct {
     double grace;  /* seconds that the rank's own thread has to end by itself after a verdict */
     void (*end)(nib_status status, const char *message); /* called after that; does not have to return */
 } nib_control_limits;
+
+extern const nib_control_limits nib_control_job_limits; /* end: prints the message and ends the process */
 
 /* peer: rank 0's [size] connections to the others, own -1; another rank's only connection, to rank 0, is peer[0]. They
  * are taken over whatever the outcome. */

@@ -11,6 +11,7 @@
 #include <poll.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -60,11 +61,21 @@ static int open_listener(int family, bool loopback, int port)
     return -1;
 }
 
+/* Two connections to every rank, and callers that wait: as many descriptors as this process may have. */
+static void raise_descriptor_limit(void)
+{
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+    limit.rlim_cur = limit.rlim_max;
+    (void)setrlimit(RLIMIT_NOFILE, &limit);
+}
+
 nib_status nib_tcp_listen(const nib_ranks *self, int port, int ports, int *listener, int *bound)
 {
     bool local = self->local_size == self->size && is_loopback(self->address);
     bool six = strchr(self->address, ':') != NULL;
     *listener = -1;
+    raise_descriptor_limit();
     for (int i = 0; i < ports && *listener < 0; i++) {
         bool four = local && !six; /* elsewhere IPv6 takes callers of IPv4 too, if the machine has it */
         *listener = open_listener(four ? AF_INET : AF_INET6, local, port + i);
