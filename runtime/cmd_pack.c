@@ -19,6 +19,8 @@ static nib_status report(const char *folder)
     if (m.has_samples)
         nib_log("%lld samples, %lld tokens, %lld supervised", (long long)m.samples.count, (long long)m.samples.tokens,
                 (long long)m.samples.supervised_tokens);
+    else
+        nib_log("no --tokenizer, so no index of samples: every training tokenises all rows at its start");
     printf("%s\n", folder);
     nib_manifest_free(&m);
     return NIB_OK;
@@ -68,7 +70,9 @@ const nib_command nib_command_pack = {
         "  --tokenizer T   also counts tokens, and writes an index of all samples: training then opens data of any\n"
         "                  size at once and reads each sample when its step comes. T is a tokenizer.json, the folder "
         "of\n"
-        "                  one, or a .gguf; training with another tokenizer or template is refused\n"
+        "                  one, or a .gguf; training with another tokenizer or template is refused. Without T rows "
+        "are\n"
+        "                  only checked, and every training tokenises them all at its start, into memory\n"
         "  --template J    a chat template (Jinja) in place of the tokenizer's own\n"
         "\n"
         "Exit code 65 and the file and line if a row is not one of the formats that train reads.\n",

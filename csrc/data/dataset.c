@@ -1,6 +1,7 @@
 #include "data/dataset_internal.h"
 
 #include "base/file.h"
+#include "base/log.h"
 #include "base/sha256.h"
 #include "data/fingerprints.h"
 #include "formats/row_reader.h"
@@ -191,8 +192,11 @@ static nib_status load_packed(loader *load, nib_row_encoder *encoder, nib_datase
     nib_packed_data *packed = nib_calloc(1, sizeof *packed);
     if (packed == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "%s: no memory to read it", path);
     nib_status status = nib_packed_data_open(path, load->options, packed);
-    if (status == NIB_OK && load->options->on_demand && nib_packed_data_on_demand(packed, load->options))
-        return adopt_packed(load, part, packed);
+    const char *obstacle = status == NIB_OK ? nib_packed_data_obstacle(packed, load->options) : NULL;
+    if (status == NIB_OK && load->options->on_demand && obstacle == NULL) return adopt_packed(load, part, packed);
+    if (status == NIB_OK && load->options->on_demand)
+        nib_log("%s: its %lld rows are all tokenised now, and kept in memory, since %s", path,
+                (long long)packed->manifest.rows, obstacle);
     if (status == NIB_OK) status = load_shards(load, encoder, packed);
     nib_packed_data_close(packed);
     nib_free(packed);

@@ -143,10 +143,13 @@ nib_status nib_packed_data_verify(const nib_packed_data *data)
     return m->has_samples ? verify_file(data->index.path, m->samples.hash) : NIB_OK;
 }
 
-bool nib_packed_data_on_demand(const nib_packed_data *data, const nib_data_options *options)
+const char *nib_packed_data_obstacle(const nib_packed_data *data, const nib_data_options *options)
 {
-    return data->manifest.has_samples && data->manifest.samples.count > 0 && !options->train_on_all &&
-           data->manifest.samples.longest <= options->max_length;
+    const nib_manifest *m = &data->manifest;
+    if (!m->has_samples) return "it was packed without --tokenizer";
+    if (m->samples.count == 0) return "it has no sample";
+    if (options->train_on_all) return "\"data.train_on\" is \"all\"";
+    return m->samples.longest > options->max_length ? "some are longer than \"data.max_length\"" : NULL;
 }
 
 /* Takes the one sample of a row that is wanted. */

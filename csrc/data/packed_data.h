@@ -22,9 +22,9 @@ void nib_packed_data_close(nib_packed_data *data);
 /* Reads every file and compares its SHA-256 with the manifest's. */
 nib_status nib_packed_data_verify(const nib_packed_data *data);
 
-/* Can samples be read one by one under these options? Not without an index, nor where the options make others of the
- * rows: everything supervised, or rows that are too long. */
-bool nib_packed_data_on_demand(const nib_packed_data *data, const nib_data_options *options);
+/* Why samples cannot be read one by one under these options, to go behind "since": there is no index, or the options
+ * make others of the rows, as where everything is supervised or rows are too long. NULL: they can. */
+const char *nib_packed_data_obstacle(const nib_packed_data *data, const nib_data_options *options);
 
 /* A reading of samples by one thread: the shard at hand, and what the encoder keeps. Zero-initialise, then set data,
  * options (both must outlive it) and vocabulary. */
