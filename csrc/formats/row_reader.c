@@ -7,6 +7,7 @@
 
 #include <string.h>
 #include <zstd.h>
+#include <zstd_errors.h>
 
 #define MAX_LINE      ((size_t)64 << 20)
 #define RELEASE_EVERY ((uint64_t)16 << 20) /* bytes of the file read before its pages are given back */
@@ -94,6 +95,25 @@ static nib_status make_room(nib_row_reader *reader)
     return NIB_OK;
 }
 
+static nib_status decoding_failed(const nib_row_reader *reader, uint64_t at, size_t result)
+{
+    const char *path = reader->file.path;
+    const unsigned long long frame = reader->frame;
+    switch (ZSTD_getErrorCode(result)) {
+    case ZSTD_error_memory_allocation:
+        return NIB_FAIL(NIB_ERROR_MEMORY, "%s: no memory to decode the zstd frame that begins at byte %llu", path,
+                        frame);
+    case ZSTD_error_frameParameter_windowTooLarge:
+        return NIB_FAIL(NIB_ERROR_DATA,
+                        "%s: the zstd frame that begins at byte %llu looks back further than 128 MiB; compress it "
+                        "again, with --long=27 at most",
+                        path, frame);
+    default:
+        return NIB_FAIL(NIB_ERROR_DATA, "%s: the zstd frame that begins at byte %llu is corrupt near byte %llu: %s",
+                        path, frame, (unsigned long long)at, ZSTD_getErrorName(result));
+    }
+}
+
 /* Decodes until there is more text; *more is false at the end of the file. */
 static nib_status decode(nib_row_reader *reader, bool *more)
 {
@@ -115,10 +135,7 @@ static nib_status decode(nib_row_reader *reader, bool *more)
         }
         ZSTD_inBuffer in = {reader->file.data + reader->at, reader->file.size - reader->at, 0};
         size_t left = ZSTD_decompressStream(reader->stream, &out, &in);
-        if (ZSTD_isError(left))
-            return NIB_FAIL(NIB_ERROR_DATA, "%s: the zstd frame that begins at byte %llu is corrupt near byte %llu: %s",
-                            reader->file.path, (unsigned long long)reader->frame,
-                            (unsigned long long)(reader->at + in.pos), ZSTD_getErrorName(left));
+        if (ZSTD_isError(left)) return decoding_failed(reader, reader->at + in.pos, left);
         reader->at += in.pos;
         reader->in_frame = left != 0;
         reader->more_output = left != 0 && out.pos == out.size;

@@ -151,6 +151,12 @@ static void errors_say_where(void **state)
     file.length = first;
     file.data[first - 1] ^= 1; /* the checksum ends the frame */
     expect_error(file.data, first, "begins at byte 0 is corrupt");
+    /* A header alone, of an empty last block: windows of 128 MiB and of 256 MiB. */
+    static const char window[] = "\x28\xb5\x2f\xfd\x00\x88\x01\x00\x00",
+                      wide[] = "\x28\xb5\x2f\xfd\x00\x90\x01\x00\x00";
+    assert_int_equal(read_rows(window, sizeof window - 1, &text), NIB_OK);
+    expect_error(wide, sizeof wide - 1, "the zstd frame that begins at byte 0 looks back further than 128 MiB");
+    nib_buffer_clear(&text);
     for (size_t i = 0; i < ((size_t)64 << 20) + 1; i++) nib_buffer_char(&text, 'a');
     expect_error(text.data, text.length, "rows.jsonl:1: the line that begins at byte 0 is longer than 67108864 bytes");
     nib_buffer_clear(&file);
