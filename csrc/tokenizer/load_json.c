@@ -121,11 +121,11 @@ static nib_status read_added(nib_tokenizer *t, const nib_json *entry, nib_added_
     NIB_TRY(nib_json_read_int(t->path, entry, "id", 0, NIB_VOCABULARY_MAX_ID, -1, &id));
     if (!nib_json_is(content, NIB_JSON_STRING) || content->length == 0 || id < 0)
         return NIB_FAIL(NIB_ERROR_DATA, "%s:%u: an added token without id or content", t->path, entry->line);
-    NIB_TRY(nib_json_read_bool(t->path, entry, "single_word", false, &token->single_word));
-    NIB_TRY(nib_json_read_bool(t->path, entry, "lstrip", false, &token->lstrip));
-    NIB_TRY(nib_json_read_bool(t->path, entry, "rstrip", false, &token->rstrip));
-    NIB_TRY(nib_json_read_bool(t->path, entry, "special", false, &token->special));
-    NIB_TRY(nib_json_read_bool(t->path, entry, "normalized", !token->special, &token->normalized));
+    NIB_TRY(nib_load_flag(t, entry, "single_word", &token->single_word));
+    NIB_TRY(nib_load_flag(t, entry, "lstrip", &token->lstrip));
+    NIB_TRY(nib_load_flag(t, entry, "rstrip", &token->rstrip));
+    NIB_TRY(nib_load_flag(t, entry, "special", &token->special));
+    NIB_TRY(nib_load_flag(t, entry, "normalized", &token->normalized));
     token->id = (int32_t)id;
     if (nib_vocabulary_find(&t->bpe.vocabulary, content->string, content->length) == token->id) return NIB_OK;
     return nib_vocabulary_add(&t->bpe.vocabulary, t->path, id, content->string, content->length);
@@ -213,6 +213,23 @@ done:
     return status;
 }
 
+/* A part under another name would be a part left out. */
+static nib_status check_keys(const nib_tokenizer *t, const nib_json *root)
+{
+    static const char *const keys[] = {"version",       "truncation",     "padding", "added_tokens", "normalizer",
+                                       "pre_tokenizer", "post_processor", "decoder", "model"};
+    for (const nib_json *member = root->first; member != NULL; member = member->next) {
+        bool known = false;
+        for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) known = known || strcmp(member->key, keys[i]) == 0;
+        if (!known)
+            return NIB_FAIL(NIB_ERROR_DATA,
+                            "%s:%u: \"%.60s\" is no part of a tokenizer; expected version, truncation, padding, "
+                            "added_tokens, normalizer, pre_tokenizer, post_processor, decoder, model",
+                            t->path, member->key_line, member->key);
+    }
+    return NIB_OK;
+}
+
 nib_status nib_tokenizer_load_json(nib_tokenizer *t)
 {
     nib_file file = {0};
@@ -232,6 +249,7 @@ nib_status nib_tokenizer_load_json(nib_tokenizer *t)
                           nib_json_kind_name(root->kind));
         goto done;
     }
+    NIB_TRY_GOTO(check_keys(t, root), done);
     nib_sha256_of(file.data, file.size, t->hash);
     NIB_TRY_GOTO(nib_load_normalizer(t, nib_json_get(root, "normalizer")), done);
     NIB_TRY_GOTO(nib_load_pretokenizer(t, nib_json_get(root, "pre_tokenizer")), done);

@@ -30,6 +30,16 @@ static nib_status unknown(const nib_tokenizer *t, const nib_json *value, const c
                     value->line, part, type);
 }
 
+nib_status nib_load_flag(const nib_tokenizer *t, const nib_json *object, const char *key, bool *flag)
+{
+    const nib_json *member = nib_json_get(object, key);
+    *flag = nib_json_is(member, NIB_JSON_TRUE);
+    if (!*flag && !nib_json_is(member, NIB_JSON_FALSE))
+        return NIB_FAIL(NIB_ERROR_DATA, "%s:%u: \"%s\" is missing, or neither true nor false", t->path, object->line,
+                        key);
+    return NIB_OK;
+}
+
 static nib_status copy_member(nib_tokenizer *t, const nib_json *object, const char *key, bool may_be_empty, char **copy)
 {
     const char *text;
@@ -85,11 +95,13 @@ nib_status nib_load_normalizer(nib_tokenizer *tokenizer, const nib_json *value)
     return each_step(tokenizer, value, "normalizers", read_normalizer, 0);
 }
 
-static nib_status read_behavior(nib_tokenizer *t, const nib_json *value, nib_split_behavior *behavior)
+/* fallback: where there is none. */
+static nib_status read_behavior(nib_tokenizer *t, const nib_json *value, const char *fallback,
+                                nib_split_behavior *behavior)
 {
     static const char *const names[] = {"Isolated", "Contiguous", "Removed", "MergedWithPrevious", "MergedWithNext"};
     const char *name;
-    NIB_TRY(nib_json_read_string(t->path, value, "behavior", "Isolated", &name));
+    NIB_TRY(nib_json_read_string(t->path, value, "behavior", fallback, &name));
     for (int i = 0; i < 5; i++)
         if (strcmp(name, names[i]) == 0) {
             *behavior = (nib_split_behavior)i;
@@ -131,24 +143,24 @@ static nib_status read_pretokenizer(nib_tokenizer *t, const nib_json *value, con
         const nib_json *text;
         bool literal, invert;
         NIB_TRY(read_pattern(t, value, &text, &literal));
-        NIB_TRY(read_behavior(t, value, &behavior));
-        NIB_TRY(nib_json_read_bool(t->path, value, "invert", false, &invert));
+        NIB_TRY(read_behavior(t, value, "", &behavior));
+        NIB_TRY(nib_load_flag(t, value, "invert", &invert));
         return nib_pretokenizer_add_split(t, text->string, text->length, literal, behavior, invert);
     }
     if (strcmp(type, "ByteLevel") == 0) {
         bool prefix_space, use_regex;
-        NIB_TRY(nib_json_read_bool(t->path, value, "add_prefix_space", true, &prefix_space));
+        NIB_TRY(nib_load_flag(t, value, "add_prefix_space", &prefix_space));
         NIB_TRY(nib_json_read_bool(t->path, value, "use_regex", true, &use_regex));
         return nib_pretokenizer_add_byte_level(t, prefix_space, use_regex);
     }
     if (strcmp(type, "Digits") == 0) {
         bool each;
-        NIB_TRY(nib_json_read_bool(t->path, value, "individual_digits", false, &each));
+        NIB_TRY(nib_load_flag(t, value, "individual_digits", &each));
         const char *pattern = each ? digit : digits;
         return nib_pretokenizer_add_split(t, pattern, strlen(pattern), false, NIB_SPLIT_ISOLATED, false);
     }
     if (strcmp(type, "Punctuation") == 0) {
-        NIB_TRY(read_behavior(t, value, &behavior));
+        NIB_TRY(read_behavior(t, value, "Isolated", &behavior));
         return nib_pretokenizer_add_split(t, punctuation, strlen(punctuation), false, behavior, false);
     }
     if (strcmp(type, "Metaspace") == 0) return read_metaspace(t, value);
@@ -192,10 +204,13 @@ static nib_status read_post_processor(nib_tokenizer *t, const nib_json *value, c
     int sequences = 0;
     for (const nib_json *item = single->first; item != NULL; item = item->next) {
         const nib_json *special = nib_json_get(item, "SpecialToken");
-        if (special != NULL)
-            NIB_TRY(append_special(t, value, special, sequences == 0 ? &t->before : &t->after));
-        else if (nib_json_get(item, "Sequence") != NULL)
-            sequences++;
+        const nib_json *text = nib_json_get(nib_json_get(item, "Sequence"), "id");
+        if (special == NULL && !(nib_json_is(text, NIB_JSON_STRING) && strcmp(text->string, "A") == 0))
+            return NIB_FAIL(NIB_ERROR_DATA,
+                            "%s:%u: what a template is made of is neither \"SpecialToken\" nor \"Sequence\" \"A\"",
+                            t->path, item->line);
+        if (special != NULL) NIB_TRY(append_special(t, value, special, sequences == 0 ? &t->before : &t->after));
+        sequences += special == NULL;
     }
     if (sequences != 1)
         return NIB_FAIL(NIB_ERROR_DATA, "%s:%u: the template \"single\" has %d sequences, expected 1", t->path,

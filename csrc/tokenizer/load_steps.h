@@ -12,4 +12,7 @@ nib_status nib_load_pretokenizer(nib_tokenizer *tokenizer, const nib_json *value
 nib_status nib_load_post_processor(nib_tokenizer *tokenizer, const nib_json *value);
 nib_status nib_load_decoder(nib_tokenizer *tokenizer, const nib_json *value);
 
+/* A member that has to be there and to be true or false, as it is in every file that Hugging Face's library reads. */
+nib_status nib_load_flag(const nib_tokenizer *tokenizer, const nib_json *object, const char *key, bool *flag);
+
 #endif

@@ -28,9 +28,16 @@ static nib_status open_text(const char *text, size_t length, nib_tokenizer **tok
 #define VOCAB "{\"a\":0,\"b\":1,\"ab\":2,\"c\":3,\"abc\":4}"
 #define STEPS                                                                                                          \
     "\"pre_tokenizer\":{\"type\":\"ByteLevel\",\"add_prefix_space\":false},\"decoder\":{\"type\":\"ByteLevel\"}"
+#define SINGLE "\"single_word\":false,\"lstrip\":false,\"rstrip\":false"
+/* An added token, with flags as `true` or `false`. */
+#define ADDED(id, content, special, normalized)                                                                        \
+    "{\"id\":" #id ",\"content\":\"" content "\",\"special\":" #special ",\"normalized\":" #normalized "," SINGLE "}"
 #define FILE_OF(added, vocab, merges)                                                                                  \
     "{\"added_tokens\":[" added "]," STEPS ",\"model\":{\"type\":\"BPE\",\"vocab\":" vocab ",\"merges\":[" merges "]}" \
     "}"
+
+#define SPLIT(pattern, rest)                                                                                           \
+    "{\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"Regex\":\"" pattern "\"}," rest "},\"model\":{}}"
 
 static void refused(const char *text, const char *message)
 {
@@ -54,14 +61,28 @@ static void bad_files_are_refused(void **state)
     refused(FILE_OF("", "{\"a\":-1}", ""), "has id -1");
     refused(FILE_OF("", "{\"a\":99999999}", ""), "has id 99999999");
     refused(FILE_OF("", "{\"a\":0.5}", ""), "no integer");
-    refused(FILE_OF("{\"id\":0,\"content\":\"zz\"}", VOCAB, ""), "id 0 is given to");
+    refused(FILE_OF(ADDED(0, "zz", false, true), VOCAB, ""), "id 0 is given to");
     refused(FILE_OF("{\"id\":9}", VOCAB, ""), "without id or content");
     refused("{\"model\":{\"type\":\"Unigram\",\"vocab\":[]}}", "Unigram");
     refused("[]", "an array");
     refused("{\"pre_tokenizer\":{\"type\":\"BertPreTokenizer\"},\"model\":{}}", "cannot be left out");
     refused("{\"normalizer\":{\"type\":\"Lowercase\"},\"model\":{}}", "cannot be left out");
-    refused("{\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"Regex\":\"(a\"}},\"model\":{}}", "does not compile");
-    refused("{\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"Regex\":\"\\\\h\"}},\"model\":{}}", "not supported");
+    refused(SPLIT("(a", "\"behavior\":\"Isolated\",\"invert\":false"), "does not compile");
+    refused(SPLIT("\\\\h", "\"behavior\":\"Isolated\",\"invert\":false"), "not supported");
+    /* What Hugging Face's tokenizers 0.23.3 refuses too: a part that is no part, a flag that is not there. */
+    refused("{\"dekoder\":null,\"model\":{}}", "\"dekoder\" is no part of a tokenizer");
+    refused(FILE_OF("{\"id\":9,\"content\":\"z\",\"special\":true,\"normalised\":false," SINGLE "}", VOCAB, ""),
+            "\"normalized\" is missing");
+    refused(FILE_OF("{\"id\":9,\"content\":\"z\",\"normalized\":true," SINGLE "}", VOCAB, ""),
+            "\"special\" is missing");
+    refused(SPLIT("a", "\"behavior\":\"Isolated\",\"invert\":1"), "\"invert\" is missing, or neither true nor false");
+    refused(SPLIT("a", "\"invert\":false"), "the behavior \"\" is not supported");
+    refused("{\"pre_tokenizer\":{\"type\":\"ByteLevel\"},\"model\":{}}", "\"add_prefix_space\" is missing");
+    refused("{\"pre_tokenizer\":{\"type\":\"Digits\"},\"model\":{}}", "\"individual_digits\" is missing");
+    refused("{" STEPS ",\"model\":{\"vocab\":" VOCAB
+            ",\"merges\":[]},\"post_processor\":{\"type\":\"TemplateProcessing\","
+            "\"single\":[{\"SpeclalToken\":{\"id\":\"a\"}},{\"Sequence\":{\"id\":\"A\"}}]}}",
+            "neither \"SpecialToken\" nor");
     nib_tokenizer *tokenizer;
     assert_int_equal(nib_tokenizer_open("/nonexistent/tokenizer.json", &tokenizer), NIB_ERROR_DATA);
 }
@@ -82,8 +103,8 @@ static void encodes(const nib_tokenizer *tokenizer, const char *text, bool parse
 static void merges_and_special_tokens_follow_the_rules(void **state)
 {
     (void)state;
-    static const char text[] = FILE_OF("{\"id\":7,\"content\":\"cc\",\"special\":true},{\"id\":8,\"content\":\"ccc\"}",
-                                       VOCAB, "\"a b\",\"ab c\"");
+    static const char text[] =
+        FILE_OF(ADDED(7, "cc", true, false) "," ADDED(8, "ccc", false, true), VOCAB, "\"a b\",\"ab c\"");
     nib_tokenizer *tokenizer;
     assert_int_equal(open_text(text, strlen(text), &tokenizer), NIB_OK);
     encodes(tokenizer, "abcab", true, "4 2");
@@ -116,23 +137,22 @@ static void decodes(const nib_tokenizer *tokenizer, int32_t id, const char *expe
     nib_buffer_free(&text);
 }
 
+#define COMPOSED                                                                                                       \
+    ADDED(5, "e\\u0301x", false, true)                                                                                 \
+    "," ADDED(6, "e\\u0301x.", false, false) "," ADDED(7, "\\u00e9", false, false) "," ADDED(                          \
+        8, "\\u0120x", false, true) "," ADDED(9, "\\u0120\\u65e5", false, true)
+#define PREPENDED ADDED(5, "x", false, true) "," ADDED(6, "y", false, false)
+#define MODEL     ",\"model\":{\"type\":\"BPE\",\"vocab\":" VOCAB ",\"merges\":[]}"
+
 /* Added tokens go through the decoder as all others do, as what they are looked for. Texts are those of Hugging Face's
  * tokenizers 0.23.3. */
 static void added_tokens_are_decoded_as_by_others(void **state)
 {
     (void)state;
-    static const char bytes[] =
-        "{\"normalizer\":{\"type\":\"NFC\"},\"added_tokens\":[{\"id\":5,\"content\":\"e\\u0301x\",\"normalized\":true},"
-        "{\"id\":6,\"content\":\"e\\u0301x.\",\"normalized\":false},"
-        "{\"id\":7,\"content\":\"\\u00e9\",\"normalized\":false},"
-        "{\"id\":8,\"content\":\"\\u0120x\",\"normalized\":true},"
-        "{\"id\":9,\"content\":\"\\u0120\\u65e5\",\"normalized\":true}]," STEPS
-        ",\"model\":{\"type\":\"BPE\",\"vocab\":" VOCAB ",\"merges\":[]}}";
+    static const char bytes[] = "{\"normalizer\":{\"type\":\"NFC\"},\"added_tokens\":[" COMPOSED "]," STEPS MODEL "}";
     static const char pieces[] =
-        "{\"normalizer\":{\"type\":\"Prepend\",\"prepend\":\"\\u2581\"},\"added_tokens\":["
-        "{\"id\":5,\"content\":\"x\",\"normalized\":true},{\"id\":6,\"content\":\"y\",\"normalized\":false}],"
-        "\"decoder\":{\"type\":\"Replace\",\"pattern\":{\"String\":\"\\u2581\"},\"content\":\" \"},"
-        "\"model\":{\"type\":\"BPE\",\"vocab\":" VOCAB ",\"merges\":[]}}";
+        "{\"normalizer\":{\"type\":\"Prepend\",\"prepend\":\"\\u2581\"},\"added_tokens\":[" PREPENDED "],"
+        "\"decoder\":{\"type\":\"Replace\",\"pattern\":{\"String\":\"\\u2581\"},\"content\":\" \"}" MODEL "}";
     nib_tokenizer *tokenizer;
     assert_int_equal(open_text(bytes, strlen(bytes), &tokenizer), NIB_OK);
     decodes(tokenizer, 5, "a\xef\xbf\xbdx"); /* composed, and then a letter of the byte alphabet: 0xe9 */
