@@ -2,37 +2,15 @@
 #include "check_print.h"
 #include "command.h"
 #include "open.h"
+#include "options.h"
 #include "token_choice.h"
 
 #include "base/utf8.h"
 #include "data/prefetch.h"
 
 #include <stdio.h>
-#include <string.h>
 
-enum { MAX_OVERRIDES = 256, MAX_STEPS = 200, LEAKS_SHOWN = 3 };
-
-typedef struct {
-    const char *config;
-    const char *overrides[MAX_OVERRIDES];
-    int count;
-} arguments;
-
-static nib_status read_arguments(int argc, char **argv, arguments *a)
-{
-    for (int i = 0; i < argc; i++) {
-        if (strcmp(argv[i], "--set") == 0) {
-            if (i + 1 == argc || a->count == MAX_OVERRIDES)
-                return NIB_FAIL(NIB_ERROR_USAGE, "--set needs a.b=value, at most %d times", MAX_OVERRIDES);
-            a->overrides[a->count++] = argv[++i];
-        } else if (argv[i][0] == '-' || a->config != NULL) {
-            return NIB_FAIL(NIB_ERROR_USAGE, "unknown argument '%s'; see nibble check --help", argv[i]);
-        } else {
-            a->config = argv[i];
-        }
-    }
-    return a->config == NULL ? NIB_FAIL(NIB_ERROR_USAGE, "nibble check needs a config file") : NIB_OK;
-}
+enum { MAX_STEPS = 200, LEAKS_SHOWN = 3 };
 
 static nib_status print_leaks(const nib_dataset *train, const nib_dataset *eval)
 {
@@ -121,15 +99,20 @@ static nib_status check_data(nib_config *config, const nib_model_config *model, 
 
 static nib_status run(int argc, char **argv)
 {
-    arguments a = {0};
+    const char *path = NULL;
+    nib_option_list overrides = {0};
     nib_config config = {0};
     nib_text text = {0};
     nib_model_config model = {0};
     nib_dataset *train = NULL, *eval = NULL;
     nib_status status;
 
-    NIB_TRY(read_arguments(argc, argv, &a));
-    NIB_TRY(nib_config_read(a.config, a.overrides, a.count, &config));
+    const nib_option options[] = {
+        {.name = "CONFIG", .kind = NIB_OPTION_ARGUMENT, .value = &path, .required = true},
+        {.name = "--set", .kind = NIB_OPTION_REPEATED, .value = &overrides},
+    };
+    NIB_TRY_GOTO(nib_options_read(argc, argv, options, sizeof options / sizeof *options), done);
+    NIB_TRY_GOTO(nib_config_read(path, overrides.items, (int)overrides.count, &config), done);
     NIB_TRY_GOTO(nib_open_model_config(config.model, &model), done);
     NIB_TRY_GOTO(nib_text_open(config.model, config.tokenizer, config.data.chat_template, &text), done);
     NIB_TRY_GOTO(nib_open_data(&config, &config.data.train, &text, model.vocabulary, true, &train), done);
@@ -141,6 +124,7 @@ done:
     nib_dataset_free(train);
     nib_text_close(&text);
     nib_config_free(&config);
+    nib_free(overrides.items);
     return status;
 }
 

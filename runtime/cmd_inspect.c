@@ -2,6 +2,7 @@
  * loaded: what is printed comes from headers, tables and small JSON files. */
 #include "command.h"
 #include "inspect_shards.h"
+#include "options.h"
 
 #include "base/buffer.h"
 #include "base/file.h"
@@ -320,9 +321,10 @@ static nib_status describe(const char *path, nib_buffer *out)
 static nib_status run(int argc, char **argv)
 {
     nib_buffer out = {0};
-    if (argc != 1 || argv[0][0] == '-')
-        return NIB_FAIL(NIB_ERROR_USAGE, "expected one file or folder; see nibble inspect --help");
-    nib_status status = describe(argv[0], &out);
+    const char *path = NULL;
+    const nib_option option = {.name = "FILE", .kind = NIB_OPTION_ARGUMENT, .value = &path, .required = true};
+    NIB_TRY(nib_options_read(argc, argv, &option, 1));
+    nib_status status = describe(path, &out);
     if (status == NIB_OK) nib_utf8_print(stdout, out.data, out.length);
     nib_buffer_free(&out);
     return status;

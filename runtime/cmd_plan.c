@@ -2,64 +2,37 @@
 #include "base/log.h"
 #include "command.h"
 #include "machine.h"
+#include "options.h"
 #include "plan.h"
 #include "plan_card.h"
 #include "plan_rates.h"
 #include "train_open.h"
 
 #include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 
 #define MIB ((double)(1 << 20))
 #define GIB ((double)(1 << 30))
 
 typedef struct {
     const char *config;
-    const char **overrides;
-    int override_count;
+    nib_option_list overrides;
     double memory;    /* GiB; 0: what is available */
     const char *card; /* NULL: this machine */
     int64_t length;   /* of a document; 0: data.max_length */
-    int gpus;         /* 0: not given */
+    int64_t gpus;     /* 0: not given */
 } arguments;
-
-static nib_status read_count(const char *name, const char *text, int64_t most, int64_t *out)
-{
-    char *end;
-    long long count = strtoll(text, &end, 10);
-    if (*end != 0 || count < 1 || count > most)
-        return NIB_FAIL(NIB_ERROR_USAGE, "%s %s: expected a number from 1 to %lld", name, text, (long long)most);
-    *out = count;
-    return NIB_OK;
-}
 
 static nib_status read_arguments(int argc, char **argv, arguments *a)
 {
-    for (int i = 0; i < argc; i++) {
-        bool last = i + 1 == argc;
-        char *end;
-        if (strcmp(argv[i], "--set") == 0 && !last) {
-            a->overrides[a->override_count++] = argv[++i];
-        } else if (strcmp(argv[i], "--memory") == 0 && !last) {
-            a->memory = strtod(argv[++i], &end);
-            if (*end != 0 || !(a->memory > 0) || a->memory > 1e6)
-                return NIB_FAIL(NIB_ERROR_USAGE, "--memory %s: expected a number of GiB", argv[i]);
-        } else if (strcmp(argv[i], "--card") == 0 && !last) {
-            a->card = argv[++i];
-        } else if (strcmp(argv[i], "--length") == 0 && !last) {
-            NIB_TRY(read_count("--length", argv[++i], 1 << 20, &a->length));
-        } else if (strcmp(argv[i], "--gpus") == 0 && !last) {
-            int64_t count = 0;
-            NIB_TRY(read_count("--gpus", argv[++i], 1 << 20, &count));
-            a->gpus = (int)count;
-        } else if (argv[i][0] != '-' && a->config == NULL) {
-            a->config = argv[i];
-        } else {
-            return NIB_FAIL(NIB_ERROR_USAGE, "unknown argument or missing value: '%s'", argv[i]);
-        }
-    }
-    if (a->config == NULL) return NIB_FAIL(NIB_ERROR_USAGE, "a CONFIG is needed");
+    const nib_option options[] = {
+        {.name = "CONFIG", .kind = NIB_OPTION_ARGUMENT, .value = &a->config, .required = true},
+        {.name = "--set", .kind = NIB_OPTION_REPEATED, .value = &a->overrides},
+        {.name = "--memory", .kind = NIB_OPTION_NUMBER, .value = &a->memory, .low = 1e-6, .high = 1e6},
+        {.name = "--card", .kind = NIB_OPTION_TEXT, .value = &a->card},
+        {.name = "--length", .kind = NIB_OPTION_INTEGER, .value = &a->length, .low = 1, .high = 1 << 20},
+        {.name = "--gpus", .kind = NIB_OPTION_INTEGER, .value = &a->gpus, .low = 1, .high = 1 << 20},
+    };
+    NIB_TRY(nib_options_read(argc, argv, options, sizeof options / sizeof *options));
     if (a->card == NULL && (a->gpus > 0 || a->length > 0))
         return NIB_FAIL(NIB_ERROR_USAGE, "--gpus and --length plan for a card: name it with --card");
     return NIB_OK;
@@ -161,7 +134,7 @@ static void print_card(const nib_card_question *q, const nib_card_plan *plan, bo
 static nib_status plan_card(const nib_config *config, const arguments *a)
 {
     nib_model_options options = nib_config_model(config, true);
-    nib_card_question question = {.gpus = a->gpus > 0 ? a->gpus : 1,
+    nib_card_question question = {.gpus = a->gpus > 0 ? (int)a->gpus : 1,
                                   .length = a->length > 0 ? a->length : config->data.max_length,
                                   .shard_base = config->parallel.shard_base,
                                   .shard_optimizer = config->parallel.shard_optimizer};
@@ -177,11 +150,10 @@ static nib_status run(int argc, char **argv)
 {
     nib_config config = {0};
     nib_training training = {.config = &config, .folder.lock = -1, .metrics.fd = -1};
-    arguments a = {.overrides = nib_calloc((size_t)argc + 1, sizeof *a.overrides)};
+    arguments a = {0};
     nib_status status;
-    if (a.overrides == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "no memory for the arguments");
     NIB_TRY_GOTO(read_arguments(argc, argv, &a), done);
-    NIB_TRY_GOTO(nib_config_read(a.config, a.overrides, a.override_count, &config), done);
+    NIB_TRY_GOTO(nib_config_read(a.config, a.overrides.items, (int)a.overrides.count, &config), done);
     if (a.card != NULL) {
         status = plan_card(&config, &a);
         goto done;
@@ -190,7 +162,7 @@ static nib_status run(int argc, char **argv)
 done:
     nib_train_close(&training);
     nib_config_free(&config);
-    nib_free(a.overrides);
+    nib_free(a.overrides.items);
     return status;
 }
 

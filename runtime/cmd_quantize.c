@@ -7,22 +7,6 @@
 #include "model/nf4_cache.h"
 
 #include <stdio.h>
-#include <string.h>
-
-static nib_status read_arguments(int argc, char **argv, const char **model, const char **out)
-{
-    *model = *out = NULL;
-    for (int i = 0; i < argc; i++) {
-        if (i + 1 < argc && strcmp(argv[i], "--model") == 0)
-            *model = argv[++i];
-        else if (i + 1 < argc && strcmp(argv[i], "--out") == 0)
-            *out = argv[++i];
-        else
-            return NIB_FAIL(NIB_ERROR_USAGE, "unknown argument or missing value: '%s'", argv[i]);
-    }
-    if (*model == NULL || *out == NULL) return NIB_FAIL(NIB_ERROR_USAGE, "--model M and --out D are needed");
-    return NIB_OK;
-}
 
 /* The files of a tokenizer, where the model has them beside its weights. */
 static nib_status copy_tokenizer(const char *model, const char *out)
@@ -47,11 +31,15 @@ static nib_status copy_tokenizer(const char *model, const char *out)
 
 static nib_status run(int argc, char **argv)
 {
-    const char *model, *out;
+    const char *model = NULL, *out = NULL;
     nib_ops *ops = NULL;
     nib_weight_source source = {0};
     char hex[65];
-    NIB_TRY(read_arguments(argc, argv, &model, &out));
+    const nib_option options[] = {
+        {.name = "--model", .kind = NIB_OPTION_TEXT, .value = &model, .required = true},
+        {.name = "--out", .kind = NIB_OPTION_TEXT, .value = &out, .required = true},
+    };
+    NIB_TRY(nib_options_read(argc, argv, options, sizeof options / sizeof *options));
     NIB_TRY(nib_check_output_folder(out, &model, 1));
     nib_status status;
     NIB_TRY_GOTO(nib_weight_source_open(model, &source), done);

@@ -1,5 +1,6 @@
 /* nibble render: prints a conversation as the model sees it. */
 #include "command.h"
+#include "options.h"
 
 #include "base/file.h"
 #include "base/json.h"
@@ -17,34 +18,21 @@ typedef struct {
     bool generation_prompt;
 } render_options;
 
-static nib_status parse_options(int argc, char **argv, render_options *options)
+static nib_status read_arguments(int argc, char **argv, render_options *a)
 {
-    const struct {
-        const char *name;
-        const char **value;
-    } valued[] = {
-        {"--template", &options->template_path},
-        {"--model", &options->model},
-        {"--messages", &options->messages},
-        {"--tools", &options->tools},
-        {"--bos-token", &options->bos_token},
-        {"--eos-token", &options->eos_token},
-        {"--now", &options->now},
+    const nib_option options[] = {
+        {.name = "--template", .kind = NIB_OPTION_TEXT, .value = &a->template_path},
+        {.name = "--model", .kind = NIB_OPTION_TEXT, .value = &a->model},
+        {.name = "--messages", .kind = NIB_OPTION_TEXT, .value = &a->messages, .required = true},
+        {.name = "--tools", .kind = NIB_OPTION_TEXT, .value = &a->tools},
+        {.name = "--bos-token", .kind = NIB_OPTION_TEXT, .value = &a->bos_token},
+        {.name = "--eos-token", .kind = NIB_OPTION_TEXT, .value = &a->eos_token},
+        {.name = "--now", .kind = NIB_OPTION_TEXT, .value = &a->now},
+        {.name = "--generation-prompt", .kind = NIB_OPTION_FLAG, .value = &a->generation_prompt},
     };
-    for (int i = 0; i < argc; i++) {
-        size_t known = 0, count = sizeof valued / sizeof *valued;
-        if (strcmp(argv[i], "--generation-prompt") == 0) {
-            options->generation_prompt = true;
-            continue;
-        }
-        while (known < count && strcmp(argv[i], valued[known].name) != 0) known++;
-        if (known == count) return NIB_FAIL(NIB_ERROR_USAGE, "unknown option '%s'; see nibble render --help", argv[i]);
-        if (i + 1 == argc) return NIB_FAIL(NIB_ERROR_USAGE, "%s needs a value", argv[i]);
-        *valued[known].value = argv[++i];
-    }
-    if ((options->template_path == NULL) == (options->model == NULL))
+    NIB_TRY(nib_options_read(argc, argv, options, sizeof options / sizeof *options));
+    if ((a->template_path == NULL) == (a->model == NULL))
         return NIB_FAIL(NIB_ERROR_USAGE, "give one of --template FILE and --model MODEL");
-    if (options->messages == NULL) return NIB_FAIL(NIB_ERROR_USAGE, "--messages FILE is missing");
     return NIB_OK;
 }
 
@@ -115,7 +103,7 @@ static nib_status run(int argc, char **argv)
     nib_buffer text = {0};
     nib_status status;
 
-    NIB_TRY_GOTO(parse_options(argc, argv, &options), done);
+    NIB_TRY_GOTO(read_arguments(argc, argv, &options), done);
     NIB_TRY_GOTO(parse_now(options.now, &inputs.now), done);
     NIB_TRY_GOTO(read_json_array(options.messages, &pool, &messages), done);
     if (options.tools != NULL) NIB_TRY_GOTO(read_json_array(options.tools, &pool, &tools), done);

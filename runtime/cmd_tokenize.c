@@ -1,5 +1,6 @@
 /* nibble tokenize: text to ids and back, a line each, for programs and for comparing with other tokenizers. */
 #include "command.h"
+#include "options.h"
 
 #include "base/buffer.h"
 #include "base/json.h"
@@ -17,20 +18,16 @@ typedef struct {
 
 static nib_status read_arguments(int argc, char **argv, arguments *a)
 {
-    *a = (arguments){.add_special = true};
-    for (int i = 0; i < argc; i++) {
-        if (strcmp(argv[i], "--tokenizer") == 0 && i + 1 < argc)
-            a->tokenizer = argv[++i];
-        else if (strcmp(argv[i], "--no-special") == 0)
-            a->add_special = false;
-        else if (strcmp(argv[i], "--decode") == 0)
-            a->decode = true;
-        else if (strcmp(argv[i], "--skip-special") == 0)
-            a->skip_special = true;
-        else
-            return NIB_FAIL(NIB_ERROR_USAGE, "unknown argument or missing value: '%s'", argv[i]);
-    }
-    if (a->tokenizer == NULL) return NIB_FAIL(NIB_ERROR_USAGE, "--tokenizer T is missing");
+    bool no_special = false;
+    *a = (arguments){0};
+    const nib_option options[] = {
+        {.name = "--tokenizer", .kind = NIB_OPTION_TEXT, .value = &a->tokenizer, .required = true},
+        {.name = "--no-special", .kind = NIB_OPTION_FLAG, .value = &no_special},
+        {.name = "--decode", .kind = NIB_OPTION_FLAG, .value = &a->decode},
+        {.name = "--skip-special", .kind = NIB_OPTION_FLAG, .value = &a->skip_special},
+    };
+    NIB_TRY(nib_options_read(argc, argv, options, sizeof options / sizeof *options));
+    a->add_special = !no_special;
     if (a->skip_special && !a->decode) return NIB_FAIL(NIB_ERROR_USAGE, "--skip-special goes with --decode");
     return NIB_OK;
 }

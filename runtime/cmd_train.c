@@ -1,58 +1,55 @@
 #include "base/log.h"
 #include "command.h"
 #include "device.h"
+#include "options.h"
 #include "signals.h"
 #include "train.h"
 
-#include <string.h>
+typedef struct {
+    const char *config, *device_name;
+    nib_option_list overrides;
+    nib_device device; /* if there is a name */
+    bool resume;
+} arguments;
 
-#define MAX_OVERRIDES 256
-
-static nib_status parse_and_run(int argc, char **argv)
+static nib_status read_and_train(const arguments *a, nib_collectives *collectives)
 {
-    const char *overrides[MAX_OVERRIDES], *path = NULL, *device_name = NULL;
-    int count = 0;
-    bool resume = false;
-    for (int i = 0; i < argc; i++) {
-        bool set = strcmp(argv[i], "--set") == 0;
-        if (strcmp(argv[i], "--resume") == 0) {
-            resume = true;
-        } else if (set || strcmp(argv[i], "--device") == 0) {
-            if (argv[i + 1] == NULL) return NIB_FAIL(NIB_ERROR_USAGE, "%s needs a value", argv[i]);
-            if (set && count == MAX_OVERRIDES)
-                return NIB_FAIL(NIB_ERROR_USAGE, "more than %d options --set", MAX_OVERRIDES);
-            i++;
-            if (set)
-                overrides[count++] = argv[i];
-            else
-                device_name = argv[i];
-        } else if (argv[i][0] == '-') {
-            return NIB_FAIL(NIB_ERROR_USAGE, "unknown option %s; nibble train --help lists them", argv[i]);
-        } else if (path != NULL) {
-            return NIB_FAIL(NIB_ERROR_USAGE, "two configurations, %s and %s; expected one", path, argv[i]);
-        } else {
-            path = argv[i];
-        }
-    }
-    if (path == NULL) return NIB_FAIL(NIB_ERROR_USAGE, "no configuration given; nibble train --help tells more");
-    nib_device device = NIB_DEVICE_AUTO;
-    if (device_name != NULL) NIB_TRY(nib_parse_device(device_name, &device));
+    nib_config config;
+    NIB_TRY(nib_config_read(a->config, a->overrides.items, (int)a->overrides.count, &config));
+    if (a->device_name != NULL) config.device = (int)a->device;
+    nib_status status = nib_train(&config, a->resume, collectives);
+    nib_config_free(&config);
+    return status;
+}
+
+static nib_status run_ranks(const arguments *a)
+{
     nib_ranks ranks;
     nib_collectives *collectives;
     NIB_TRY(nib_signals_watch()); /* what is asked while ranks meet and files are read is done before the first step */
     NIB_TRY(nib_ranks_read(&ranks));
     if (ranks.rank > 0) nib_log_quiet();
     NIB_TRY(nib_collectives_open(&ranks, &collectives));
-    nib_config config;
-    nib_status status = nib_config_read(path, overrides, count, &config);
-    if (status == NIB_OK) {
-        if (device_name != NULL) config.device = (int)device;
-        status = nib_train(&config, resume, collectives);
-        nib_config_free(&config);
-    }
+    nib_status status = read_and_train(a, collectives);
     nib_signals_settled();
     nib_status closed = collectives->close(collectives, status);
     return status == NIB_OK ? closed : status;
+}
+
+static nib_status run(int argc, char **argv)
+{
+    arguments a = {0};
+    const nib_option options[] = {
+        {.name = "CONFIG", .kind = NIB_OPTION_ARGUMENT, .value = &a.config, .required = true},
+        {.name = "--set", .kind = NIB_OPTION_REPEATED, .value = &a.overrides},
+        {.name = "--resume", .kind = NIB_OPTION_FLAG, .value = &a.resume},
+        {.name = "--device", .kind = NIB_OPTION_TEXT, .value = &a.device_name},
+    };
+    nib_status status = nib_options_read(argc, argv, options, sizeof options / sizeof *options);
+    if (status == NIB_OK && a.device_name != NULL) status = nib_parse_device(a.device_name, &a.device);
+    if (status == NIB_OK) status = run_ranks(&a);
+    nib_free(a.overrides.items);
+    return status;
 }
 
 const nib_command nib_command_train = {
@@ -68,5 +65,5 @@ const nib_command nib_command_train = {
         "  --device D       where to compute\n\n"
         "SIGINT, SIGTERM or SIGUSR1 finishes the step, writes a checkpoint and exits with 75; a second one ends\n"
         "at once, unless it is SIGUSR1 again. SIGUSR2 changes nothing.\n",
-    .run = parse_and_run,
+    .run = run,
 };

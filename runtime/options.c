@@ -74,16 +74,40 @@ static nib_status read_value(const nib_option *option, const char *text)
 
 static bool is_option(const char *text) { return text[0] == '-' && text[1] == '-'; }
 
-/* Values from argv[*i + 1] on, up to the next option. */
-static nib_status read_list(const nib_option *option, int argc, char **argv, int *i)
+static nib_status add_to_list(nib_option_list *list, const char *value)
 {
-    nib_option_list *list = option->value;
-    while (*i + 1 < argc && !is_option(argv[*i + 1])) {
-        if (!nib_grow(&list->items, &list->capacity, list->count + 1, sizeof *list->items))
-            return NIB_FAIL(NIB_ERROR_MEMORY, "no memory for the command line");
-        list->items[list->count++] = argv[++*i];
+    if (!nib_grow(&list->items, &list->capacity, list->count + 1, sizeof *list->items))
+        return NIB_FAIL(NIB_ERROR_MEMORY, "no memory for the command line");
+    list->items[list->count++] = value;
+    return NIB_OK;
+}
+
+/* The option at argv[*i] and its values, of which *i becomes the last. */
+static nib_status read_option(const nib_option *option, int argc, char **argv, int *i)
+{
+    int last = *i;
+    if (option->kind == NIB_OPTION_ARGUMENT) {
+        *(const char **)option->value = argv[*i];
+        return NIB_OK;
     }
-    return list->count > 0 ? NIB_OK : NIB_FAIL(NIB_ERROR_USAGE, "%s needs a value", option->name);
+    if (option->kind == NIB_OPTION_FLAG) {
+        *(bool *)option->value = true;
+        return NIB_OK;
+    }
+    if (option->kind == NIB_OPTION_LIST)
+        while (last + 1 < argc && !is_option(argv[last + 1])) NIB_TRY(add_to_list(option->value, argv[++last]));
+    else if (last + 1 < argc)
+        last++;
+    if (last == *i) return NIB_FAIL(NIB_ERROR_USAGE, "%s needs a value", option->name);
+    *i = last;
+    if (option->kind == NIB_OPTION_LIST) return NIB_OK;
+    return option->kind == NIB_OPTION_REPEATED ? add_to_list(option->value, argv[last])
+                                               : read_value(option, argv[last]);
+}
+
+static bool is_named(const nib_option *option, const char *text)
+{
+    return option->kind == NIB_OPTION_ARGUMENT ? text[0] != '-' : strcmp(text, option->name) == 0;
 }
 
 nib_status nib_options_read(int argc, char **argv, const nib_option *options, size_t count)
@@ -91,20 +115,13 @@ nib_status nib_options_read(int argc, char **argv, const nib_option *options, si
     bool given[MAX_OPTIONS] = {false};
     for (int i = 0; i < argc; i++) {
         size_t o = 0;
-        while (o < count && strcmp(argv[i], options[o].name) != 0) o++;
+        while (o < count && !is_named(&options[o], argv[i])) o++;
         if (o == count) return NIB_FAIL(NIB_ERROR_USAGE, "unknown argument '%s'; see --help", argv[i]);
         const nib_option *option = &options[o];
-        if (given[o] && option->kind != NIB_OPTION_LIST)
+        if (given[o] && option->kind != NIB_OPTION_LIST && option->kind != NIB_OPTION_REPEATED)
             return NIB_FAIL(NIB_ERROR_USAGE, "%s is given twice", option->name);
         given[o] = true;
-        if (option->kind == NIB_OPTION_FLAG) {
-            *(bool *)option->value = true;
-        } else if (option->kind == NIB_OPTION_LIST) {
-            NIB_TRY(read_list(option, argc, argv, &i));
-        } else {
-            if (i + 1 == argc) return NIB_FAIL(NIB_ERROR_USAGE, "%s needs a value", option->name);
-            NIB_TRY(read_value(option, argv[++i]));
-        }
+        NIB_TRY(read_option(option, argc, argv, &i));
     }
     for (size_t o = 0; o < count; o++)
         if (options[o].required && !given[o])
