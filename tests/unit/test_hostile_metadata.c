@@ -1,12 +1,14 @@
 /* Small files that say how large ones are read: a model's config.json, adapter_config.json, the run's config, the
- * vocabulary of a GGUF, a tokenizer.json. Each is cut at every length and has 10,000 single bits flipped: a cut is
- * refused, a flip is refused as bad data or makes something that can be used without harm (ASan and UBSan watch). */
+ * vocabulary of a GGUF, a tokenizer.json; and rows. Each is cut at every length and has 10,000 single bits flipped: a
+ * cut is refused, a flip is refused as bad data or makes something that can be used without harm (ASan and UBSan
+ * watch). */
 #include "check.h"
 #include "folder.h"
 
 #include "base/buffer.h"
 #include "base/file.h"
 #include "config.h"
+#include "data/dataset.h"
 #include "model/config.h"
 #include "model/lora_config.h"
 #include "tokenizer/tokenizer.h"
@@ -241,6 +243,57 @@ static void tokenizer_json(void **state)
     damage(&s);
 }
 
+static const nib_tokenizer *rows_tokenizer;
+static const nib_chat_template *rows_template;
+
+/* The rows, all that are there, as training reads them. */
+static nib_status use_rows(const char *path)
+{
+    const nib_data_source source = {.path = path};
+    const nib_data_options options = {.max_length = 64,
+                                      .tokenizer = rows_tokenizer,
+                                      .chat_template = rows_template,
+                                      .bos_token = "<|im_start|>",
+                                      .eos_token = "<|im_end|>"};
+    nib_dataset *data;
+    NIB_TRY(nib_dataset_load(&source, 1, &options, nib_tokenizer_vocabulary(rows_tokenizer), &data));
+    for (int64_t i = 0; i < nib_dataset_size(data); i++) {
+        nib_row row = nib_dataset_row(data, i);
+        int64_t supervised = 0;
+        for (int32_t t = 0; t < row.length; t++) supervised += row.supervised[t];
+        assert_true(supervised > 0);
+    }
+    nib_dataset_free(data);
+    return NIB_OK;
+}
+
+/* A row of each kind that has a syntax of its own. Of one line no cut is accepted. */
+static void rows(void **state)
+{
+    static const char *const lines[] = {"{\"input_ids\": [3, 4, 5], \"labels\": [-100, 4, 5], \"weight\": 0.5}",
+                                        "{\"prompt\": \"a b\", \"completion\": \"c \\u00e9\", \"source\": \"s\"}",
+                                        "{\"messages\": [{\"role\": \"user\", \"content\": \"\xc3\xa9 a\"}, {\"role\": "
+                                        "\"assistant\", \"content\": \"b\"}]}"};
+    nib_tokenizer *tokenizer;
+    nib_chat_template *chat_template;
+    char *source;
+    size_t length;
+    (void)state;
+    assert_int_equal(nib_tokenizer_open(NIB_TEST_DATA "/tokenizers/smollm2/tokenizer.json", &tokenizer), NIB_OK);
+    assert_int_equal(nib_file_read(NIB_TEST_DATA "/chat/smollm2.jinja", 1 << 20, &source, &length), NIB_OK);
+    assert_int_equal(nib_chat_template_compile("template", source, &chat_template), NIB_OK);
+    rows_tokenizer = tokenizer;
+    rows_template = chat_template;
+    for (size_t i = 0; i < sizeof lines / sizeof *lines; i++) {
+        subject s = {"rows.jsonl", use_rows, NIB_ERROR_DATA, {0}};
+        nib_buffer_text(&s.bytes, lines[i]);
+        damage(&s);
+    }
+    nib_chat_template_free(chat_template);
+    nib_tokenizer_free(tokenizer);
+    nib_free(source);
+}
+
 static int setup(void **state)
 {
     descriptor = memfd_create("input", 0);
@@ -260,6 +313,7 @@ int main(void)
         cmocka_unit_test(adapter_config),
         cmocka_unit_test(run_config),
         cmocka_unit_test(tokenizer_json),
+        cmocka_unit_test(rows),
         {"SentencePiece vocabulary of a GGUF", gguf_vocabulary, NULL, NULL, (void *)"llama"},
         {"byte-level vocabulary of a GGUF", gguf_vocabulary, NULL, NULL, (void *)"gpt2"},
     };

@@ -4,6 +4,7 @@
 #include "folder.h"
 
 #include "base/buffer.h"
+#include "formats/bnb_nf4.h"
 #include "formats/gguf.h"
 #include "formats/tensor_set.h"
 
@@ -48,6 +49,7 @@ static nib_status open_and_read(const void *bytes, size_t length)
         float *values = malloc((size_t)tensor->count * sizeof *values + 1);
         assert_non_null(values);
         (void)nib_tensor_read_float(tensor, 0, tensor->count, values);
+        if (tensor->dtype == NIB_DTYPE_U8) (void)nib_bnb_nf4_find(set, tensor->name, &(nib_bnb_nf4){0});
         free(values);
     }
     nib_tensor_set_close(set);
@@ -119,14 +121,31 @@ static void safetensors_rules(void **state)
     expect_error("\x64\0\0\0\0\0\0\0{}", 10, "header of 100 bytes in a file of 10");
 }
 
-/* An index may only name files of its own folder, and must tell the truth about them. */
-static void index_rules(void **state)
+/* Files "one" with tensor a, "other" with the same, "two" with b and c, "empty". Their bytes are x, and y of c. */
+static void write_shards(void)
 {
-    (void)state;
     static const char empty[] = "\x02\0\0\0\0\0\0\0{}";
     static const char one[] = "\x38\0\0\0\0\0\0\0{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]}}   x";
     static const char two[] = "\x6e\0\0\0\0\0\0\0{\"b\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]},"
                               "\"c\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[1,2]}}     xy";
+    const struct {
+        const char *name, *bytes;
+        size_t length;
+    } files[] = {{"empty", empty, sizeof empty - 1},
+                 {"one", one, sizeof one - 1},
+                 {"other", one, sizeof one - 1},
+                 {"two", two, sizeof two - 1}};
+    char file[96];
+    for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
+        snprintf(file, sizeof file, "%s/%s", folder, files[i].name);
+        write_file(file, files[i].bytes, files[i].length);
+    }
+}
+
+/* An index may only name files of its own folder, and must tell the truth about them. */
+static void index_rules(void **state)
+{
+    (void)state;
     static const struct {
         const char *map, *part;
     } cases[] = {
@@ -149,17 +168,7 @@ static void index_rules(void **state)
     char index[96], file[96];
     nib_tensor_set *set;
     snprintf(index, sizeof index, "%s/model.safetensors.index.json", folder);
-    const struct {
-        const char *name, *bytes;
-        size_t length;
-    } files[] = {{"empty", empty, sizeof empty - 1},
-                 {"one", one, sizeof one - 1},
-                 {"other", one, sizeof one - 1},
-                 {"two", two, sizeof two - 1}};
-    for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
-        snprintf(file, sizeof file, "%s/%s", folder, files[i].name);
-        write_file(file, files[i].bytes, files[i].length);
-    }
+    write_shards();
     snprintf(file, sizeof file, "%s/pipe", folder);
     assert_int_equal(mkfifo(file, 0600), 0);
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
@@ -381,19 +390,74 @@ static void bit_flips_are_survived(void **state)
     size_t refused;
     flip_bits(CORPUS "safetensors/mixed", &refused);
     assert_true(refused > 5000); /* the header is nine tenths of the file, and most of its bits are syntax or sizes */
+    flip_bits(CORPUS "safetensors/nf4", &refused);
+    assert_true(refused > 1500); /* most of it is data, or a name */
     flip_bits(CORPUS "gguf/nested", &refused);
     assert_true(refused > 1000);
     flip_bits(CORPUS "gguf/mixed", &refused);
     assert_true(refused > 1000); /* half is data; of the rest, lengths, types and offsets are a third */
 }
 
+/* A sharded folder in `folder`: what its index must lead to, whatever has become of its bytes. */
+static nib_status open_sharded(bool *same)
+{
+    nib_tensor_set *set;
+    nib_status status = nib_tensor_set_open(folder, &set);
+    *same = false;
+    if (status != NIB_OK) return status;
+    *same = nib_tensor_set_count(set) == 3;
+    for (char name[] = "a"; name[0] <= 'c'; name[0]++) {
+        const nib_tensor_view *tensor = nib_tensor_set_find(set, name);
+        *same = *same && tensor != NULL && tensor->data[0] == 'x' + (name[0] == 'c');
+    }
+    nib_tensor_set_close(set);
+    return NIB_OK;
+}
+
+/* Every length of an index, and 10,000 flips of one bit: refused, or what is opened is the same tensors. */
+static void a_damaged_index_leads_nowhere(void **state)
+{
+    (void)state;
+    char text[] = "{\"metadata\":{\"total_size\":3},\"weight_map\":{\"a\":\"one\",\"b\":\"two\",\"c\":\"two\"}}";
+    const size_t length = sizeof text - 1;
+    char index[96];
+    bool same;
+    size_t refused = 0;
+    write_shards();
+    snprintf(index, sizeof index, "%s/model.safetensors.index.json", folder);
+    write_file(index, text, length);
+    if (open_sharded(&same) != NIB_OK) fail_msg("%s", nib_error_message());
+    assert_true(same);
+    for (size_t n = 0; n < length; n++) {
+        write_file(index, text, n);
+        if (open_sharded(&same) != NIB_ERROR_DATA) fail_msg("accepted when cut to %zu bytes", n);
+    }
+    for (size_t i = 0; i < 10000; i++) {
+        const size_t bit = i * 7919 % (length * 8);
+        text[bit / 8] ^= (char)(1 << bit % 8);
+        write_file(index, text, length);
+        const nib_status status = open_sharded(&same);
+        if (status != NIB_ERROR_DATA && !(status == NIB_OK && same))
+            fail_msg("\"%s\": status %d, other tensors", text, status);
+        refused += status != NIB_OK;
+        text[bit / 8] ^= (char)(1 << bit % 8);
+    }
+    assert_true(refused > 7000); /* what is neither syntax nor used is the metadata, a third */
+    assert_int_equal(unlink(index), 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(safetensors_rules),           cmocka_unit_test(index_rules),
-        cmocka_unit_test(gguf_header_rules),           cmocka_unit_test(gguf_metadata_rules),
-        cmocka_unit_test(gguf_nested_arrays),          cmocka_unit_test(gguf_tensor_rules),
-        cmocka_unit_test(every_truncation_is_noticed), cmocka_unit_test(bit_flips_are_survived),
+        cmocka_unit_test(safetensors_rules),
+        cmocka_unit_test(index_rules),
+        cmocka_unit_test(gguf_header_rules),
+        cmocka_unit_test(gguf_metadata_rules),
+        cmocka_unit_test(gguf_nested_arrays),
+        cmocka_unit_test(gguf_tensor_rules),
+        cmocka_unit_test(every_truncation_is_noticed),
+        cmocka_unit_test(bit_flips_are_survived),
+        cmocka_unit_test(a_damaged_index_leads_nowhere),
     };
     return cmocka_run_group_tests(tests, set_up, remove_folder);
 }
