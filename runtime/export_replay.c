@@ -136,6 +136,7 @@ static nib_status replay_merged(nib_ops *ops, nib_replay *replay, const nib_text
         return NIB_OK;
     }
     nf4.quantization = NIB_QUANT_NF4;
+    nf4.stream_layers = false; /* training held it */
     NIB_TRY(open_and_compare(ops, &nf4, text, replay, NIB_NEAR_TIE, &result));
     NIB_TRY(open_and_compare(ops, merged, text, replay, INFINITY, &apart));
     NIB_TRY(answer_anew(ops, parts, text, replay));
@@ -160,6 +161,7 @@ nib_status nib_export_replay_merged(const char *adapter, const nib_text *text, n
     }
     parts.compute = merged.compute = replay.compute;
     parts.quantization = merged.quantization = NIB_QUANT_NONE;
+    parts.stream_layers = merged.stream_layers = true; /* a model in 16 bits need not fit into memory to be merged */
     NIB_TRY_GOTO(check_prompts(text, &replay), done);
     NIB_TRY_GOTO(nib_open_backend(device, replay.compute, 0, &ops), done);
     status = replay_merged(ops, &replay, text, &parts, &merged);

@@ -1,6 +1,6 @@
 """A small correct run for test_hostile to damage: model, tokenizer, template, rows, config. Files are written with Python's own
 means, so that what is refused was not made by the program under test."""
-import json, os, random, shutil, struct
+import json, math, os, random, shutil, struct
 
 from training import DATA, folder
 
@@ -36,6 +36,32 @@ def write_safetensors(path, of):
     text = json.dumps(header).encode()
     with open(path, "wb") as file:
         file.write(struct.pack("<Q", len(text)) + text + data)
+
+
+def write_deep_model(at, layers, hidden=256, feed_forward=1024):
+    """A model of many layers in bf16, all of the same few thousand values: large, and soon written. Its bytes of weights."""
+    rng = random.Random(3)
+    piece = b"".join(struct.pack("<f", rng.gauss(0, 0.05))[2:] for _ in range(4096))
+    shapes = {"model.embed_tokens.weight": (VOCABULARY, hidden), "model.norm.weight": (hidden,)}
+    for layer in range(layers):
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            shapes[f"model.layers.{layer}.{name}.weight"] = (hidden,)
+        for name in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"):
+            shapes[f"model.layers.{layer}.{name}.weight"] = (hidden, hidden)
+        for name, shape in (("gate", (feed_forward, hidden)), ("up", (feed_forward, hidden)), ("down", (hidden, feed_forward))):
+            shapes[f"model.layers.{layer}.mlp.{name}_proj.weight"] = shape
+    header, size = {}, 0
+    for name, shape in shapes.items():
+        begin, size = size, size + 2 * math.prod(shape)
+        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [begin, size]}
+    text = json.dumps(header).encode()
+    write_json(os.path.join(at, "config.json"), dict(CONFIG, num_hidden_layers=layers, hidden_size=hidden,
+                                                     intermediate_size=feed_forward, torch_dtype="bfloat16"))
+    with open(os.path.join(at, "model.safetensors"), "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for begin in range(0, size, len(piece)):
+            file.write(piece[:size - begin])
+    return size
 
 
 def write_gguf(path, of):

@@ -58,6 +58,7 @@ static nib_status open_and_evaluate(nib_ops *ops, const nib_model_options *optio
     nib_model *model;
     nib_model_options fp32 = *options;
     fp32.compute = NIB_DTYPE_F32;
+    fp32.stream_layers = true; /* each is passed once */
     NIB_TRY(nib_model_open(ops, &fp32, &model));
     nib_status status = evaluate(model, prompts, count, out);
     nib_model_close(model);

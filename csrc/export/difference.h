@@ -11,8 +11,8 @@ typedef struct {
     long long positions;
 } nib_logit_difference;
 
-/* Opens one model after the other, never both, and computes in fp32. Holds the first's logits: positions x V floats.
- * NIB_ERROR_DATA if their vocabularies differ. */
+/* Opens one model after the other, never both, streams its layers and computes in fp32. Holds the logits of both,
+ * positions x V floats each. NIB_ERROR_DATA if their vocabularies differ. */
 nib_status nib_export_difference(nib_ops *ops, const nib_model_options *first, const nib_model_options *second,
                                  const nib_prompt *prompts, int count, nib_logit_difference *difference);
 

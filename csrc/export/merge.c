@@ -240,6 +240,7 @@ static nib_status write_weight(merge *m, const weight *w, nib_safetensors_writer
         if (p.rank > 0) NIB_TRY_GOTO(add_pair(&p, row, n, columns, piece), done);
         NIB_TRY_GOTO(nib_safetensors_writer_data(writer, piece, (uint64_t)(n * columns) * sizeof *piece), done);
     }
+    if (m->trained == NULL) nib_weight_source_release(&m->source, w->name);
 done:
     free_pair(&p);
     nib_free(piece);

@@ -85,6 +85,7 @@ static int window_of(const nib_base_shards *b, int64_t l) { return b->held[0] ==
 nib_status nib_base_use_layer(nib_model *model, int64_t l, int64_t ahead)
 {
     nib_base_shards *b = &model->shards;
+    if (model->options.stream_layers) return nib_model_load_streamed(model, l);
     if (b->among == NULL) return NIB_OK;
     NIB_TRY(nib_base_settle(model));
     if (window_of(b, l) < 0) {

@@ -233,6 +233,21 @@ static nib_status place_layer(nib_model *model, int64_t l)
     return NIB_OK;
 }
 
+/* One behind the other or, where they are streamed, all in one place. */
+static nib_status place_layers(nib_model *model)
+{
+    nib_arena *base = &model->arena[NIB_ARENA_BASE];
+    const size_t begin = base->used;
+    size_t end = begin;
+    for (int64_t l = 0; l < model->config.layers; l++) {
+        if (model->options.stream_layers) nib_arena_reset(base, begin);
+        NIB_TRY(place_layer(model, l));
+        end = base->used > end ? base->used : end;
+    }
+    nib_arena_reset(base, end);
+    return NIB_OK;
+}
+
 static nib_status place_token_rows(nib_model *model)
 {
     nib_token_rows *r = &model->token_rows;
@@ -261,7 +276,7 @@ static nib_status place_weights(nib_model *model)
         model->token_rows.count > 0 ? model->options.compute : frozen_dtype(model, "model.embed_tokens.weight");
     NIB_TRY(place_matrix(model, "model.embed_tokens.weight", c->vocabulary, c->hidden, embedding, &model->embedding,
                          &model->dembedding));
-    for (int64_t l = 0; l < c->layers; l++) NIB_TRY(place_layer(model, l));
+    NIB_TRY(place_layers(model));
     NIB_TRY(place_vector(model, "model.norm.weight", c->hidden, &model->final_norm, &model->dfinal_norm));
     model->head = model->embedding;
     model->dhead = model->dembedding;

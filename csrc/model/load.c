@@ -9,54 +9,49 @@
 
 #define PIECE_ELEMENTS ((int64_t)4 * 1024 * 1024) /* values converted at a time */
 
-/* What holds more than bf16 can, from row `first` on, into a place in fp32. */
-static nib_status load_wide(nib_model *model, const char *name, int64_t first, nib_matrix to)
+/* Rows on their way into a place: as bf16 values, or as fp32 ones, which a place of that type takes. */
+typedef struct {
+    nib_bf16 *narrow;
+    float *wide;
+} row_values;
+
+static nib_status load_piece(nib_model *model, const char *name, int64_t first, nib_matrix to, row_values in)
 {
-    nib_ops *ops = model->ops;
-    int64_t step = PIECE_ELEMENTS / to.columns > 0 ? PIECE_ELEMENTS / to.columns : 1;
-    if (step > to.rows) step = to.rows;
-    float *host = nib_calloc((size_t)(step * to.columns), sizeof *host);
-    nib_status status = NIB_OK;
-    if (host == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "no memory to read tensor \"%s\"", name);
-    for (int64_t row = 0; row < to.rows; row += step) {
-        int64_t rows = to.rows - row < step ? to.rows - row : step;
-        NIB_TRY_GOTO(nib_weight_source_read_wide(&model->source, name, first + row, rows, to.columns, host), done);
-        NIB_TRY_GOTO(
-            ops->upload(ops, nib_matrix_rows(to, row, rows).data, host, (size_t)(rows * to.columns) * sizeof *host),
-            done);
+    const int64_t n = to.rows * to.columns;
+    if (in.narrow == NULL) {
+        NIB_TRY(nib_weight_source_read_wide(&model->source, name, first, to.rows, to.columns, in.wide));
+    } else {
+        NIB_TRY(nib_weight_source_read(&model->source, name, first, to.rows, to.columns, in.narrow));
+        for (int64_t i = 0; in.wide != NULL && i < n; i++) in.wide[i] = nib_bf16_to_float(in.narrow[i]);
     }
-    nib_weight_source_release(&model->source, name);
-done:
-    nib_free(host);
-    return status;
+    if (in.wide != NULL) return model->ops->upload(model->ops, to.data, in.wide, (size_t)n * sizeof *in.wide);
+    return model->ops->upload(model->ops, to.data, in.narrow, (size_t)n * sizeof *in.narrow);
 }
 
-/* A dense matrix from row `first` on, piece by piece: read in bf16, uploaded, converted where the place is fp32. */
+/* A dense matrix from row `first` on, piece by piece. */
 static nib_status load_rows(nib_model *model, const char *name, int64_t first, nib_matrix to)
 {
     if (to.rows == 0) return NIB_OK;
-    if (to.dtype == NIB_DTYPE_F32 && nib_weight_source_is_wide(&model->source, name))
-        return load_wide(model, name, first, to);
-    nib_ops *ops = model->ops;
+    const bool as_wide = to.dtype == NIB_DTYPE_F32, from_wide = nib_weight_source_is_wide(&model->source, name);
     int64_t step = PIECE_ELEMENTS / to.columns > 0 ? PIECE_ELEMENTS / to.columns : 1;
     if (step > to.rows) step = to.rows;
-    size_t bytes = (size_t)(step * to.columns) * sizeof(nib_bf16);
-    nib_bf16 *host = nib_calloc(1, bytes);
-    void *device = NULL;
-    nib_status status;
-    if (host == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "no memory to read tensor \"%s\"", name);
-    NIB_TRY_GOTO(ops->allocate(ops, "weight in work", bytes, &device), done);
+    const size_t elements = (size_t)(step * to.columns);
+    row_values in = {0};
+    nib_status status = NIB_OK;
+    if (as_wide) in.wide = nib_calloc(elements, sizeof *in.wide);
+    if (!(as_wide && from_wide)) in.narrow = nib_calloc(elements, sizeof *in.narrow);
+    if ((as_wide && in.wide == NULL) || (!(as_wide && from_wide) && in.narrow == NULL)) {
+        status = NIB_FAIL(NIB_ERROR_MEMORY, "no memory to read tensor \"%s\"", name);
+        goto done;
+    }
     for (int64_t row = 0; row < to.rows; row += step) {
-        int64_t rows = to.rows - row < step ? to.rows - row : step;
-        NIB_TRY_GOTO(nib_weight_source_read(&model->source, name, first + row, rows, to.columns, host), done);
-        NIB_TRY_GOTO(ops->upload(ops, device, host, (size_t)(rows * to.columns) * sizeof(nib_bf16)), done);
-        nib_matrix piece = {device, rows, to.columns, to.columns, NIB_DTYPE_BF16};
-        NIB_TRY_GOTO(ops->convert(ops, piece, nib_matrix_rows(to, row, rows)), done);
+        const nib_matrix rows = nib_matrix_rows(to, row, to.rows - row < step ? to.rows - row : step);
+        NIB_TRY_GOTO(load_piece(model, name, first + row, rows, in), done);
     }
     nib_weight_source_release(&model->source, name);
 done:
-    ops->release(ops, device, bytes);
-    nib_free(host);
+    nib_free(in.narrow);
+    nib_free(in.wide);
     return status;
 }
 
@@ -191,6 +186,15 @@ static nib_status load_frequencies(nib_model *model)
     return model->ops->upload(model->ops, model->frequency, frequency, bytes);
 }
 
+nib_status nib_model_load_streamed(nib_model *model, int64_t l)
+{
+    if (model->streamed == l) return NIB_OK;
+    model->streamed = -1; /* unless all of it is read */
+    NIB_TRY(load_layer(model, l));
+    model->streamed = l;
+    return NIB_OK;
+}
+
 nib_status nib_model_load(nib_model *model)
 {
     const nib_model_config *c = &model->config;
@@ -204,7 +208,8 @@ nib_status nib_model_load(nib_model *model)
     NIB_TRY(load_matrix(model, "model.embed_tokens.weight", model->embedding));
     if (model->shards.among != NULL) /* what lies between and behind tensors in a record is sent about too */
         NIB_TRY(ops->zero(ops, model->shards.parts, (size_t)c->layers * model->shards.offset[1]));
-    for (int64_t l = 0; l < c->layers; l++) NIB_TRY(load_layer(model, l));
+    model->streamed = -1;
+    for (int64_t l = 0; l < c->layers && !model->options.stream_layers; l++) NIB_TRY(load_layer(model, l));
     NIB_TRY(load_vector(model, "model.norm.weight", model->final_norm, c->hidden));
     if (!c->tied_head) NIB_TRY(load_matrix(model, "lm_head.weight", model->head));
     return NIB_OK;

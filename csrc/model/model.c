@@ -100,7 +100,7 @@ static nib_status open_model(nib_model *model)
         return nib_dora_refresh(model); /* takes scratch */
     }
     NIB_TRY(nib_model_load(model));
-    nib_weight_source_close(&model->source);
+    if (!o->stream_layers) nib_weight_source_close(&model->source);
     if (model->lora != NULL) {
         const char *folder = o->train ? o->lora.init_adapter : o->adapter;
         NIB_TRY(folder != NULL ? nib_adapter_load(model, folder) : nib_adapter_initialize(model));

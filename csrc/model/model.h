@@ -35,15 +35,16 @@ typedef struct {
     const char *path; /* M of cli.md: folder or .gguf */
     bool random;      /* path needs nothing but a config.json: weights are made up (model/random_weights.h) */
     nib_quantization quantization;
-    nib_dtype compute;                 /* NIB_DTYPE_F32 or NIB_DTYPE_BF16 */
-    bool fp8;                          /* products with the NF4 base in 8-bit floating point; the rest is bf16 */
-    nib_lora_options lora;             /* for training */
-    const char *adapter;               /* for inference: folder of a PEFT adapter, or NULL */
-    bool full;                         /* full fine-tuning: every weight trained (quantization none, no LoRA) */
-    bool train;                        /* gradients and optimizer moments are allocated */
-    bool moments_8bit;                 /* AdamW's moments have 8 bits (ops.h), but for tensors of few values */
-    uint64_t seed;                     /* of A's initial values */
-    const char *cache_folder;          /* NULL: the default place for NF4 caches */
+    nib_dtype compute;        /* NIB_DTYPE_F32 or NIB_DTYPE_BF16 */
+    bool fp8;                 /* products with the NF4 base in 8-bit floating point; the rest is bf16 */
+    nib_lora_options lora;    /* for training */
+    const char *adapter;      /* for inference: folder of a PEFT adapter, or NULL */
+    bool full;                /* full fine-tuning: every weight trained (quantization none, no LoRA) */
+    bool train;               /* gradients and optimizer moments are allocated */
+    bool stream_layers;       /* inference: one layer's weights are held at a time, read from the files in every pass */
+    bool moments_8bit;        /* AdamW's moments have 8 bits (ops.h), but for tensors of few values */
+    uint64_t seed;            /* of A's initial values */
+    const char *cache_folder; /* NULL: the default place for NF4 caches */
     const nib_shards *shard_base;      /* ranks that divide the NF4 base (base_shards.h); NULL: all of it here */
     const nib_shards *shard_optimizer; /* ranks that divide masters and moments, of a full fine-tune; NULL: likewise */
 } nib_model_options;

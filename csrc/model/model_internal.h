@@ -92,7 +92,7 @@ struct nib_model {
     nib_ops *ops;
     nib_model_options options;
     nib_model_config config;
-    nib_weight_source source; /* open until the weights are loaded */
+    nib_weight_source source; /* open until the weights are loaded; with stream_layers until the model is closed */
     nib_lora_config *lora;    /* NULL: no adapter */
     nib_arena arena[NIB_ARENAS];
     nib_memory_class memory[NIB_ARENAS + 1];
@@ -105,6 +105,7 @@ struct nib_model {
     float *frequency;  /* [HD / 2] */
     float *nested_map; /* [256] bitsandbytes' dynamic map */
     nib_layer *layers;
+    int64_t streamed; /* with stream_layers: the layer whose weights lie where all layers' do; -1: none */
     nib_base_shards shards;
 
     nib_parameter *parameters;
@@ -138,8 +139,9 @@ nib_status nib_base_place(nib_model *model);
 nib_base_piece nib_base_piece_of(const nib_model *model, int64_t l, const void *to, size_t bytes);
 nib_status nib_base_use_layer(nib_model *model, int64_t l, int64_t ahead);
 nib_status nib_base_settle(nib_model *model);
-/* load.c: reads the base weights into place. */
+/* load.c: reads the base weights into place; those of a layer that is streamed when it is used. */
 nib_status nib_model_load(nib_model *model);
+nib_status nib_model_load_streamed(nib_model *model, int64_t l);
 /* adapter.c: initial values of the adapter: A uniform and B zero, or a folder's. */
 nib_status nib_adapter_initialize(nib_model *model);
 nib_status nib_adapter_load(nib_model *model, const char *folder);

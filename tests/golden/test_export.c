@@ -98,6 +98,67 @@ static void the_difference_of_a_model_to_itself_is_none(void **state)
     nib_cpu_backend_free(ops);
 }
 
+/* Logits of six tokens, and the bytes that hold base weights. */
+static float *logits_of(nib_ops *ops, nib_model_options options, bool stream_layers, int64_t *n, size_t *base)
+{
+    enum { T = 6 };
+    int32_t id[T] = {5, 17, 3, 60, 21, 8}, position[T] = {0, 1, 2, 3, 4, 5}, end[T] = {6, 6, 6, 6, 6, 6};
+    nib_micro_batch batch = {.T = T, .id = id, .position = position, .end = end};
+    const nib_memory_class *memory;
+    nib_model *model;
+    options.stream_layers = stream_layers;
+    must(nib_model_open(ops, &options, &model));
+    must(nib_model_reserve(model, T, 0, NIB_RECOMPUTE_NONE, false));
+    *n = T * nib_model_get_config(model)->vocabulary;
+    float *logits = nib_calloc((size_t)*n, sizeof *logits);
+    assert_non_null(logits);
+    for (int pass = 0; pass < 2; pass++) must(nib_model_logits(model, &batch, logits)); /* the second reads anew */
+    nib_model_memory(model, &memory);
+    assert_string_equal(memory[0].name, "base weights");
+    *base = memory[0].bytes;
+    nib_model_close(model);
+    return logits;
+}
+
+/* A model whose layers are read when they are used holds one of them, and computes what it does with all. */
+static void streamed_layers_change_no_bit(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *model, *adapter;
+        nib_quantization quantization;
+    } cases[] = {{"models/llama3_gqa", "models/llama3_gqa/adapter", NIB_QUANT_NONE},
+                 {"models/llama3_gqa", "models/llama3_gqa/adapter", NIB_QUANT_NF4},
+                 {"models/llama3_gqa", "peft/llama3_gqa.dora", NIB_QUANT_NONE},
+                 {"models/qwen3", "models/qwen3/adapter", NIB_QUANT_NONE}};
+    nib_ops *ops;
+    must(nib_cpu_backend_create(SCRATCH_BYTES, &ops));
+    for (int i = 0; i < 4; i++) {
+        char model[512], adapter[512];
+        nib_model_config config;
+        int64_t n;
+        size_t held, streamed;
+        snprintf(model, sizeof model, NIB_TEST_DATA "/%s", cases[i].model);
+        snprintf(adapter, sizeof adapter, NIB_TEST_DATA "/%s", cases[i].adapter);
+        must(nib_model_config_read(model, &config));
+        nib_model_options options = {.path = model,
+                                     .adapter = adapter,
+                                     .quantization = cases[i].quantization,
+                                     .compute = NIB_DTYPE_F32,
+                                     .cache_folder = CACHE_FOLDER};
+        float *want = logits_of(ops, options, false, &n, &held), *got = logits_of(ops, options, true, &n, &streamed);
+        assert_memory_equal(got, want, (size_t)n * sizeof *want);
+        /* Gate, up and down alone of all layers but one, in two bytes or half a byte each. */
+        const int64_t freed = (config.layers - 1) * 3 * config.hidden * config.feed_forward;
+        assert_true(config.layers > 1);
+        assert_true(held - streamed >= (size_t)(cases[i].quantization == NIB_QUANT_NONE ? 2 * freed : freed / 2));
+        nib_free(want);
+        nib_free(got);
+    }
+    must(nib_file_remove_tree(CACHE_FOLDER));
+    nib_cpu_backend_free(ops);
+}
+
 static void an_adapter_of_another_model_is_refused(void **state)
 {
     (void)state;
@@ -115,6 +176,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(merged_weights_are_the_sum),
         cmocka_unit_test(the_difference_of_a_model_to_itself_is_none),
+        cmocka_unit_test(streamed_layers_change_no_bit),
         cmocka_unit_test(an_adapter_of_another_model_is_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
