@@ -7,10 +7,8 @@
 #include "base/log.h"
 #include "eval/score.h"
 
-#include <errno.h>
 #include <math.h>
 #include <stdio.h>
-#include <string.h>
 
 typedef struct {
     const char *model, *adapter, *data, *out;
@@ -20,47 +18,23 @@ typedef struct {
     bool per_token;
 } arguments;
 
-static nib_status choose(const char *flag, const char *value, const char *first, const char *second, bool *is_second)
-{
-    *is_second = strcmp(value, second) == 0;
-    if (*is_second || strcmp(value, first) == 0) return NIB_OK;
-    return NIB_FAIL(NIB_ERROR_USAGE, "%s %s: expected %s or %s", flag, value, first, second);
-}
-
 static nib_status read_arguments(int argc, char **argv, arguments *a)
 {
-    *a = (arguments){.quantization = NIB_QUANT_NF4, .compute = NIB_DTYPE_F32, .device = NIB_DEVICE_AUTO};
-    bool compute_given = false;
-    const struct {
-        const char *flag, **out;
-    } texts[] = {{"--model", &a->model}, {"--adapter", &a->adapter}, {"--data", &a->data}, {"--out", &a->out}};
-    for (int i = 0; i < argc; i++) {
-        bool second;
-        size_t t = 0;
-        while (t < 4 && strcmp(argv[i], texts[t].flag) != 0) t++;
-        if (strcmp(argv[i], "--per-token") == 0) {
-            a->per_token = true;
-        } else if (i + 1 == argc) {
-            return NIB_FAIL(NIB_ERROR_USAGE, "unknown argument or missing value: '%s'", argv[i]);
-        } else if (t < 4) {
-            *texts[t].out = argv[++i];
-        } else if (strcmp(argv[i], "--quant") == 0) {
-            NIB_TRY(choose("--quant", argv[++i], "nf4", "none", &second));
-            a->quantization = second ? NIB_QUANT_NONE : NIB_QUANT_NF4;
-        } else if (strcmp(argv[i], "--compute") == 0) {
-            NIB_TRY(choose("--compute", argv[++i], "fp32", "bf16", &second));
-            a->compute = second ? NIB_DTYPE_BF16 : NIB_DTYPE_F32;
-            compute_given = true;
-        } else if (strcmp(argv[i], "--device") == 0) {
-            NIB_TRY(nib_parse_device(argv[++i], &a->device));
-        } else {
-            return NIB_FAIL(NIB_ERROR_USAGE, "unknown argument: '%s'", argv[i]);
-        }
-    }
-    if (a->model == NULL || a->data == NULL || a->out == NULL)
-        return NIB_FAIL(NIB_ERROR_USAGE, "--model M, --data F and --out O are needed");
-    if (!compute_given && (a->device == NIB_DEVICE_CUDA || a->device == NIB_DEVICE_EMULATED))
-        a->compute = NIB_DTYPE_BF16;
+    const nib_dtype unset = NIB_DTYPE_COUNT;
+    *a = (arguments){.quantization = NIB_QUANT_NF4, .compute = unset, .device = NIB_DEVICE_AUTO};
+    const nib_option options[] = {
+        {.name = "--model", .kind = NIB_OPTION_TEXT, .value = &a->model, .required = true},
+        {.name = "--adapter", .kind = NIB_OPTION_TEXT, .value = &a->adapter},
+        {.name = "--data", .kind = NIB_OPTION_TEXT, .value = &a->data, .required = true},
+        {.name = "--out", .kind = NIB_OPTION_TEXT, .value = &a->out, .required = true},
+        {.name = "--per-token", .kind = NIB_OPTION_FLAG, .value = &a->per_token},
+        {.name = "--quant", .kind = NIB_OPTION_QUANT, .value = &a->quantization},
+        {.name = "--compute", .kind = NIB_OPTION_COMPUTE, .value = &a->compute},
+        {.name = "--device", .kind = NIB_OPTION_DEVICE, .value = &a->device},
+    };
+    NIB_TRY(nib_options_read(argc, argv, options, sizeof options / sizeof *options));
+    const bool bf16_only = a->device == NIB_DEVICE_CUDA || a->device == NIB_DEVICE_EMULATED;
+    if (a->compute == unset) a->compute = bf16_only ? NIB_DTYPE_BF16 : NIB_DTYPE_F32;
     return NIB_OK;
 }
 
@@ -115,7 +89,7 @@ static nib_status run(int argc, char **argv)
     nib_status status;
     NIB_TRY(read_arguments(argc, argv, &a));
     NIB_TRY(nib_check_output_file(a.out, &a.data, 1));
-    NIB_TRY_GOTO(nib_text_open(a.model, NULL, NULL, &text), done);
+    NIB_TRY_GOTO(nib_text_open_for(a.model, a.adapter, NULL, NULL, &text), done);
     NIB_TRY_GOTO(nib_open_model_config(a.model, &config), done);
     nib_data_source source = {.path = a.data};
     nib_data_options options = {.max_length = config.max_positions,
