@@ -208,7 +208,8 @@ static nib_status talk_in_lines(chat *c)
         while (length > 0 && (line[length - 1] == '\n' || line[length - 1] == '\r')) line[--length] = 0;
         status = take_line(c, line, (size_t)length, &quit);
     }
-    if (status == NIB_OK && ferror(stdin)) status = NIB_FAIL(NIB_ERROR_IO, "standard input: cannot read");
+    if (status == NIB_OK && !quit && !feof(stdin)) /* getline finds no memory without an error of the stream */
+        status = NIB_FAIL(errno == ENOMEM ? NIB_ERROR_MEMORY : NIB_ERROR_IO, "standard input: %s", strerror(errno));
     free(line);
     return status;
 }
