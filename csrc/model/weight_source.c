@@ -107,7 +107,9 @@ static nib_status check_weight(void *user, const char *name, int64_t rows, int64
         return NIB_OK;
     }
     state->found++;
-    return columns > 0 ? nib_tensor_expect_shape(tensor, 2, rows, columns) : nib_tensor_expect_shape(tensor, 1, rows);
+    nib_status status =
+        columns > 0 ? nib_tensor_expect_shape(tensor, 2, rows, columns) : nib_tensor_expect_shape(tensor, 1, rows);
+    return status == NIB_OK ? NIB_OK : nib_error_context(status, "configuration and weights are not of one model");
 }
 
 /* Tensors that some checkpoints carry and no forward pass reads. */
