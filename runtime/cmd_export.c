@@ -105,7 +105,7 @@ static nib_status measure_merge(const arguments *a, const sample *s)
 {
     nib_ops *ops = NULL;
     nib_status status;
-    NIB_TRY_GOTO(nib_open_backend(a->device, NIB_DTYPE_F32, 0, &ops), done);
+    NIB_TRY_GOTO(nib_open_backend(NIB_DEVICE_CPU, NIB_DTYPE_F32, 0, &ops), done);
     NIB_TRY_GOTO(report_difference(ops, a, NIB_QUANT_NONE, "against 16-bit and adapter:", s), done);
     if (a->adapter != NULL) status = report_difference(ops, a, NIB_QUANT_NF4, "against NF4 and adapter:", s);
 done:
@@ -144,7 +144,7 @@ static nib_status export_adapter(const arguments *a, const nib_text *text, const
     if (a->adapter == NULL) return NIB_FAIL(NIB_ERROR_USAGE, "--to adapter needs --adapter A");
     nib_model_options options = {.path = a->model, .adapter = a->adapter, .quantization = NIB_QUANT_NF4};
     options.compute = NIB_DTYPE_F32;
-    NIB_TRY_GOTO(nib_open_backend(a->device, NIB_DTYPE_F32, 0, &ops), done);
+    NIB_TRY_GOTO(nib_open_backend(NIB_DEVICE_CPU, NIB_DTYPE_F32, 0, &ops), done);
     NIB_TRY_GOTO(nib_model_open(ops, &options, &model), done);
     NIB_TRY_GOTO(nib_model_save_adapter(model, a->out, a->model), done);
     NIB_TRY_GOTO(nib_export_tokenizer(a->tokenizer != NULL ? a->tokenizer : a->model, a->out), done);
@@ -216,6 +216,6 @@ const nib_command nib_command_export = {
         "  --adapter A      the folder of a PEFT adapter\n"
         "  --out D          new or empty, but for modelfile\n"
         "  --tokenizer T, --chat-template F   take precedence over the model's own\n"
-        "  --device auto|cpu|cuda|emulated\n",
+        "  --device auto|cpu|cuda|emulated   where the prompts are replayed; the rest is the CPU's, in fp32\n",
     .run = run,
 };
