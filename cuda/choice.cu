@@ -7,6 +7,7 @@ const char *const nib_cuda_choice_names[NIB_CUDA_CHOICES] = {"attention_forward_
                                                              "attention_backward",
                                                              "attention_cached",
                                                              "nf4_matmul_hopper",
+                                                             "nf4_matmul_hopper_backward",
                                                              "matmul",
                                                              "linear",
                                                              "nf4_matvec",

@@ -16,8 +16,9 @@ typedef enum {
     NIB_CUDA_ATTENTION_BACKWARD,
     NIB_CUDA_ATTENTION_CACHED,
     NIB_CUDA_NF4_MATMUL_HOPPER, /* before linear, which would do without it too; plain: dequantised, for matmul */
-    NIB_CUDA_MATMUL,            /* cublasLt's */
-    NIB_CUDA_LINEAR,            /* with its adapters one product, their gradients on tensor cores */
+    NIB_CUDA_NF4_MATMUL_HOPPER_BACKWARD,
+    NIB_CUDA_MATMUL, /* cublasLt's */
+    NIB_CUDA_LINEAR, /* with its adapters one product, their gradients on tensor cores */
     NIB_CUDA_NF4_MATVEC,
     NIB_CUDA_NF4_SMALL_MATMUL,
     NIB_CUDA_NF4_DEQUANTIZE, /* eight weights at a time */

@@ -2,12 +2,12 @@
  *
  * Many rows: the weights of all parts are dequantised below each other into scratch, which both the forward product
  * (read transposed) and dX (read as it is) take, with the adapters beside them: linear and adapters are one product
- * (cuda/linear_joined.h). 2 bytes a weight are written and read again, which is 1 % of a training step. On Hopper y may
- * instead be made of weights that are decoded in registers (cuda/nf4_matmul_hopper.h), where that has been measured to
- * be faster. Few rows, as in generation: the codes are decoded in registers (cuda/nf4_small_matmul.h). In 8-bit
- * floating point the base is a product of its own (cuda/linear_fp8.h), to which the adapters', in bf16, add what they
- * have. Under dropout u and the adapters' part of dx have masks of their own (cuda/lora_masked.cu). Gradients of A and
- * B: cuda/lora_gradients.cu. DoRA: cuda/linear_dora.cu.
+ * (cuda/linear_joined.h). 2 bytes a weight are written and read again, which is 1 % of a training step. On Hopper y and
+ * dx may instead be made of weights that are decoded in registers (cuda/nf4_matmul_hopper.h), each where that has been
+ * measured to be faster. Few rows, as in generation: the codes are decoded in registers (cuda/nf4_small_matmul.h). In
+ * 8-bit floating point the base is a product of its own (cuda/linear_fp8.h), to which the adapters', in bf16, add what
+ * they have. Under dropout u and the adapters' part of dx have masks of their own (cuda/lora_masked.cu). Gradients of A
+ * and B: cuda/lora_gradients.cu. DoRA: cuda/linear_dora.cu.
  *
  * Dettmers et al., "QLoRA", 2023. */
 #include "cuda/backend.h"
@@ -81,35 +81,52 @@ static nib_status forward_fp8(nib_ops *ops, const nib_linear *linear, nib_matrix
     return nib_cuda_matmul(ops, beside, false, j.beside, true, true, y);
 }
 
-/* A forward product of many rows, and by which of the two ways. */
-typedef struct {
+/* A product of many rows with NF4 weights, and by which of the two ways. */
+typedef struct nf4_call {
+    nib_status (*make)(const struct nf4_call *call);
     nib_ops *ops;
     const nib_linear *linear;
-    nib_matrix x, u, y;
+    nib_matrix from, to; /* x and y, or [dy | du] and dx */
+    nib_matrix u;        /* y's, and its dropout */
     nib_dropout dropout;
     bool decoded; /* in registers, by cuda/nf4_matmul_hopper.h; else dequantised into scratch */
-} forward_call;
+} nf4_call;
 
-static nib_status forward_many(const forward_call *call)
+static nib_status make_y(const nf4_call *call)
 {
     nib_ops *ops = call->ops;
     nib_cuda_joined j;
     nib_matrix operand;
     NIB_TRY(call->decoded ? nib_cuda_joined_adapters(ops, call->linear, &j)
                           : nib_cuda_joined_weight(ops, call->linear, &j));
-    NIB_TRY(nib_cuda_joined_operand(ops, call->x, j.K, j.room, &operand));
+    NIB_TRY(nib_cuda_joined_operand(ops, call->from, j.K, j.room, &operand));
     NIB_TRY(down(ops, call->linear, &j, nib_matrix_columns(operand, 0, j.K), call->dropout,
                  nib_matrix_columns(operand, j.K, j.ranks)));
     NIB_TRY(nib_cuda_joined_finish(ops, call->linear, nib_matrix_columns(operand, j.K, j.room), call->u));
-    return call->decoded ? nib_cuda_nf4_matmul_hopper(ops, call->linear, operand, j.beside, call->y)
-                         : nib_cuda_matmul(ops, operand, false, j.rows, true, false, call->y);
+    return call->decoded ? nib_cuda_nf4_matmul_hopper(ops, call->linear, operand, j.beside, call->to)
+                         : nib_cuda_matmul(ops, operand, false, j.rows, true, false, call->to);
 }
 
-static nib_status forward_once(void *user)
+static nib_status multiply_dx(const nf4_call *call, const nib_cuda_joined *j)
 {
-    const forward_call *call = (const forward_call *)user;
+    return call->decoded ? nib_cuda_nf4_matmul_hopper_backward(call->ops, call->linear, call->from, j->a, call->to)
+                         : nib_cuda_matmul(call->ops, call->from, false, j->columns, false, false, call->to);
+}
+
+/* Without what a backward pass does beside it, which adds up and cannot be repeated. */
+static nib_status make_dx(const nf4_call *call)
+{
+    nib_cuda_joined j;
+    NIB_TRY(call->decoded ? nib_cuda_joined_adapters(call->ops, call->linear, &j)
+                          : nib_cuda_joined_weight(call->ops, call->linear, &j));
+    return multiply_dx(call, &j);
+}
+
+static nib_status make_once(void *user)
+{
+    const nf4_call *call = (const nf4_call *)user;
     const size_t mark = call->ops->scratch->used;
-    const nib_status status = forward_many(call);
+    const nib_status status = call->make(call);
     nib_arena_reset(call->ops->scratch, mark);
     return status;
 }
@@ -117,45 +134,46 @@ static nib_status forward_once(void *user)
 /* nib_matmul_measure: dequantised, decoded. */
 static nib_status time_ways(void *user, int ways, float *microseconds)
 {
-    forward_call call = *(const forward_call *)user;
+    nf4_call call = *(const nf4_call *)user;
     for (int way = 0; way < ways; way++) {
         call.decoded = way == 1;
-        NIB_TRY(nib_cuda_matmul_time(nib_cuda_matmul_cache_of(call.ops), forward_once, &call, &microseconds[way]));
+        NIB_TRY(nib_cuda_matmul_time(nib_cuda_matmul_cache_of(call.ops), make_once, &call, &microseconds[way]));
     }
     return NIB_OK;
 }
 
-/* Sets call->decoded: the faster way for such products, measured when they are first met. Without cublasLt's products
- * there is no question. */
-static nib_status choose_way(forward_call *call)
+/* Sets call->decoded: the faster way for such products, with W^T (for y) or W, measured when they are first met.
+ * Without cublasLt's products there is no question. */
+static nib_status choose_way(nf4_call *call, nib_cuda_choice kernel, bool transposed)
 {
     static const char *const name[] = {"weights dequantised", "weights decoded in registers"};
     const uint64_t hash[] = {nib_matmul_hash(name[0], strlen(name[0])), nib_matmul_hash(name[1], strlen(name[1]))};
     nib_ops *ops = call->ops;
     const nib_linear *linear = call->linear;
-    nib_matmul_class shape = {nib_matmul_class_size(call->x.rows),
-                              nib_matmul_class_size(call->y.columns),
-                              nib_matmul_class_size(linear->K),
-                              0,
-                              1,
-                              0,
-                              16,
-                              16,
-                              16,
-                              1,
-                              0};
+    const int64_t sum = transposed ? linear->K : nib_linear_outputs(linear);
+    const int64_t room = transposed ? nib_linear_room(linear) : nib_linear_padded_ranks(linear);
+    const nib_matmul_class shape = {nib_matmul_class_size(call->to.rows),
+                                    nib_matmul_class_size(call->to.columns),
+                                    nib_matmul_class_size(sum),
+                                    0,
+                                    transposed,
+                                    0,
+                                    16,
+                                    16,
+                                    16,
+                                    1,
+                                    (int32_t)room};
     int chosen;
     call->decoded = false;
-    if (ops->rehearsal || nib_cuda_is_plain(ops, NIB_CUDA_NF4_MATMUL_HOPPER) ||
-        !nib_cuda_nf4_matmul_hopper_takes(ops, linear, call->x, call->y))
+    if (ops->rehearsal || nib_cuda_is_plain(ops, kernel) ||
+        !nib_cuda_nf4_matmul_hopper_takes(ops, linear, call->from, call->to))
         return NIB_OK;
     call->decoded = nib_cuda_is_plain(ops, NIB_CUDA_MATMUL);
     if (call->decoded) return NIB_OK;
     nib_matmul_choices *choices = nib_cuda_matmul_choices(nib_cuda_matmul_cache_of(ops));
-    shape.room = (int32_t)nib_linear_room(linear);
     for (int way = 0; way < 2 && !nib_matmul_is_known(choices, &shape); way++) { /* so that their own are chosen */
         call->decoded = way == 1;
-        NIB_TRY(forward_once(call));
+        NIB_TRY(make_once(call));
     }
     NIB_TRY(nib_matmul_choose(choices, &shape, 2, hash, name, time_ways, call, &chosen));
     call->decoded = chosen == 1;
@@ -174,9 +192,9 @@ static nib_status forward(nib_ops *ops, const nib_linear *linear, nib_matrix x, 
     if (dora) return nib_cuda_linear_dora_forward(ops, linear, x, dropout, u, y);
     if (nib_cuda_is_plain(ops, NIB_CUDA_LINEAR)) return nib_cuda_linear_forward_plain(ops, linear, x, dropout, u, y);
     if (linear->fp8_forward) return forward_fp8(ops, linear, x, dropout, u, y);
-    forward_call call = {ops, linear, x, u, y, dropout, false};
-    NIB_TRY(choose_way(&call));
-    return forward_many(&call);
+    nf4_call call = {make_y, ops, linear, x, y, u, dropout, false};
+    NIB_TRY(choose_way(&call, NIB_CUDA_NF4_MATMUL_HOPPER, true));
+    return make_y(&call);
 }
 
 nib_status nib_cuda_linear_forward(nib_ops *ops, const nib_linear *linear, nib_matrix x, nib_dropout dropout,
@@ -223,22 +241,26 @@ static nib_status backward(nib_ops *ops, const nib_linear *linear, nib_matrix x,
         return nib_cuda_linear_dora_backward(ops, linear, x, dropout, u, dy, accumulate, dx);
     if (nib_cuda_is_plain(ops, NIB_CUDA_LINEAR))
         return nib_cuda_linear_backward_plain(ops, linear, x, dropout, u, dy, accumulate, dx);
-    NIB_TRY(linear->fp8_backward ? nib_cuda_joined_adapters(ops, linear, &j) : nib_cuda_joined_weight(ops, linear, &j));
-    NIB_TRY(nib_cuda_joined_operand(ops, dy, j.N, j.ranks, &operand));
-    dy = nib_matrix_columns(operand, 0, j.N);
-    const nib_matrix du = nib_matrix_columns(operand, j.N, j.ranks);
+    const int64_t N = nib_linear_outputs(linear), ranks = nib_linear_padded_ranks(linear);
+    const bool masked = ranks > 0 && dropout.p > 0.0f, weightless = linear->fp8_backward || dx.data == NULL;
+    NIB_TRY(nib_cuda_joined_operand(ops, dy, N, ranks, &operand));
+    nf4_call call = {make_dx, ops, linear, operand, dx, {}, {}, false};
+    if (!weightless && !masked && !accumulate) NIB_TRY(choose_way(&call, NIB_CUDA_NF4_MATMUL_HOPPER_BACKWARD, false));
+    NIB_TRY(weightless || call.decoded ? nib_cuda_joined_adapters(ops, linear, &j)
+                                       : nib_cuda_joined_weight(ops, linear, &j));
+    dy = nib_matrix_columns(operand, 0, N);
+    const nib_matrix du = nib_matrix_columns(operand, N, ranks);
     for (int64_t p = 0, first = 0; p < linear->parts; first += linear->part[p++].rows)
         NIB_TRY(nib_cuda_linear_weight_backward(ops, &linear->part[p], x,
                                                 nib_matrix_columns(dy, first, linear->part[p].rows)));
-    if (j.ranks > 0) {
+    if (ranks > 0) {
         NIB_TRY(nib_cuda_matmul(ops, dy, false, j.b, false, false, du));
         NIB_TRY(nib_cuda_lora_gradients(ops, linear, x, dropout, u, dy, du));
     }
     if (dx.data == NULL) return NIB_OK;
     if (linear->fp8_backward) return backward_fp8(ops, linear, &j, operand, dropout, accumulate, dx);
-    if (j.ranks > 0 && dropout.p > 0.0f)
-        return nib_cuda_lora_dx_masked(ops, linear, operand, dropout, j.columns, accumulate, dx);
-    return nib_cuda_matmul(ops, operand, false, j.columns, false, accumulate, dx);
+    if (masked) return nib_cuda_lora_dx_masked(ops, linear, operand, dropout, j.columns, accumulate, dx);
+    return accumulate ? nib_cuda_matmul(ops, operand, false, j.columns, false, true, dx) : multiply_dx(&call, &j);
 }
 
 nib_status nib_cuda_linear_backward(nib_ops *ops, const nib_linear *linear, nib_matrix x, nib_dropout dropout,

@@ -51,10 +51,10 @@ nib_status nib_cuda_map_matrix(nib_matrix matrix, int box_rows, CUtensorMap *map
 }
 
 nib_status nib_cuda_map_bytes(const uint8_t *data, int64_t rows, int64_t row_bytes, int box_rows, int box_bytes,
-                              CUtensorMap *map)
+                              CUtensorMapSwizzle swizzle, CUtensorMap *map)
 {
     const cuuint64_t size[2] = {(cuuint64_t)row_bytes, (cuuint64_t)rows};
     const cuuint64_t stride[1] = {(cuuint64_t)row_bytes};
     const cuuint32_t box[2] = {(cuuint32_t)box_bytes, (cuuint32_t)box_rows};
-    return encode_map(CU_TENSOR_MAP_DATA_TYPE_UINT8, 2, data, size, stride, box, CU_TENSOR_MAP_SWIZZLE_NONE, map);
+    return encode_map(CU_TENSOR_MAP_DATA_TYPE_UINT8, 2, data, size, stride, box, swizzle, map);
 }

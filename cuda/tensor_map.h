@@ -16,9 +16,8 @@ nib_status nib_cuda_map_heads(nib_matrix matrix, int64_t head_dim, int box_rows,
 /* A bf16 matrix as a tensor [columns, rows], in boxes of 64 columns and `box_rows` rows. Rows start at multiples of 16
  * bytes. */
 nib_status nib_cuda_map_matrix(nib_matrix matrix, int box_rows, CUtensorMap *map);
-/* Rows of bytes behind each other, in boxes that are not swizzled; data, row_bytes and box_bytes are multiples of 16.
- */
+/* Rows of bytes behind each other; data, row_bytes and box_bytes are multiples of 16. */
 nib_status nib_cuda_map_bytes(const uint8_t *data, int64_t rows, int64_t row_bytes, int box_rows, int box_bytes,
-                              CUtensorMap *map);
+                              CUtensorMapSwizzle swizzle, CUtensorMap *map);
 
 #endif

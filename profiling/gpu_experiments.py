@@ -47,9 +47,10 @@ def adapter(results):
 
 def decoded(results):
     texts = []
-    for row in rows_of(results, "linear_decoded"):
-        for other in rows_of(results, "linear_dequantized", row["shape"]):
-            texts.append(f"{row['shape'].split(',')[0]} {milliseconds(row)}, dequantised {milliseconds(other)}")
+    for of, op in (("y", "linear"), ("dx", "linear_dx")):
+        for row in rows_of(results, op + "_decoded"):
+            for other in rows_of(results, op + "_dequantized", row["shape"]):
+                texts.append(f"{of} of {row['shape'].split(', T')[0]} {milliseconds(row)}, dequantised {milliseconds(other)}")
     return "; ".join(texts) or "not measured"
 
 

@@ -172,24 +172,35 @@ static nib_status run_norms(nib_ops_bench *bench)
     return NIB_OK;
 }
 
-/* forward with the named choice switched off, which leaves one way for the weights of many rows. */
-static nib_status call_without(nib_ops_bench *bench, void *user, const char *choice)
+/* call with the named choice switched off, which leaves one way for the weights of many rows. */
+static nib_status call_without(nib_ops_bench *bench, nib_ops_bench_call call, void *user, const char *choice)
 {
     nib_ops *ops = bench->ops;
     const uint32_t before = ops->plain;
     for (int i = 0; i < ops->choices; i++)
         if (strcmp(ops->choice[i], choice) == 0) ops->use_plain(ops, before | 1u << i);
-    const nib_status status = call_forward(bench, user);
+    const nib_status status = call(bench, user);
     ops->use_plain(ops, before);
     return status;
 }
 static nib_status call_dequantized(nib_ops_bench *bench, void *user)
 {
-    return call_without(bench, user, "nf4_matmul_hopper");
+    return call_without(bench, call_forward, user, "nf4_matmul_hopper");
 }
-static nib_status call_decoded(nib_ops_bench *bench, void *user) { return call_without(bench, user, "matmul"); }
+static nib_status call_decoded(nib_ops_bench *bench, void *user)
+{
+    return call_without(bench, call_forward, user, "matmul");
+}
+static nib_status call_dx_dequantized(nib_ops_bench *bench, void *user)
+{
+    return call_without(bench, call_backward, user, "nf4_matmul_hopper_backward");
+}
+static nib_status call_dx_decoded(nib_ops_bench *bench, void *user)
+{
+    return call_without(bench, call_backward, user, "matmul");
+}
 
-/* The two ways of a product with NF4 weights, without adapter: dequantised for cublasLt, and on Hopper decoded in
+/* The two ways of y and dx with NF4 weights, without adapter: dequantised for cublasLt, and on Hopper decoded in
  * registers. */
 static nib_status run_way(nib_ops_bench *bench, const char *op, nib_ops_bench_call call)
 {
@@ -212,6 +223,11 @@ static nib_status run_dequantized(nib_ops_bench *bench)
     return run_way(bench, "linear_dequantized", call_dequantized);
 }
 static nib_status run_decoded(nib_ops_bench *bench) { return run_way(bench, "linear_decoded", call_decoded); }
+static nib_status run_dx_dequantized(nib_ops_bench *bench)
+{
+    return run_way(bench, "linear_dx_dequantized", call_dx_dequantized);
+}
+static nib_status run_dx_decoded(nib_ops_bench *bench) { return run_way(bench, "linear_dx_decoded", call_dx_decoded); }
 
 /* A few rows, as in generation: bounded by reading half a byte a weight. */
 static nib_status run_few_rows(nib_ops_bench *bench)
@@ -285,6 +301,8 @@ const nib_ops_bench_row nib_bench_ops_linear[] = {
     {"linear_backward", run_backward},
     {"linear_dequantized", run_dequantized},
     {"linear_decoded", run_decoded},
+    {"linear_dx_dequantized", run_dx_dequantized},
+    {"linear_dx_decoded", run_dx_decoded},
     {"linear_few_rows", run_few_rows},
     {"nf4_dequantize", run_dequantize},
     {"nf4_quantize", run_quantize},

@@ -101,14 +101,14 @@ static nib_status forward(nib_check_run *run, const int64_t *size, bool dora)
     return nib_check_keep(run, "y", l.y, NIB_CHECK_BF16);
 }
 
-static nib_status backward(nib_check_run *run, const int64_t *size, bool dora)
+static nib_status backward(nib_check_run *run, const int64_t *size, bool dora, bool accumulate)
 {
     layer l;
     nib_matrix dy, dx;
     NIB_TRY(make_layer(run, size, dora, &l));
     NIB_TRY(nib_check_matrix(run, 2, size[0], l.y.columns, &dy));
     NIB_TRY(nib_check_matrix(run, 3, size[0], size[1], &dx));
-    NIB_TRY(run->ops->linear_backward(run->ops, &l.linear, l.x, l.dropout, l.u, dy, true, dx));
+    NIB_TRY(run->ops->linear_backward(run->ops, &l.linear, l.x, l.dropout, l.u, dy, accumulate, dx));
     NIB_TRY(nib_check_keep(run, "dx", dx, NIB_CHECK_BF16));
     for (int p = 0; p < 2; p++) {
         const nib_linear_part *part = &l.linear.part[p];
@@ -122,9 +122,10 @@ static nib_status backward(nib_check_run *run, const int64_t *size, bool dora)
 }
 
 static nib_status linear_forward(nib_check_run *run, const int64_t *size) { return forward(run, size, false); }
-static nib_status linear_backward(nib_check_run *run, const int64_t *size) { return backward(run, size, false); }
+static nib_status linear_backward(nib_check_run *run, const int64_t *size) { return backward(run, size, false, true); }
+static nib_status linear_dx(nib_check_run *run, const int64_t *size) { return backward(run, size, false, false); }
 static nib_status dora_forward(nib_check_run *run, const int64_t *size) { return forward(run, size, true); }
-static nib_status dora_backward(nib_check_run *run, const int64_t *size) { return backward(run, size, true); }
+static nib_status dora_backward(nib_check_run *run, const int64_t *size) { return backward(run, size, true, true); }
 
 /* Numbers of four bits, which e4m3 holds: eighths up to 15. */
 static nib_status eighths(nib_check_run *run, uint64_t seed, int64_t rows, int64_t columns, nib_matrix *m)
@@ -407,7 +408,10 @@ const nib_check_case nib_check_products[] = {
     {"linear_forward", LINEAR, linear_forward, .two = true, .full = true, .size = {60, 4096, 1024, 16, 512, 16, 0}},
     {"linear_forward", LINEAR, linear_forward, .two = true, .full = true, .size = {259, 2048, 1024, 64, 512, 16, 0}},
     {"linear_forward", LINEAR, linear_forward, .two = true, .full = true, .without = "matmul", .size = {259, 2048, 1024, 64, 512, 16, 0}},
+    {"linear_backward, dx written", LINEAR, linear_dx, .two = true, .without = "matmul", .size = {66, 128, 48, 4, 24, 0, 0}},
     {"linear_backward", LINEAR, linear_backward, .two = true, .size = {65, 128, 48, 4, 24, 0, 25}},
+    {"linear_backward, dx written", LINEAR, linear_dx, .two = true, .full = true, .size = {259, 2048, 1024, 64, 512, 16, 0}},
+    {"linear_backward, dx written", LINEAR, linear_dx, .two = true, .full = true, .without = "matmul", .size = {259, 2048, 1024, 64, 512, 16, 0}},
     {"linear_backward", LINEAR, linear_backward, .two = true, .full = true, .size = {259, 2048, 1024, 64, 512, 16, 10}},
     {"linear, fp8", "T %lld, K %lld, 2 x %lld outputs, dropout %lld %%", linear_fp8, .two = true, .size = {65, 144, 48, 25}},
     {"linear, fp8", "T %lld, K %lld, 2 x %lld outputs, dropout %lld %%", linear_fp8, .two = true, .full = true, .size = {259, 2048, 1024, 0}},

@@ -30,11 +30,14 @@ struct form {
     backward_op backward;
     int64_t gap; /* behind the rows of x and dy */
     bool room;   /* and whether the op may write there */
+    bool adds;   /* to dx */
 };
-static const form JOINED = {nib_cuda_linear_forward, nib_cuda_linear_backward, 8, false};
-static const form DENSE = {nib_cuda_linear_forward, nib_cuda_linear_backward, 0, false};
-static const form IN_PLACE = {nib_cuda_linear_forward, nib_cuda_linear_backward, 200, true};
-static const form PLAIN = {nib_cuda_linear_forward_plain, nib_cuda_linear_backward_plain, 8, false};
+static const form JOINED = {nib_cuda_linear_forward, nib_cuda_linear_backward, 8, false, true};
+static const form WRITTEN = {nib_cuda_linear_forward, nib_cuda_linear_backward, 8, false, false};
+static const form DENSE = {nib_cuda_linear_forward, nib_cuda_linear_backward, 0, false, true};
+static const form IN_PLACE = {nib_cuda_linear_forward, nib_cuda_linear_backward, 200, true, true};
+static const form WRITTEN_IN_PLACE = {nib_cuda_linear_forward, nib_cuda_linear_backward, 200, true, false};
+static const form PLAIN = {nib_cuda_linear_forward_plain, nib_cuda_linear_backward_plain, 8, false, true};
 
 struct shape {
     int64_t K;
@@ -96,14 +99,14 @@ static void check_case(const both_backends &on, const form &form, const shape &s
         check_ok(on.cpu->linear_forward(on.cpu, &linear.cpu, dense_matrix(wide_x, T, K), dropout, wide_u,
                                         dense_matrix(y, T, outputs)));
         check_ok(on.cpu->linear_backward(on.cpu, &linear.cpu, dense_matrix(wide_x, T, K), dropout, wide_u,
-                                         dense_matrix(wide_dy, T, outputs), true, dense_matrix(dx, T, K)));
+                                         dense_matrix(wide_dy, T, outputs), form.adds, dense_matrix(dx, T, K)));
 
         const strided_matrix device_x(x, T, K, form.gap), device_u(T, ranks, gap), device_y(T, outputs, gap);
         const strided_matrix device_dy(dy, T, outputs, form.gap), device_dx(before, T, K, gap);
         check_ok(form.forward(on.ops, &linear.device, with_room(device_x.matrix(), form.room, room), device_dropout,
                               device_u.matrix(), device_y.matrix()));
         check_ok(form.backward(on.ops, &linear.device, device_x.matrix(), device_dropout, device_u.matrix(),
-                               with_room(device_dy.matrix(), form.room, room), true, device_dx.matrix()));
+                               with_room(device_dy.matrix(), form.room, room), form.adds, device_dx.matrix()));
         check_near("u", device_u.download(), u, TOLERANCE);
         check_near("y", device_y.download(), y, TOLERANCE);
         check_near("dx", device_dx.download(), dx, TOLERANCE);
@@ -123,6 +126,7 @@ static void forward_and_backward_are_the_cpu_backends(void **)
     const both_backends on;
     for (int64_t T : {1, 3, 9, 63, 65, 129}) check_case(on, JOINED, THREE, T, {});
     check_case(on, DENSE, {64, {{48, 4, true}, {24, 8, false}}}, 65, {});
+    for (int64_t T : {3, 65}) check_case(on, WRITTEN, THREE, T, {});
 }
 
 static void dropout_has_the_cpu_backends_masks(void **)
@@ -150,11 +154,10 @@ static void the_copies_are_those_of_the_tiles(void **)
     for (int64_t T : {65, 64}) {
         const linear_case linear(128, {{48, 4, false}}, 77);
         const strided_matrix x(random_bf16(1, T * 128), T, 128, 8), u(random_bf16(2, T * 4), T, 4, 8);
-        const strided_matrix dy(random_bf16(3, T * 48), T, 48, 8), dx(T, 128, 8);
+        const strided_matrix dy(random_bf16(3, T * 48), T, 48, 8);
         check_cuda(cudaDeviceSynchronize());
         nib_emulator::reset_counters();
-        check_ok(on.ops->linear_backward(on.ops, &linear.device, x.matrix(), {}, u.matrix(), dy.matrix(), false,
-                                         dx.matrix()));
+        check_ok(on.ops->linear_backward(on.ops, &linear.device, x.matrix(), {}, u.matrix(), dy.matrix(), false, {}));
         check_cuda(cudaDeviceSynchronize());
         assert_int_equal(nib_emulator::counters().async_copies, 2 * ((T + 31) / 32) * 32 * (128 + 16) * 2 / 16);
     }
@@ -193,6 +196,10 @@ static void weights_decoded_in_registers_agree_too(void **)
     check_case(on, JOINED, {192, {{40, 20, false}, {136, 64, true}}}, 67, {0.25f, 7});
     check_case(on, JOINED, {64, {{48, 0, false}, {16, 0, true}}}, 66, {});
     check_case(on, IN_PLACE, THREE, 65, {});
+    for (int64_t T : {65, 129}) check_case(on, WRITTEN, THREE, T, {});
+    check_case(on, WRITTEN, {192, {{40, 20, false}, {136, 64, true}}}, 67, {0.25f, 7});
+    check_case(on, WRITTEN, {64, {{48, 0, false}, {16, 0, true}}}, 66, {});
+    check_case(on, WRITTEN_IN_PLACE, {192, {{40, 20, false}, {136, 64, true}}}, 129, {});
 }
 
 static void the_plain_form_agrees_too(void **)

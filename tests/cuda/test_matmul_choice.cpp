@@ -197,23 +197,26 @@ static void a_run_on_another_card_says_so(void **)
     check_ok(nib_file_remove_tree(run.c_str()));
 }
 
-/* Are the weights of a linear of 65 rows decoded in registers, and so multiplied by a kernel of ours? */
-static bool decodes(uint32_t plain)
+/* Are the weights of a linear of 65 rows decoded in registers for y, or for dx, and so multiplied by a kernel of ours?
+ */
+static bool decodes(bool backward, uint32_t plain)
 {
     nib_ops *ops;
     check_ok(nib_cuda_backend_create(0, &ops));
     uint64_t products;
     {
         linear_case linear(128, {{48, 0, true}, {24, 0, false}}, 1);
-        strided_matrix x(random_bf16(1, 65 * 128), 65, 128, 8), y(65, 72, 8);
+        strided_matrix x(random_bf16(1, 65 * 128), 65, 128, 8), y(random_bf16(2, 65 * 72), 65, 72, 8);
         ops->use_plain(ops, plain);
-        const auto forward = [&] {
-            check_ok(ops->linear_forward(ops, &linear.device, x.matrix(), {}, {}, y.matrix()));
+        const auto make = [&] {
+            check_ok(backward
+                         ? ops->linear_backward(ops, &linear.device, x.matrix(), {}, {}, y.matrix(), false, x.matrix())
+                         : ops->linear_forward(ops, &linear.device, x.matrix(), {}, {}, y.matrix()));
             check_ok(ops->synchronize(ops));
         };
-        forward(); /* measured, where both are offered */
+        make(); /* measured, where both are offered */
         nib_emulator::reset_counters();
-        forward();
+        make();
         products = nib_emulator::counters().matrix_products;
     }
     ops->close(ops);
@@ -221,25 +224,32 @@ static bool decodes(uint32_t plain)
 }
 
 /* By the emulator's clock a kernel of ours is slower than cublasLt's stand-in, whose times are set. */
-static void weights_are_decoded_where_that_is_faster(void **)
+static void check_ways(bool backward, nib_cuda_choice kernel)
 {
     const std::string cache = std::string(folder) + "/nibble";
     const std::vector<uint64_t> fast(3, 1000), slow(3, uint64_t{1} << 30);
     check_ok(nib_file_remove_tree(cache.c_str()));
     nib_emulator::set_products(3, fast);
-    assert_false(decodes(0));
+    assert_false(decodes(backward, 0));
     nib_emulator::set_products(3, slow); /* what was found is kept */
-    assert_false(decodes(0));
-    assert_true(decodes(1u << NIB_CUDA_MATMUL)); /* without cublasLt there is no question */
+    assert_false(decodes(backward, 0));
+    assert_true(decodes(backward, 1u << NIB_CUDA_MATMUL)); /* without cublasLt there is no question */
     check_ok(nib_file_remove_tree(cache.c_str()));
-    assert_true(decodes(0));
+    assert_true(decodes(backward, 0));
     nib_emulator::set_products(3, fast);
-    assert_true(decodes(0));
-    assert_false(decodes(1u << NIB_CUDA_NF4_MATMUL_HOPPER)); /* switched off */
+    assert_true(decodes(backward, 0));
+    assert_false(decodes(!backward, 0));           /* each has its own choice */
+    assert_false(decodes(backward, 1u << kernel)); /* switched off */
     check_ok(nib_file_remove_tree(cache.c_str()));
     nib_emulator::set_products(3, slow);
     nib_emulator::set_device(8, 9, 4, size_t{2} << 30); /* has no such kernel */
-    assert_false(decodes(0));
+    assert_false(decodes(backward, 0));
+}
+
+static void weights_are_decoded_for_y_where_that_is_faster(void **) { check_ways(false, NIB_CUDA_NF4_MATMUL_HOPPER); }
+static void weights_are_decoded_for_dx_where_that_is_faster(void **)
+{
+    check_ways(true, NIB_CUDA_NF4_MATMUL_HOPPER_BACKWARD);
 }
 
 static void neighbours_are_one_class(void **)
@@ -259,7 +269,8 @@ int main()
         cmocka_unit_test_setup(a_folder_that_cannot_be_written_stops_nothing, reset_emulator),
         cmocka_unit_test_setup(a_run_goes_on_with_its_algorithms, reset_emulator),
         cmocka_unit_test_setup(a_run_on_another_card_says_so, reset_emulator),
-        cmocka_unit_test_setup(weights_are_decoded_where_that_is_faster, reset_emulator),
+        cmocka_unit_test_setup(weights_are_decoded_for_y_where_that_is_faster, reset_emulator),
+        cmocka_unit_test_setup(weights_are_decoded_for_dx_where_that_is_faster, reset_emulator),
         cmocka_unit_test(neighbours_are_one_class),
     };
     if (mkdtemp(folder) == nullptr || setenv("XDG_CACHE_HOME", folder, 1) != 0) return 1;
