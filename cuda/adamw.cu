@@ -18,7 +18,7 @@ __global__ void __launch_bounds__(THREADS)
                  const float *gradient, float *first_moment, float *second_moment)
 {
     if (!isfinite(clip->norm)) return;
-    const nib_adamw_factors f = *factors;
+    const nib_adamw_factors f = factors[clip->missed];
     const float scale = clip->scale;
     for_each_vector<N>(n, [&](auto width, int64_t at) {
         float p[width.N], g[width.N], m[width.N], v[width.N];

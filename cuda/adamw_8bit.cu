@@ -88,7 +88,7 @@ __global__ void __launch_bounds__(THREADS)
     for (int i = threadIdx.x; i < 512; i += THREADS) maps[i] = moments.maps[i];
     __syncthreads();
     if (!isfinite(clip->norm)) return;
-    const nib_adamw_factors f = *factors;
+    const nib_adamw_factors f = factors[clip->missed];
     const float scale = clip->scale;
     const int64_t blocks = (n + NIB_MOMENT_BLOCK - 1) / NIB_MOMENT_BLOCK, warps = (int64_t)gridDim.x * (THREADS / 32);
     for (int64_t b = (int64_t)blockIdx.x * (THREADS / 32) + threadIdx.x / 32; b < blocks; b += warps) {

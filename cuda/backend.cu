@@ -159,8 +159,9 @@ static nib_status cuda_upload(nib_ops *ops, void *to, const void *host, size_t b
 
 static nib_status cuda_download(nib_ops *ops, void *host, const void *from, size_t bytes)
 {
-    NIB_TRY(nib_cuda_staging_fetch(&context_of(ops)->staging, host, from, bytes));
-    return nib_cuda_staging_finish(&context_of(ops)->staging);
+    nib_cuda_staging *staging = &context_of(ops)->staging;
+    NIB_TRY(nib_cuda_staging_fetch(staging, host, from, bytes));
+    return nib_cuda_staging_finish(staging, staging->taken);
 }
 
 static nib_status cuda_fetch(nib_ops *ops, void *host, const void *from, size_t bytes)
@@ -176,8 +177,16 @@ static nib_status cuda_zero(nib_ops *ops, void *block, size_t bytes)
 
 static nib_status cuda_synchronize(nib_ops *ops)
 {
+    nib_cuda_staging *staging = &context_of(ops)->staging;
     NIB_CHECK_CUDA(cudaStreamSynchronize(nib_cuda_stream(ops)));
-    return nib_cuda_staging_finish(&context_of(ops)->staging);
+    return nib_cuda_staging_finish(staging, staging->taken);
+}
+
+static uint64_t cuda_mark(nib_ops *ops) { return context_of(ops)->staging.taken; }
+
+static nib_status cuda_await(nib_ops *ops, uint64_t mark)
+{
+    return nib_cuda_staging_finish(&context_of(ops)->staging, mark);
 }
 
 static nib_status make_side_queues(cuda_context *context)
@@ -273,6 +282,8 @@ static void fill_table(nib_ops *ops)
     ops->fetch = cuda_fetch;
     ops->zero = cuda_zero;
     ops->synchronize = cuda_synchronize;
+    ops->mark = cuda_mark;
+    ops->await = cuda_await;
     ops->convert = nib_cuda_convert;
     ops->tree_sum = nib_cuda_tree_sum;
     ops->embedding_forward = nib_cuda_embedding_forward;

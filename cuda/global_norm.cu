@@ -38,6 +38,7 @@ __global__ void norm_and_clip_kernel(const double *partial, int64_t n, double ma
     sum = block_total(sum, dynamic_shared<double>());
     if (threadIdx.x > 0) return;
     double norm = sqrt(sum);
+    clip->missed = !isfinite(clip->norm);
     clip->norm = norm;
     clip->scale = (float)(max_norm > 0 ? fmin(1.0, max_norm / (norm + 1e-6)) : 1.0);
 }

@@ -52,6 +52,7 @@ static nib_status take(nib_cuda_staging *s, size_t bytes, nib_cuda_staging_piece
     const size_t begin = s->next + bytes <= NIB_CUDA_STAGING_BYTES ? s->next : 0;
     while (!is_free(s, begin, bytes)) NIB_TRY(retire(s));
     *piece = piece_of(s, s->count++);
+    s->taken++;
     (*piece)->begin = begin;
     (*piece)->bytes = bytes;
     (*piece)->host = NULL;
@@ -88,8 +89,10 @@ nib_status nib_cuda_staging_fetch(nib_cuda_staging *s, void *host, const void *f
     return NIB_OK;
 }
 
-nib_status nib_cuda_staging_finish(nib_cuda_staging *s)
+nib_status nib_cuda_staging_finish(nib_cuda_staging *s, uint64_t mark)
 {
-    while (s->count > 0) NIB_TRY(retire(s));
+    const int behind = (int)(s->taken - mark);
+    if (s->count > behind) NIB_CHECK_CUDA(cudaEventSynchronize(piece_of(s, s->count - behind - 1)->copied));
+    while (s->count > behind) NIB_TRY(retire(s));
     return NIB_OK;
 }

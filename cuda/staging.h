@@ -29,6 +29,7 @@ typedef struct {
     size_t next;                                           /* where the next piece begins, if there is room behind it */
     nib_cuda_staging_piece piece[NIB_CUDA_STAGING_PIECES]; /* a ring, too: `count` from `first` on are on their way */
     int first, count;
+    uint64_t taken; /* pieces so far */
 } nib_cuda_staging;
 
 /* *staging is to be freed whatever the outcome. */
@@ -37,9 +38,9 @@ void nib_cuda_staging_free(nib_cuda_staging *staging);
 
 /* host may change on return. */
 nib_status nib_cuda_staging_upload(nib_cuda_staging *staging, void *to, const void *host, size_t bytes);
-/* host is filled when finish has returned. */
+/* host is filled when a finish behind it has returned. */
 nib_status nib_cuda_staging_fetch(nib_cuda_staging *staging, void *host, const void *from, size_t bytes);
-/* Waits for what is on its way. */
-nib_status nib_cuda_staging_finish(nib_cuda_staging *staging);
+/* Waits for what is on its way, of the pieces that were taken before `mark`, a value of `taken`. */
+nib_status nib_cuda_staging_finish(nib_cuda_staging *staging, uint64_t mark);
 
 #endif

@@ -262,7 +262,7 @@ static nib_status run_attention_cached(nib_ops_bench *b)
 /* A first step that clips nothing. */
 static nib_status upload_step(nib_ops_bench *b, operands *o)
 {
-    const nib_clip clip = {1.0, 1.0f};
+    const nib_clip clip = {.norm = 1.0, .scale = 1.0f};
     const nib_adamw_factors factors = nib_adamw_factors_of(
         (nib_adamw){.learning_rate = 1e-4, .beta1 = 0.9, .beta2 = 0.999, .epsilon = 1e-8, .step = 1});
     NIB_TRY(nib_ops_bench_upload(b, &clip, sizeof clip, &o->clip));

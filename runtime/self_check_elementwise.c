@@ -223,7 +223,7 @@ static nib_status adamw(nib_check_run *run, const int64_t *size)
 {
     const int64_t n = size[0];
     const nib_adamw_factors host_factors = nib_adamw_factors_of((nib_adamw){1e-3, 0.9, 0.999, 1e-8, 0.01, 3});
-    const nib_clip host = {2.0, 0.5f};
+    const nib_clip host = {.norm = 2.0, .scale = 0.5f};
     float *parameter, *gradient, *first, *second;
     nib_adamw_factors *factors;
     nib_clip *clip;
@@ -261,7 +261,7 @@ static nib_status empty_moments(nib_check_run *run, int64_t n, nib_moments_8bit 
 static nib_status adamw_8bit(nib_check_run *run, const int64_t *size)
 {
     const int64_t n = size[0];
-    const nib_clip host = {2.0, 0.5f};
+    const nib_clip host = {.norm = 2.0, .scale = 0.5f};
     float *parameter, *gradient;
     nib_moments_8bit moments;
     nib_clip *clip;

@@ -131,21 +131,34 @@ static nib_status evaluate(nib_training *t, bool *stop)
     return write_report(t);
 }
 
-/* One step and what is due at its end. */
+/* Ends steps until `left` are under way. */
+static nib_status end_steps(nib_training *t, int left)
+{
+    while (t->under_way > left) {
+        nib_step_result result;
+        NIB_TRY(nib_train_step_end(t, &result));
+        NIB_TRY(record_step(t, &result));
+        show_progress(t, &result);
+        if (t->state.nonfinite_steps >= MAX_NONFINITE)
+            return NIB_FAIL(NIB_ERROR_DATA,
+                            "%lld steps had a loss or gradient that is not finite; their rows are saved in %s; lower "
+                            "train.learning_rate, or look at those rows",
+                            (long long)t->state.nonfinite_steps, t->folder.path);
+    }
+    return NIB_OK;
+}
+
+/* Begins a step, and does what is due behind it once all have ended. */
 static nib_status advance(nib_training *t, bool *stop)
 {
-    nib_step_result result;
-    NIB_TRY(nib_train_step(t, &result));
-    NIB_TRY(record_step(t, &result));
-    show_progress(t, &result);
-    if (t->state.nonfinite_steps >= MAX_NONFINITE)
-        return NIB_FAIL(NIB_ERROR_DATA,
-                        "%lld steps had a loss or gradient that is not finite; their rows are saved in %s; lower "
-                        "train.learning_rate, or look at those rows",
-                        (long long)t->state.nonfinite_steps, t->folder.path);
-    bool last = t->state.step == t->schedule.steps;
-    if (t->eval != NULL && (last || t->state.step % t->config->evaluate.every_steps == 0)) NIB_TRY(evaluate(t, stop));
-    if (!last && !*stop && t->state.step % t->config->checkpoint.every_steps == 0) NIB_TRY(write_checkpoint(t));
+    NIB_TRY(nib_train_step_begin(t));
+    const int64_t begun = t->state.step + t->under_way;
+    const bool last = begun == t->schedule.steps;
+    const bool evaluated = t->eval != NULL && (last || begun % t->config->evaluate.every_steps == 0);
+    const bool kept = !last && begun % t->config->checkpoint.every_steps == 0;
+    NIB_TRY(end_steps(t, last || evaluated || kept ? 0 : nib_train_steps_ahead(t)));
+    if (evaluated) NIB_TRY(evaluate(t, stop));
+    if (kept && !*stop) NIB_TRY(write_checkpoint(t));
     return NIB_OK;
 }
 
@@ -159,6 +172,7 @@ static nib_status stop_requested(nib_training *t, int64_t *signal_number)
 /* Before the first step of this process there is nothing new to keep. */
 static nib_status stopped_by(nib_training *t, int64_t signal_number)
 {
+    NIB_TRY(end_steps(t, 0));
     if (t->state.step > t->first_step) {
         NIB_TRY(write_last_checkpoint(t));
         NIB_TRY(write_report(t));
@@ -177,7 +191,7 @@ static nib_status run(nib_training *t)
     if (t->state.step == 0 && t->eval != NULL) NIB_TRY(nib_train_evaluate_before(t));
     t->started = nib_train_clock();
     t->first_step = t->state.step;
-    while (t->state.step < t->schedule.steps && !stop) {
+    while (t->state.step + t->under_way < t->schedule.steps && !stop) {
         NIB_TRY(stop_requested(t, &signal_number));
         if (signal_number != 0) return stopped_by(t, signal_number);
         NIB_TRY(advance(t, &stop));

@@ -14,6 +14,16 @@
 #include "optim/gradient_tree.h"
 #include "run_folder.h"
 
+/* An optimizer step that has been asked of the device, and what is read of it at its end. */
+typedef struct {
+    nib_step_data data;
+    double learning_rate, data_wait, begun; /* begun: seconds of nib_train_clock */
+    double norm;                            /* of the gradient; fetched */
+    float *nll;                             /* host [nll_capacity], of all targets; fetched */
+    int64_t nll_capacity;
+    uint64_t mark; /* behind what is fetched */
+} nib_train_step_asked;
+
 typedef struct {
     nib_config *config;
     nib_collectives *collectives;  /* not owned; NULL where there is no run, but a plan of one */
@@ -37,8 +47,11 @@ typedef struct {
     nib_recompute recompute;
     char planned[1024];                        /* memory by class, as one line; rank 0's */
     int64_t reserved_tokens, reserved_targets; /* what the model's activations hold */
-    float *nll;                                /* host [nll_capacity] */
+    float *nll;                                /* host [nll_capacity], of an evaluation's micro-batch */
     int64_t nll_capacity;
+    nib_train_step_asked asked[2]; /* step s is asked[s % 2]: state.step and the next, `under_way` of them */
+    int under_way;
+    double ended; /* when the last step did */
     nib_checkpointer *checkpointer;
     nib_checkpoint_tensor *tensors; /* [parameter_count] views of the model's own */
     nib_checkpoint_state state;

@@ -418,5 +418,6 @@ void nib_train_close(nib_training *t)
     nib_dataset_free(t->eval);
     nib_text_close(&t->text);
     nib_close_backend(t->ops);
+    nib_train_steps_free(t); /* what steps under way would have fetched has nowhere to go until the backend is closed */
     nib_run_folder_close(&t->folder);
 }

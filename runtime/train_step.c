@@ -22,20 +22,20 @@ nib_step_plan nib_train_step_plan(const nib_training *t)
                            .batch_size = t->config->train.batch_size};
 }
 
-/* Room in t->nll for the losses of so many targets. */
-static nib_status reserve_losses(nib_training *t, int64_t count)
+/* Room for the losses of so many targets. */
+static nib_status reserve_losses(float **nll, int64_t *capacity, int64_t count)
 {
-    if (count <= t->nll_capacity) return NIB_OK;
-    float *larger = nib_recalloc(t->nll, (size_t)t->nll_capacity, (size_t)count, sizeof *larger);
+    if (count <= *capacity) return NIB_OK;
+    float *larger = nib_recalloc(*nll, (size_t)*capacity, (size_t)count, sizeof *larger);
     if (larger == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "no memory for %lld losses", (long long)count);
-    t->nll = larger;
-    t->nll_capacity = count;
+    *nll = larger;
+    *capacity = count;
     return NIB_OK;
 }
 
 nib_status nib_train_reserve(nib_training *t, const nib_micro_batch *batch)
 {
-    NIB_TRY(reserve_losses(t, batch->N));
+    NIB_TRY(reserve_losses(&t->nll, &t->nll_capacity, batch->N));
     if (batch->T <= t->reserved_tokens && batch->N <= t->reserved_targets) return NIB_OK;
     if (batch->T > t->reserved_tokens) t->reserved_tokens = batch->T;
     if (batch->N > t->reserved_targets) t->reserved_targets = batch->N;
@@ -99,10 +99,10 @@ static int passes_of_all(const nib_training *t, const nib_pack *pack, bool *told
     return most;
 }
 
-static void note_micro_batch(const nib_training *t, int m)
+static void note_micro_batch(const nib_training *t, int64_t step, int m)
 {
     char text[64];
-    snprintf(text, sizeof text, "step %lld, micro-batch %d", (long long)t->state.step, m);
+    snprintf(text, sizeof text, "step %lld, micro-batch %d", (long long)step, m);
     t->collectives->note(t->collectives, text);
 }
 
@@ -133,28 +133,29 @@ static nib_status accompany(const nib_training *t, telling *x)
 }
 
 /* Gradients of this rank's slots, then of all; the losses of its micro-batches are where they lie among those of all,
- * one after the other, in t->nll after a synchronize. Between devices a layer's gradients go as soon as the last
+ * one after the other, in asked->nll when the step ends. Between devices a layer's gradients go as soon as the last
  * micro-batch has passed it. */
-static nib_status run_slots(nib_training *t, const nib_pack *pack)
+static nib_status run_slots(nib_training *t, int64_t step, nib_train_step_asked *asked)
 {
-    uint64_t step_key = nib_random_key((uint64_t)t->config->train.seed, (uint64_t)t->state.step);
+    const nib_pack *pack = &asked->data.pack;
+    uint64_t step_key = nib_random_key((uint64_t)t->config->train.seed, (uint64_t)step);
     nib_slot_range range = nib_train_slots(t);
     int64_t first = targets_before(pack, range.first);
     bool together = true;
     telling x = {.passes = divides_base(t) ? passes_of_all(t, pack, &together) : 0};
     if (t->stream != NULL && together) x.watch = (nib_gradient_watch){nib_gradient_stream_add, t->stream};
-    NIB_TRY(reserve_losses(t, pack->supervised_tokens)); /* before anything is on its way there */
+    NIB_TRY(reserve_losses(&asked->nll, &asked->nll_capacity, pack->supervised_tokens));
     for (int slot = range.first; slot < range.end; slot++) {
         const bool streamed = t->stream != NULL && slot + 1 == range.end;
         if (streamed) nib_gradient_tree_last(&t->tree);
         for (int m = pack->slot_begin[slot]; m < pack->slot_begin[slot + 1]; m++) {
             const nib_micro_batch *batch = &pack->micro_batch[m];
-            note_micro_batch(t, m);
+            note_micro_batch(t, step, m);
             NIB_TRY(nib_train_reserve(t, batch));
             nib_step_options options = {.gradient_scale = (float)(1.0 / pack->supervised_weight),
                                         .dropout_key = nib_random_key(step_key, (uint64_t)m),
                                         .watch = told_in_pass(&x, streamed && m + 1 == pack->slot_begin[slot + 1])};
-            NIB_TRY(nib_model_train_batch(t->model, batch, options, t->nll + first));
+            NIB_TRY(nib_model_train_batch(t->model, batch, options, asked->nll + first));
             first += batch->N;
         }
         if (!streamed) NIB_TRY(nib_gradient_tree_add(&t->tree, slot, gradients(t)));
@@ -164,26 +165,28 @@ static nib_status run_slots(nib_training *t, const nib_pack *pack)
                              : nib_gradient_sum(t->collectives, &t->tree, gradients(t));
 }
 
-/* The losses of all ranks' targets into t->nll of each, so that they are added in one order everywhere. */
-static nib_status gather_losses(nib_training *t, const nib_pack *pack)
+/* The losses of all ranks' targets to each, so that they are added in one order everywhere. */
+static nib_status gather_losses(nib_training *t, const nib_train_step_asked *asked)
 {
+    const nib_pack *pack = &asked->data.pack;
     nib_collectives *c = t->collectives;
     nib_part *part = nib_calloc((size_t)c->size, sizeof *part);
     if (part == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "no memory for the losses of %d ranks", c->size);
     for (int r = 0; r < c->size; r++) {
         nib_slot_range range = nib_slot_range_of_rank(pack->slots, c->size, r);
         int64_t first = targets_before(pack, range.first), end = targets_before(pack, range.end);
-        part[r] = (nib_part){t->nll + first, (size_t)(end - first) * sizeof *t->nll};
+        part[r] = (nib_part){asked->nll + first, (size_t)(end - first) * sizeof *asked->nll};
     }
     nib_status status = c->all_gather(c, part);
     nib_free(part);
     return status;
 }
 
-static double mean_loss(const nib_training *t, const nib_pack *pack)
+static double mean_loss(const nib_train_step_asked *asked)
 {
+    const nib_pack *pack = &asked->data.pack;
     double sum = 0;
-    const float *nll = t->nll;
+    const float *nll = asked->nll;
     for (int m = 0; m < pack->micro_batches; m++) {
         const nib_micro_batch *batch = &pack->micro_batch[m];
         for (int64_t i = 0; i < batch->N; i++) sum += (double)nll[i] * batch->target_weight[i];
@@ -216,55 +219,103 @@ static nib_status save_rows(const nib_training *t, const int64_t *samples, int64
     return status;
 }
 
-nib_status nib_train_step(nib_training *t, nib_step_result *result)
+/* Where nothing of a step goes through the host's memory but what is read at its end. */
+int nib_train_steps_ahead(const nib_training *t)
+{
+    return t->ops->queue != NULL && (t->collectives->size == 1 || t->stream != NULL) ? 1 : 0;
+}
+
+/* All that a step asks of the device. Whether the one before it was applied may not be known. */
+static nib_status ask(nib_training *t, int64_t step, nib_train_step_asked *asked)
 {
     const nib_config *c = t->config;
-    double begun = nib_train_clock();
-    double waited;
-    nib_step_data data;
-    char note[32];
-    snprintf(note, sizeof note, "step %lld", (long long)t->state.step);
-    t->collectives->note(t->collectives, note);
-    nib_node_shards_at(t->shards, note);
-    NIB_TRY(nib_prefetch_take(t->prefetch, t->state.cursor, &data, &waited));
-    const nib_pack *pack = &data.pack;
-    *result = (nib_step_result){
-        .learning_rate = nib_schedule_rate(&t->schedule, t->state.step),
-        .data_wait = waited,
-        .supervised_tokens = pack->supervised_tokens,
-        .tokens = pack->row_tokens,
-        .computed_tokens = pack->computed_tokens,
-    };
-    nib_optimizer_options options = {
-        .adamw = {.learning_rate = result->learning_rate,
+    const nib_optimizer_options options = {
+        .adamw = {.learning_rate = asked->learning_rate,
                   .beta1 = c->train.beta1,
                   .beta2 = c->train.beta2,
                   .epsilon = c->train.epsilon,
                   .weight_decay = c->train.weight_decay,
-                  .step = t->state.updates + 1},
+                  .step = t->state.updates + t->under_way + 1},
         .max_norm = c->train.max_grad_norm,
+        .ahead = t->under_way > 0,
     };
-    nib_status status = nib_optimizer_zero(t->ops, t->model);
-    if (status != NIB_OK) goto done;
-    NIB_TRY_GOTO(run_slots(t, pack), done);
-    NIB_TRY_GOTO(nib_optimizer_step(t->ops, t->model, &options, &result->gradient_norm), done);
-    NIB_TRY_GOTO(t->ops->synchronize(t->ops), done); /* the only time that a step waits for the device */
-    NIB_TRY_GOTO(gather_losses(t, pack), done);
-    result->loss = mean_loss(t, pack);
-    result->applied = isfinite(result->gradient_norm); /* a loss that is not finite makes the gradient so */
+    NIB_TRY(nib_optimizer_zero(t->ops, t->model));
+    NIB_TRY(run_slots(t, step, asked));
+    NIB_TRY(nib_optimizer_step(t->ops, t->model, &options, &asked->norm));
+    asked->mark = t->ops->mark(t->ops);
+    return NIB_OK;
+}
+
+/* The device's failure may show later than it happens: in the call of a step that came after it. */
+static nib_status name_step(const nib_training *t, nib_status status, int64_t step)
+{
+    if (status != NIB_ERROR_DEVICE) return status;
+    if (step == t->state.step) return nib_error_context(status, "step %lld", (long long)step);
+    return nib_error_context(status, "step %lld or %lld", (long long)t->state.step, (long long)step);
+}
+
+nib_status nib_train_step_begin(nib_training *t)
+{
+    const int64_t step = t->state.step + t->under_way;
+    const int64_t cursor = t->state.cursor + (t->under_way > 0 ? t->asked[t->state.step % 2].data.count : 0);
+    nib_train_step_asked *asked = &t->asked[step % 2];
+    char note[32];
+    snprintf(note, sizeof note, "step %lld", (long long)step);
+    t->collectives->note(t->collectives, note);
+    nib_node_shards_at(t->shards, note);
+    asked->begun = nib_train_clock();
+    asked->learning_rate = nib_schedule_rate(&t->schedule, step);
+    NIB_TRY(nib_prefetch_take(t->prefetch, cursor, &asked->data, &asked->data_wait));
+    NIB_TRY(name_step(t, ask(t, step, asked), step));
+    t->under_way++;
+    return NIB_OK;
+}
+
+/* What is read of a step; on all ranks the same. */
+static nib_status read_figures(nib_training *t, nib_train_step_asked *asked, nib_step_result *result)
+{
+    const nib_pack *pack = &asked->data.pack;
+    const double begun = asked->begun > t->ended ? asked->begun : t->ended;
+    NIB_TRY(t->ops->await(t->ops, asked->mark)); /* the only time that a step waits for the device */
+    NIB_TRY(gather_losses(t, asked));
+    t->ended = nib_train_clock();
+    *result = (nib_step_result){
+        .loss = mean_loss(asked),
+        .gradient_norm = asked->norm,
+        .learning_rate = asked->learning_rate,
+        .seconds = t->ended - begun,
+        .data_wait = asked->data_wait,
+        .supervised_tokens = pack->supervised_tokens,
+        .tokens = pack->row_tokens,
+        .computed_tokens = pack->computed_tokens,
+        .applied = isfinite(asked->norm), /* a loss that is not finite makes the gradient so */
+    };
+    return NIB_OK;
+}
+
+nib_status nib_train_step_end(nib_training *t, nib_step_result *result)
+{
+    nib_train_step_asked *asked = &t->asked[t->state.step % 2];
+    NIB_TRY(name_step(t, read_figures(t, asked, result), t->state.step));
     if (result->applied) {
         t->state.updates++;
     } else {
         t->state.nonfinite_steps++;
         nib_warn("step %lld: loss %g, gradient norm %g; the step is not applied", (long long)t->state.step,
                  result->loss, result->gradient_norm);
-        if (nib_train_leads(t)) NIB_TRY_GOTO(save_rows(t, data.samples, data.count), done);
+        if (nib_train_leads(t)) NIB_TRY(save_rows(t, asked->data.samples, asked->data.count));
     }
     t->state.step++;
-    t->state.cursor += data.count;
-    result->seconds = nib_train_clock() - begun;
-done:
-    if (status == NIB_ERROR_DEVICE) status = nib_error_context(status, "step %lld", (long long)t->state.step);
-    nib_step_data_free(&data);
-    return status;
+    t->state.cursor += asked->data.count;
+    t->under_way--;
+    nib_step_data_free(&asked->data);
+    return NIB_OK;
+}
+
+void nib_train_steps_free(nib_training *t)
+{
+    for (int i = 0; i < 2; i++) {
+        nib_step_data_free(&t->asked[i].data);
+        nib_free(t->asked[i].nll);
+    }
 }

@@ -32,6 +32,7 @@ nib_status nib_cpu_global_norm(nib_ops *ops, int count, float *const *array, con
         for (int64_t b = 0; b < blocks; b++) total += partial[b];
         nib_arena_reset(ops->scratch, mark);
     }
+    clip->missed = !isfinite(clip->norm);
     clip->norm = sqrt(total);
     clip->scale = (float)(max_norm > 0 ? fmin(1.0, max_norm / (clip->norm + 1e-6)) : 1.0);
     return NIB_OK;
@@ -42,7 +43,7 @@ nib_status nib_cpu_adamw(nib_ops *ops, const nib_adamw_factors *factors, const n
 {
     (void)ops;
     if (!isfinite(clip->norm)) return NIB_OK;
-    const nib_adamw_factors f = *factors;
+    const nib_adamw_factors f = factors[clip->missed];
     const float scale = clip->scale;
 #pragma omp parallel for simd schedule(static)
     for (int64_t i = 0; i < n; i++)

@@ -27,7 +27,7 @@ nib_status nib_cpu_adamw_8bit(nib_ops *ops, const nib_adamw_factors *factors, co
 {
     (void)ops;
     if (!isfinite(clip->norm)) return NIB_OK;
-    const nib_adamw_factors f = *factors;
+    const nib_adamw_factors f = factors[clip->missed];
     const float scale = clip->scale, *signed_map = moments.maps, *unsigned_map = moments.maps + 256;
 #pragma omp parallel for schedule(static)
     for (int64_t block = 0; block < (n + NIB_MOMENT_BLOCK - 1) / NIB_MOMENT_BLOCK; block++) {

@@ -65,6 +65,19 @@ static nib_status cpu_synchronize(nib_ops *ops)
     return NIB_OK;
 }
 
+static uint64_t cpu_mark(nib_ops *ops)
+{
+    (void)ops;
+    return 0;
+}
+
+static nib_status cpu_await(nib_ops *ops, uint64_t mark)
+{
+    (void)ops;
+    (void)mark;
+    return NIB_OK;
+}
+
 /* oneDNN's view of the CPU is everyone's, so that its ONEDNN_MAX_CPU_ISA caps all and one machine can test every path.
  * An instruction set is a set of bits that holds those it builds on. Returns the best level. */
 static nib_cpu_level detect(nib_cpu_context *context)
@@ -118,6 +131,8 @@ static const nib_ops table = {
     .fetch = cpu_copy,
     .zero = cpu_zero,
     .synchronize = cpu_synchronize,
+    .mark = cpu_mark,
+    .await = cpu_await,
     .convert = nib_cpu_convert,
     .tree_sum = nib_cpu_tree_sum,
     .embedding_forward = nib_cpu_embedding_forward,

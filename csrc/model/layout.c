@@ -295,7 +295,7 @@ static nib_status take_parameters(nib_model *model)
     if (model->options.moments_8bit)
         NIB_TRY(nib_arena_take(&model->arena[NIB_ARENA_OPTIMIZER], 512, sizeof(float), &model->moment_maps));
     NIB_TRY(nib_arena_take(&model->arena[NIB_ARENA_OPTIMIZER], 1, sizeof *model->clip, &model->clip));
-    return nib_arena_take(&model->arena[NIB_ARENA_OPTIMIZER], 1, sizeof *model->factors, &model->factors);
+    return nib_arena_take(&model->arena[NIB_ARENA_OPTIMIZER], 2, sizeof *model->factors, &model->factors);
 }
 
 static nib_status allocate(nib_model *model, int index)

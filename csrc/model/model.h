@@ -79,8 +79,8 @@ void nib_model_close(nib_model *model);
 const nib_model_config *nib_model_get_config(const nib_model *model);
 /* All parameters' gradients are one array, in this order: *parameters is the model's own. */
 int nib_model_parameters(const nib_model *model, nib_parameter **parameters);
-/* Where the global norm of the parameters' gradients is kept, and what an update of them is made with: the backend's
- * memory. */
+/* Where the global norm of the parameters' gradients is kept, and what an update of them is made with, [2]: the
+ * backend's memory. */
 nib_clip *nib_model_clip(nib_model *model);
 nib_adamw_factors *nib_model_factors(nib_model *model);
 /* Makes an update of the parameters: calls it, or replays what it asked the ops for when it was called for this

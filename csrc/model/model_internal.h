@@ -115,7 +115,7 @@ struct nib_model {
     float *masters;                            /* [held_elements] */
     float *moment_maps;                        /* [2][256] of moments of 8 bits */
     nib_clip *clip;
-    nib_adamw_factors *factors;
+    nib_adamw_factors *factors; /* [2] */
 
     nib_activations activations;
     nib_recordings recordings; /* of training's steps */

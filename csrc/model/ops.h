@@ -160,11 +160,13 @@ typedef struct {
 } nib_adamw_factors;
 nib_adamw_factors nib_adamw_factors_of(nib_adamw options);
 
-/* The global norm of a step's gradients and what it makes of them, in the backend's memory, so that a step need not
- * wait for it. scale: min(1, max_norm / (norm + 1e-6)), or 1 without clipping. */
+/* The global norm of a step's gradients and what it makes of them, in the backend's memory, so that neither the step
+ * nor the next need wait for it. scale: min(1, max_norm / (norm + 1e-6)), or 1 without clipping. missed: 1 if the norm
+ * of the step before was not finite, else 0. Zeros before the first step. */
 typedef struct {
     double norm;
     float scale;
+    int32_t missed;
 } nib_clip;
 
 /* Which dims of a head rotary turns together: i and i + pairs (Llama as in transformers), or 2 i and 2 i + 1 (GPT-J).
@@ -236,6 +238,10 @@ struct nib_ops {
     nib_status (*fetch)(nib_ops *ops, void *host, const void *from, size_t bytes);
     nib_status (*zero)(nib_ops *ops, void *block, size_t bytes);
     nib_status (*synchronize)(nib_ops *ops);
+    /* mark: a number for all that was fetched so far. await: what was fetched before the mark has come, as after
+     * synchronize; what was asked of the ops since may still be under way. */
+    uint64_t (*mark)(nib_ops *ops);
+    nib_status (*await)(nib_ops *ops, uint64_t mark);
     /* The ops between begin and end are not done but kept: with the pointers, sizes and numbers that they were given;
      * each replay does them all. They have to be ops that never wait (no upload, download, fetch, synchronize), and to
      * have been done before in the same shapes. *recording NULL, and what happened between is forgotten, if one of them
@@ -363,11 +369,12 @@ struct nib_ops {
     nib_status (*nf4_dequantize)(nib_ops *ops, const nib_nf4 *weight, nib_matrix out);
 
     /* clip->norm = sqrt of the sum of squares of all arrays, in a fixed order, accumulated in double; clip->scale for
-     * max_norm (0: no clipping). */
+     * max_norm (0: no clipping); clip->missed from the norm that was there. */
     nib_status (*global_norm)(nib_ops *ops, int count, float *const *array, const int64_t *length, double max_norm,
                               nib_clip *clip);
     /* AdamW as PyTorch's (Loshchilov & Hutter, 2019); the gradient is multiplied by clip->scale first. fp32 [n].
-     * Changes nothing if clip->norm is not finite. */
+     * Changes nothing if clip->norm is not finite. factors [2], of which the step takes factors[clip->missed]: whether
+     * the step before counts for its bias correction need not be known where it is asked for. */
     nib_status (*adamw)(nib_ops *ops, const nib_adamw_factors *factors, const nib_clip *clip, int64_t n,
                         float *parameter, const float *gradient, float *first_moment, float *second_moment);
     /* The same with moments of 8 bits: they are widened, the step is taken with the new moments in fp32, then these are

@@ -59,9 +59,11 @@ static nib_status make_update(void *user)
 
 nib_status nib_optimizer_step(nib_ops *ops, nib_model *model, const nib_optimizer_options *options, double *norm)
 {
-    const nib_adamw_factors factors = nib_adamw_factors_of(options->adamw);
+    nib_adamw missed = options->adamw;
+    if (options->ahead) missed.step--;
+    const nib_adamw_factors factors[2] = {nib_adamw_factors_of(options->adamw), nib_adamw_factors_of(missed)};
     update u = {ops, model, options->max_norm};
-    NIB_TRY(ops->upload(ops, nib_model_factors(model), &factors, sizeof factors));
+    NIB_TRY(ops->upload(ops, nib_model_factors(model), factors, sizeof factors));
     NIB_TRY(nib_model_update(model, options->max_norm, make_update, &u));
     return ops->fetch(ops, norm, &nib_model_clip(model)->norm, sizeof *norm);
 }

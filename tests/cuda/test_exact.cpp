@@ -123,6 +123,14 @@ static void sums_of_gradient_slots_are_exact(void **)
     assert_int_equal(b.cpu->tree_sum(b.cpu, nullptr, many, nullptr, 1, nullptr), NIB_ERROR_SHAPE);
 }
 
+/* Both of a step's factors: those that it takes, and none. */
+static std::vector<nib_adamw_factors> factors_of(nib_adamw options, nib_clip clip)
+{
+    std::vector<nib_adamw_factors> factors(2, {NAN, NAN, NAN, NAN, NAN, NAN, NAN, NAN});
+    factors[(size_t)clip.missed] = nib_adamw_factors_of(options);
+    return factors;
+}
+
 static void adamw_is_exact(void **)
 {
     backends b;
@@ -131,11 +139,11 @@ static void adamw_is_exact(void **)
             std::vector<float> p = random_floats(1, n), g = random_floats(2, n), m = random_floats(3, n);
             std::vector<float> v((size_t)n, 0.25f);
             shifted dp(p, 0), dg(g, 0), dm(m, 0), dv(v, shift);
-            const nib_clip clip = {2.0, 0.5f};
+            const nib_clip clip = {2.0, 0.5f, shift > 0};
             device_buffer<nib_clip> device_clip(std::vector<nib_clip>(1, clip));
-            const nib_adamw_factors factors = nib_adamw_factors_of({1e-3, 0.9, 0.999, 1e-8, 0.01, 3});
-            const device_buffer<nib_adamw_factors> device_factors(std::vector<nib_adamw_factors>(1, factors));
-            check_ok(b.cpu->adamw(b.cpu, &factors, &clip, n, p.data(), g.data(), m.data(), v.data()));
+            const std::vector<nib_adamw_factors> factors = factors_of({1e-3, 0.9, 0.999, 1e-8, 0.01, 3}, clip);
+            const device_buffer<nib_adamw_factors> device_factors(factors);
+            check_ok(b.cpu->adamw(b.cpu, factors.data(), &clip, n, p.data(), g.data(), m.data(), v.data()));
             check_ok(b.cuda->adamw(b.cuda, device_factors.data(), device_clip.data(), n, dp.data(), dg.data(),
                                    dm.data(), dv.data()));
             assert_true(dp.download() == p && dm.download() == m && dv.download() == v);
@@ -165,17 +173,17 @@ struct moments_case {
 static void check_8bit_steps(const backends &b, moments_case x, double beta1, double beta2, int64_t shift)
 {
     const int64_t n = (int64_t)x.p.size();
-    const nib_clip clip = {2.0, 0.5f};
     std::vector<float> maps(nib_nf4_dynamic_map, nib_nf4_dynamic_map + 256);
     maps.insert(maps.end(), nib_dynamic_map_unsigned, nib_dynamic_map_unsigned + 256);
     shifted dp(x.p, 0), dg(x.g, shift), da1(x.a1, 0), da2(x.a2, 0);
     device_buffer<uint8_t> dc1(x.c1), dc2(x.c2);
     device_buffer<float> device_maps(maps);
-    device_buffer<nib_clip> device_clip(std::vector<nib_clip>(1, clip));
     for (int64_t step = 3; step <= 4; step++) {
-        const nib_adamw_factors factors = nib_adamw_factors_of({1e-3, beta1, beta2, 1e-8, 0.01, step});
-        const device_buffer<nib_adamw_factors> device_factors(std::vector<nib_adamw_factors>(1, factors));
-        check_ok(b.cpu->adamw_8bit(b.cpu, &factors, &clip, n, x.p.data(), x.g.data(),
+        const nib_clip clip = {2.0, 0.5f, (int32_t)step % 2};
+        const device_buffer<nib_clip> device_clip(std::vector<nib_clip>(1, clip));
+        const std::vector<nib_adamw_factors> factors = factors_of({1e-3, beta1, beta2, 1e-8, 0.01, step}, clip);
+        const device_buffer<nib_adamw_factors> device_factors(factors);
+        check_ok(b.cpu->adamw_8bit(b.cpu, factors.data(), &clip, n, x.p.data(), x.g.data(),
                                    {x.c1.data(), x.c2.data(), x.a1.data(), x.a2.data(), maps.data()}));
         check_ok(b.cuda->adamw_8bit(b.cuda, device_factors.data(), device_clip.data(), n, dp.data(), dg.data(),
                                     {dc1.data(), dc2.data(), da1.data(), da2.data(), device_maps.data()}));
@@ -246,8 +254,8 @@ static void the_global_norm_is_the_cpu_backends(void **)
     for (int64_t n : {1, 255, 4097, 20001}) {
         std::vector<float> g = random_floats(2, n), h = random_floats(3, n + 3), m((size_t)n, 0.5f), v = m;
         device_buffer<float> dg(g), dh(h), dm(m), dv(v);
-        device_buffer<nib_clip> device_clip(1);
-        nib_clip clip;
+        device_buffer<nib_clip> device_clip(std::vector<nib_clip>(1));
+        nib_clip clip = {};
         float *host_array[] = {g.data(), h.data()}, *array[] = {dg.data(), dh.data()};
         const int64_t length[] = {n, n + 3};
         check_ok(b.cpu->global_norm(b.cpu, 2, host_array, length, 1.0, &clip));
@@ -259,12 +267,16 @@ static void the_global_norm_is_the_cpu_backends(void **)
         std::vector<float> damaged = g;
         damaged[(size_t)(n / 2)] = NAN;
         dg.upload(damaged);
-        const nib_adamw_factors factors = nib_adamw_factors_of({1e-3, 0.9, 0.999, 1e-8, 0.01, 3});
-        const device_buffer<nib_adamw_factors> device_factors(std::vector<nib_adamw_factors>(1, factors));
+        const device_buffer<nib_adamw_factors> device_factors(factors_of({1e-3, 0.9, 0.999, 1e-8, 0.01, 3}, {}));
         check_ok(b.cuda->global_norm(b.cuda, 1, array, length, 1.0, device_clip.data()));
         check_ok(b.cuda->adamw(b.cuda, device_factors.data(), device_clip.data(), n, dh.data(), dg.data(), dm.data(),
                                dv.data()));
         assert_true(std::isnan(device_clip.download()[0].norm) && dh.download() == h && dm.download() == m);
+        dg.upload(g);
+        for (int missed = 1; missed >= 0; missed--) { /* the next one knows of it, the one behind that does not */
+            check_ok(b.cuda->global_norm(b.cuda, 1, array, length, 1.0, device_clip.data()));
+            assert_int_equal(device_clip.download()[0].missed, missed);
+        }
     }
 }
 

@@ -341,6 +341,52 @@ static void a_replayed_update_checks_the_norm(void **state)
     nib_model_close(model);
 }
 
+/* The masters after some updates, of which one or two in a row are missed; of an optimizer that knows of each update
+ * whether the one before it was, or of one that is asked ahead of that. */
+static float *masters_of(nib_ops *ops, bool ahead, int missed, int64_t *n)
+{
+    nib_model *model = open_model(ops, "llama3_gqa", NIB_QUANT_NF4, NIB_DTYPE_BF16, false);
+    packed p;
+    int updates = 0, known = 0; /* those made; those of them that it knows of */
+    pack_golden(&p, "llama3_gqa");
+    must(nib_model_reserve(model, p.T, p.N, NIB_RECOMPUTE_NONE, true));
+    for (int s = 0; s < 3 + missed; s++) {
+        const bool unknown = ahead && s > 0;
+        const nib_optimizer_options options = {
+            .adamw = {1e-2, 0.9, 0.999, 1e-8, 0.01, unknown ? known + 2 : updates + 1},
+            .max_norm = 1.0,
+            .ahead = unknown};
+        double norm;
+        must(nib_optimizer_zero(ops, model));
+        p.target_weight[0] = s >= 1 && s < 1 + missed ? NAN : 1.0f;
+        train_once(ops, model, &p);
+        must(nib_optimizer_step(ops, model, &options, &norm));
+        must(ops->await(ops, ops->mark(ops)));
+        known = updates;
+        updates += isfinite(norm);
+    }
+    assert_int_equal(updates, 3);
+    nib_free(download_gradients(ops, model, n));
+    float *masters = download_masters(ops, model, *n);
+    nib_model_close(model);
+    return masters;
+}
+
+static void an_update_need_not_know_of_the_one_before(void **state)
+{
+    nib_ops *ops = *state, *cpu;
+    must(nib_cpu_backend_create(SCRATCH_BYTES, &cpu));
+    for (int missed = 1; missed < 3; missed++) {
+        int64_t n;
+        nib_ops *on = missed == 1 ? ops : cpu; /* the emulator takes its time */
+        float *knows = masters_of(on, false, missed, &n), *ahead = masters_of(on, true, missed, &n);
+        assert_memory_equal(ahead, knows, (size_t)n * sizeof *knows);
+        nib_free(knows);
+        nib_free(ahead);
+    }
+    nib_cpu_backend_free(cpu);
+}
+
 /* Tokens and targets that fill up a micro-batch add zeros to sums, and nothing else. */
 static void filling_up_changes_no_bit(void **state)
 {
@@ -531,6 +577,7 @@ int main(void)
         cmocka_unit_test(dora_trains_near_fp32),
         cmocka_unit_test(recorded_steps_change_no_bit),
         cmocka_unit_test(a_replayed_update_checks_the_norm),
+        cmocka_unit_test(an_update_need_not_know_of_the_one_before),
         cmocka_unit_test(filling_up_changes_no_bit),
         cmocka_unit_test(shared_prefixes_change_rounding_only),
         cmocka_unit_test(the_text_is_the_cpu_backends),

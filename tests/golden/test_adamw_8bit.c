@@ -62,7 +62,7 @@ static void a_step_is_that_of_bitsandbytes(void **state)
     memcpy(maps[1], nib_dynamic_map_unsigned, sizeof maps[1]);
     assert_memory_equal(maps[1], golden(set, "unsigned_map", 0, NIB_DTYPE_F32, sizeof maps[1]), sizeof maps[1]);
     for (int step = 1; step <= STEPS; step++) {
-        const nib_clip clip = {1.0, 1.0f};
+        const nib_clip clip = {.norm = 1.0, .scale = 1.0f};
         const nib_adamw_factors factors = nib_adamw_factors_of((nib_adamw){1e-3, 0.9, 0.999, 1e-8, 0.01, step});
         moments before, m, want;
         read_moments(set, step - 1, &before);
@@ -105,9 +105,10 @@ static void the_ends_are_well_defined(void **state)
     const nib_moments_8bit quantised = {m.code[0], m.code[1], m.absmax[0], m.absmax[1], maps[0]};
     const nib_adamw_factors factors = nib_adamw_factors_of((nib_adamw){1e-3, 0.9, 0.999, 1e-8, 0.0, 1});
     for (int i = 0; i < N; i++) unchanged[i] = p[i] = (float)i;
-    assert_int_equal(ops->adamw_8bit(ops, &factors, &(nib_clip){NAN, 1.0f}, N, p, g, quantised), NIB_OK);
+    assert_int_equal(ops->adamw_8bit(ops, &factors, &(nib_clip){.norm = NAN, .scale = 1.0f}, N, p, g, quantised),
+                     NIB_OK);
     assert_memory_equal(&m, &none, sizeof m);
-    assert_int_equal(ops->adamw_8bit(ops, &factors, &(nib_clip){0.0, 1.0f}, N, p, g, quantised), NIB_OK);
+    assert_int_equal(ops->adamw_8bit(ops, &factors, &(nib_clip){.scale = 1.0f}, N, p, g, quantised), NIB_OK);
     assert_memory_equal(p, unchanged, sizeof p);
     for (int i = 0; i < N; i++) assert_true(maps[0][m.code[0][i]] == 0 && maps[1][m.code[1][i]] == 0);
     nib_cpu_backend_free(ops);
@@ -128,7 +129,8 @@ static void a_small_second_moment_stays(void **state)
     for (int i = 0; i < N; i++) g[i] = i % 2 == 0 ? 1.0f : 1e-5f;
     for (int step = 1; step <= 2; step++) {
         const nib_adamw_factors factors = nib_adamw_factors_of((nib_adamw){1e-3, 0.9, 0.999, 1e-8, 0.0, step});
-        assert_int_equal(ops->adamw_8bit(ops, &factors, &(nib_clip){1.0, 1.0f}, N, p, g, quantised), NIB_OK);
+        assert_int_equal(ops->adamw_8bit(ops, &factors, &(nib_clip){.norm = 1.0, .scale = 1.0f}, N, p, g, quantised),
+                         NIB_OK);
         for (int i = 1; i < N; i += 2) {
             assert_true(maps[0][m.code[0][i]] > 0 && maps[1][m.code[1][i]] > 0);
             assert_true(fabsf(p[i]) <= 2e-3f);

@@ -104,7 +104,7 @@ static double train_step(nib_ops *ops, nib_model *model, const nib_row *rows, in
     nib_parameter *p;
     int64_t n = 0;
     double sum = 0;
-    nib_clip clip;
+    nib_clip clip = {0};
     nib_pack_options options = {.slots = 1, .micro_batch_tokens = MAX_TOKENS, .share_prefixes = true, .pack = true};
     must(nib_pack_step(rows, ROWS, options, &pack));
     float *nll = nib_calloc((size_t)pack.supervised_tokens, sizeof *nll);

@@ -341,7 +341,8 @@ static void embedding(void **state)
     end(&f);
 }
 
-/* Five steps of AdamW in double arithmetic, written from the paper (algorithm 2 with decoupled decay). */
+/* Five steps of AdamW in double arithmetic, written from the paper (algorithm 2 with decoupled decay). Every second one
+ * comes behind a step that was missed, and so takes the other of the two factors. */
 static void adamw(void **state)
 {
     (void)state;
@@ -353,10 +354,11 @@ static void adamw(void **state)
     for (int i = 0; i < N; i++) wp[i] = (double)p[i];
     for (int step = 1; step <= 5; step++) {
         float *g = nib_test_values(8 + (uint64_t)step, N);
-        const nib_adamw_factors factors = nib_adamw_factors_of((nib_adamw){
+        nib_clip half = {.norm = 2.0, .scale = 0.5f, .missed = step % 2};
+        nib_adamw_factors factors[2] = {{.decay = NAN}, {.decay = NAN}};
+        factors[half.missed] = nib_adamw_factors_of((nib_adamw){
             .learning_rate = 0.01, .beta1 = 0.9, .beta2 = 0.999, .epsilon = 1e-8, .weight_decay = 0.1, .step = step});
-        nib_clip half = {2.0, 0.5f};
-        assert_int_equal(ops->adamw(ops, &factors, &half, N, p, g, m, v), NIB_OK);
+        assert_int_equal(ops->adamw(ops, factors, &half, N, p, g, m, v), NIB_OK);
         for (int i = 0; i < N; i++) {
             double gradient = 0.5 * (double)g[i];
             wm[i] = 0.9 * wm[i] + 0.1 * gradient;
@@ -371,7 +373,7 @@ static void adamw(void **state)
     float *arrays[] = {p, m};
     int64_t lengths[] = {N, N - 1};
     double want = sqrt(nib_test_dot(p, p, N) + nib_test_dot(m, m, N - 1));
-    nib_clip clip;
+    nib_clip clip = {0};
     assert_int_equal(ops->global_norm(ops, 2, arrays, lengths, 0.25 * want, &clip), NIB_OK);
     /* the norm is summed in double; the scale has 1e-6 in its denominator */
     assert_true(fabs(clip.norm - want) < 1e-12 * want && fabs((double)clip.scale - 0.25) < 1e-5);
@@ -379,11 +381,16 @@ static void adamw(void **state)
     assert_true(clip.scale == 1.0f);
     m[5] = NAN;
     assert_int_equal(ops->global_norm(ops, 2, arrays, lengths, 1.0, &clip), NIB_OK);
-    assert_true(isnan(clip.norm));
+    assert_true(isnan(clip.norm) && clip.missed == 0);
     float before = p[0];
-    const nib_adamw_factors factors = nib_adamw_factors_of((nib_adamw){.learning_rate = 1, .step = 1});
-    assert_int_equal(ops->adamw(ops, &factors, &clip, N, p, v, m, v), NIB_OK);
+    const nib_adamw_factors factors[2] = {nib_adamw_factors_of((nib_adamw){.learning_rate = 1, .step = 1})};
+    assert_int_equal(ops->adamw(ops, factors, &clip, N, p, v, m, v), NIB_OK);
     assert_true(p[0] == before); /* a step that is not finite changes nothing */
+    m[5] = 0;
+    for (int missed = 1; missed >= 0; missed--) { /* the next one knows of it, the one behind that does not */
+        assert_int_equal(ops->global_norm(ops, 2, arrays, lengths, 1.0, &clip), NIB_OK);
+        assert_true(isfinite(clip.norm) && clip.missed == missed);
+    }
     nib_free(p);
     nib_free(m);
     nib_free(v);

@@ -6,7 +6,8 @@
  * - early=1: streams but the first run as soon as they are asked, not as late as possible
  * - nccl=21903: the version of NCCL that it claims to have
  * - damage=RANK: the next bytes that NCCL brings to that rank are damaged
- * - waits=FILE: each call that makes the host wait for the device is written there by its name
+ * - waits=FILE: each call that makes the host wait for the device is written there by its name, and how many of the
+ *   stream's tasks need not be done for it
  * - fail=FUNCTION:AFTER:ERROR: the (AFTER + 1)-th call of a function of CUDA fails, once; ERROR is its number
  * - skip=NAME: kernels whose name begins so, or cublasLtMatmul, do nothing: outputs stay as they were
  * - crash=NAME:ERROR: kernels whose name begins so end with ERROR

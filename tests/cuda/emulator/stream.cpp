@@ -80,11 +80,11 @@ static FILE *waits_log;
 uint64_t host_waits() { return waits; }
 void log_host_waits(const char *path) { waits_log = std::fopen(path, "a"); }
 
-void note_wait(const char *function)
+void note_wait(const char *function, uint64_t left)
 {
     waits++;
     if (waits_log == nullptr) return;
-    std::fprintf(waits_log, "%s\n", function);
+    std::fprintf(waits_log, "%s %llu\n", function, static_cast<unsigned long long>(left));
     std::fflush(waits_log);
 }
 
@@ -237,7 +237,7 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event)
     if (event == nullptr) return remember(cudaErrorInvalidResourceHandle);
     if (event->captured) return spoil_captures(cudaErrorCapturedEvent);
     if (reached(event)) return sticky_error();
-    note_wait("cudaEventSynchronize");
+    note_wait("cudaEventSynchronize", event->stream->pushed - event->position);
     return run_to(event->stream, event->position);
 }
 

@@ -55,7 +55,7 @@ void spend_time(uint64_t nanoseconds);
 cudaError_t drain_blocking();
 cudaError_t drain_all();
 /* Counts a call that is about to drain what is not done yet. */
-void note_wait(const char *function);
+void note_wait(const char *function, uint64_t left = 0);
 bool all_done();
 /* Any of them: calls that would wait are forbidden, and spoil what is being captured. */
 bool capturing();

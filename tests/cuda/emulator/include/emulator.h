@@ -46,7 +46,8 @@ void set_products(int offered, const std::vector<uint64_t> &nanoseconds);
 
 /* Calls since the start that made the host wait for the device: they found something that was not done yet. */
 uint64_t host_waits();
-/* From now on each of them is written to this file, a line of its name. */
+/* From now on each of them is written to this file, a line of its name and of how many of the stream's tasks it leaves
+ * undone. */
 void log_host_waits(const char *path);
 
 /* Since the start or the last reset. Reads after the work has been waited for. */
