@@ -192,6 +192,7 @@ static nib_status run(int argc, char **argv)
     nib_ranks ranks;
     NIB_TRY(nib_options_read(argc, argv, options, sizeof options / sizeof *options));
     NIB_TRY(nib_ranks_read(&ranks));
+    nib_ranks_share_processors(&ranks);
     if (ranks.size > 1) return nib_doctor_links(&ranks, device, r.json);
     nib_status status = examine(&r, device);
     nib_buffer_free(&r.out);

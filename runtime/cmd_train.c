@@ -28,6 +28,7 @@ static nib_status run_ranks(const arguments *a)
     nib_collectives *collectives;
     NIB_TRY(nib_signals_watch()); /* what is asked while ranks meet and files are read is done before the first step */
     NIB_TRY(nib_ranks_read(&ranks));
+    nib_ranks_share_processors(&ranks);
     if (ranks.rank > 0) nib_log_quiet();
     NIB_TRY(nib_collectives_open(&ranks, &collectives));
     nib_status status = read_and_train(a, collectives);

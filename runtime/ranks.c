@@ -2,9 +2,13 @@
 #include "base/sha256.h"
 
 #include <ctype.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #define PORTS      16
 #define FIRST_PORT 20000 /* of the ports that jobs under Slurm share out among themselves */
@@ -161,4 +165,15 @@ nib_status nib_ranks_read(nib_ranks *r)
         status = read_slurm(r);
     derive_token(r);
     return status;
+}
+
+void nib_ranks_share_processors(const nib_ranks *r)
+{
+#ifdef _OPENMP
+    int share = (int)sysconf(_SC_NPROCESSORS_ONLN) / r->local_size;
+    if (variable("OMP_NUM_THREADS") == NULL && share < omp_get_max_threads())
+        omp_set_num_threads(share > 1 ? share : 1);
+#else
+    (void)r;
+#endif
 }

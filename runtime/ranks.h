@@ -29,4 +29,8 @@ typedef struct {
  * missing are NIB_ERROR_USAGE and named. */
 nib_status nib_ranks_read(nib_ranks *ranks);
 
+/* The ranks of a machine compute with a share of its processors each, where neither their launcher nor OMP_NUM_THREADS
+ * has said otherwise. Before the first backend is opened. */
+void nib_ranks_share_processors(const nib_ranks *ranks);
+
 #endif
