@@ -17,6 +17,7 @@ struct forward_product {
     int64_t beside_stride;
     int room, left_tiles, tiles, first_tile[NIB_LINEAR_MAX_PARTS]; /* of outputs, of all, of a part's outputs */
 
+#ifdef NIB_HOPPER /* others have no use for what the kernel calls */
     __device__ int steps_beside() const { return (room + NF4_SUM_STEP - 1) / NF4_SUM_STEP; }
     __device__ int steps() const { return steps_beside() + (int)(parts.K / NF4_SUM_STEP); }
     __device__ nf4_tile_place place(int tile) const
@@ -90,6 +91,7 @@ struct forward_product {
                         __ldg(reinterpret_cast<const uint32_t *>(beside + (part.first_row + r) * beside_stride + c));
             }
     }
+#endif
 };
 
 template <int TOKENS>

@@ -25,6 +25,7 @@ struct backward_product {
     int64_t below_stride;
     int ranks, left_tiles, tiles, first_step[NIB_LINEAR_MAX_PARTS], all_steps; /* of a part's rows, of a tile */
 
+#ifdef NIB_HOPPER /* others have no use for what the kernel calls */
     __device__ int steps() const { return all_steps; }
     __device__ nf4_tile_place place(int tile) const { return {0, tile * NF4_LEFT}; }
     __device__ const CUtensorMap *out(nf4_tile_place) const { return &dx; }
@@ -110,6 +111,7 @@ struct backward_product {
                 a[s][2 * i + 1] = __byte_perm(even, odd, 0x7632);
             }
     }
+#endif
 };
 
 template <int TOKENS>
