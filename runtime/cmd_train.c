@@ -65,6 +65,6 @@ const nib_command nib_command_train = {
         "  --resume         continues the run in the output folder; nothing to do if it is finished\n"
         "  --device D       where to compute\n\n"
         "SIGINT, SIGTERM or SIGUSR1 finishes the step, writes a checkpoint and exits with 75; a second one ends\n"
-        "at once, unless it is SIGUSR1 again. SIGUSR2 changes nothing.\n",
+        "at once. SIGUSR2 changes nothing.\n",
     .run = run,
 };

@@ -18,8 +18,7 @@ static bool is_ignored(int number)
 static void *wait_for_signals(void *watched)
 {
     for (int number; sigwait(watched, &number) == 0;) {
-        if (is_ignored(number)) continue;                        /* a blocked signal is delivered all the same */
-        if (requested == SIGUSR1 && number == SIGUSR1) continue; /* Slurm brings one twice when it preempts a job */
+        if (is_ignored(number)) continue; /* a blocked signal is delivered all the same */
         if (requested != 0) _exit(128 + number);
         requested = number;
     }

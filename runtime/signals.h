@@ -10,9 +10,9 @@
 #include <stdbool.h>
 
 /* From here on a thread waits for signals: the first SIGINT, SIGTERM or SIGUSR1 asks for a stop at the next step
- * boundary; a second one ends the program at once, unless it is SIGUSR1 again. SIGUSR2, which launchers pass on, asks
- * for nothing. SIGPIPE ends nothing: what nobody reads is lost. Before any other thread is started, since threads
- * inherit what is blocked. NIB_ERROR_MEMORY: no thread. */
+ * boundary; a second one ends the program at once. SIGUSR2, which launchers pass on, asks for nothing. SIGPIPE ends
+ * nothing: what nobody reads is lost. Before any other thread is started, since threads inherit what is blocked.
+ * NIB_ERROR_MEMORY: no thread. */
 nib_status nib_signals_watch(void);
 /* The end is settled: a SIGTERM, which a launcher sends to all once the first rank has ended, changes nothing any more.
  */
