@@ -4,6 +4,7 @@
 #include "base/log.h"
 #include "base/utf8.h"
 #include "device.h"
+#include "lost_file.h"
 #include "version.h"
 
 #include <errno.h>
@@ -113,6 +114,7 @@ int main(int argc, char **argv)
         print_help();
         return nib_exit_code(NIB_ERROR_USAGE);
     }
+    nib_lost_file_watch();
     nib_status status = run(argc, argv, &command);
     if (status == NIB_OK) status = finish_output();
     if (status != NIB_OK) print_error(command, nib_error_message());

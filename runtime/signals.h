@@ -1,4 +1,4 @@
-/* Requests to stop. No signal has a handler: one would run on the stack of whatever thread the system picks, and the
+/* Requests to stop. None of them has a handler: one would run on the stack of whatever thread the system picks, and the
  * single-precision products that oneDNN compiles (jit_avx512_common_gemm_f32) move the stack pointer to a buffer on the
  * heap, below which the frame of a handler overwrites what it meets. So signals are blocked in every thread and taken
  * where it is safe. */

@@ -1,4 +1,5 @@
 #include "base/file.h"
+#include "base/mapping.h"
 #include "base/memory.h"
 #include "base/sha256.h"
 
@@ -62,7 +63,7 @@ nib_status nib_file_map(nib_file *file, const char *path)
                 NIB_FAIL(errno == ENOMEM ? NIB_ERROR_MEMORY : NIB_ERROR_IO, "%s: cannot be mapped (%llu bytes): %s",
                          path, (unsigned long long)file->size, strerror(errno));
         else
-            file->data = data;
+            nib_mapping_add(file->data = data, file->size, file->path);
     }
     close(fd);
     if (status != NIB_OK) nib_file_unmap(file);
@@ -71,7 +72,10 @@ nib_status nib_file_map(nib_file *file, const char *path)
 
 void nib_file_unmap(nib_file *file)
 {
-    if (file->data != NULL) munmap((void *)(uintptr_t)file->data, file->size);
+    if (file->data != NULL) {
+        nib_mapping_remove(file->data);
+        munmap((void *)(uintptr_t)file->data, file->size);
+    }
     nib_free(file->path);
     *file = (nib_file){0};
 }

@@ -52,7 +52,7 @@ size_t nib_utf8_decode(const char *text, size_t length, uint32_t *codepoint)
     }
 }
 
-static bool steers(uint32_t c)
+bool nib_utf8_steers(uint32_t c)
 {
     bool control = c < 0x20 || (c >= 0x7f && c < 0xa0) || c == 0x2028 || c == 0x2029;
     bool bidirectional =
@@ -67,7 +67,7 @@ void nib_utf8_print(FILE *out, const char *text, size_t length)
         n = nib_utf8_decode(text + i, length - i, &codepoint);
         if (n == 1 && codepoint >= 0x80)
             fprintf(out, "\\x%02x", (unsigned)codepoint);
-        else if (steers(codepoint))
+        else if (nib_utf8_steers(codepoint))
             fprintf(out, "\\u{%04x}", (unsigned)codepoint);
         else
             fwrite(text + i, 1, n, out);

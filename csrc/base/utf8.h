@@ -11,6 +11,8 @@
 size_t nib_utf8_invalid_at(const char *text, size_t length);
 /* Decodes one code point at text[0..length), length > 0, well-formed; returns its bytes. */
 size_t nib_utf8_decode(const char *text, size_t length, uint32_t *codepoint);
+/* Control characters but line feed and tab, and Unicode's bidirectional controls. */
+bool nib_utf8_steers(uint32_t codepoint);
 /* Writes text of unknown origin so that it cannot steer a terminal or reorder a line: bytes that are not UTF-8 come out
  * as \xNN, control characters but line feed and tab, and Unicode's bidirectional controls, as \u{NNNN}. */
 void nib_utf8_print(FILE *out, const char *text, size_t length);

@@ -1,8 +1,9 @@
 /* Preloaded: makes the n-th call of one function fail once. NIB_FAULT is "write:N", "fsync:N" or "rename:N", counted
  * from 1 over calls that concern the folder named by NIB_FAULT_FOLDER; or "malloc:N" (calloc, realloc and aligned_alloc
  * too) or "mmap:N", counted over the program's own calls, not its libraries'. The errors are those of a full or broken
- * disk, or of no memory. "recv:N" damages what the n-th recv of at least a KiB has brought. "slow:N" lets every sendmsg
- * of at least 64 KiB wait for N milliseconds first.
+ * disk, or of no memory. "cut:N" is counted like "write:N": the n-th file that is mapped is cut to nothing thereafter.
+ * "recv:N" damages what the n-th recv of at least a KiB has brought. "slow:N" lets every sendmsg of at least 64 KiB
+ * wait for N milliseconds first.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -120,7 +121,14 @@ void *mmap(void *address, size_t bytes, int protection, int flags, int fd, off_t
 {
     void *(*real)(void *, size_t, int, int, int, off_t);
     *(void **)&real = dlsym(RTLD_NEXT, "mmap");
-    return memory_fails("mmap", CALLER) ? MAP_FAILED : real(address, bytes, protection, flags, fd, offset);
+    if (memory_fails("mmap", CALLER)) return MAP_FAILED;
+    void *data = real(address, bytes, protection, flags, fd, offset);
+    if (data != MAP_FAILED && fd >= 0 && descriptor_fails("cut", fd)) {
+        char link[64];
+        snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+        if (truncate(link, 0) != 0) perror("shim.c: cut");
+    }
+    return data;
 }
 
 ssize_t recv(int fd, void *bytes, size_t length, int flags)
