@@ -1,10 +1,10 @@
-/* The distinct rows that have a target, some hundred at a time: what the loss and the head's gradient go through. */
+/* The distinct rows that have a target, a hundred at a time: what the loss and the head's gradient go through. */
 #ifndef NIB_CPU_TARGET_CHUNK_H
 #define NIB_CPU_TARGET_CHUNK_H
 
 #include "model/ops.h"
 
-#define NIB_CHUNK_ROWS 256
+#define NIB_CHUNK_ROWS 128
 
 typedef struct {
     int64_t rows;                             /* in this chunk */

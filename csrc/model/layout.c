@@ -384,13 +384,35 @@ static nib_status place_saves(nib_model *model, int64_t l, int64_t T)
     return place_u(model, l, offsetof(nib_layer, down), T, keep, &saves->u_down);
 }
 
+/* What attention uses and nothing after it, what the feed-forward block does, and the last residual, which lives
+ * between the last layer's forward and its backward: no two of them at the same time, so all in one place. */
+static nib_status place_by_turns(nib_model *model, int64_t T)
+{
+    const nib_model_config *c = &model->config;
+    nib_activations *a = &model->activations;
+    nib_arena *arena = &model->arena[NIB_ARENA_ACTIVATIONS];
+    nib_dtype dtype = model->options.compute;
+    const int64_t q = c->heads * c->head_dim, kv = c->kv_heads * c->head_dim;
+    const size_t begin = arena->used;
+    if (c->qk_norm) NIB_TRY(take_matrix(arena, T, q + kv, dtype, &a->qk));
+    if (a->backward) NIB_TRY(take_matrix(arena, T, q, dtype, &a->dattention));
+    if (a->backward) NIB_TRY(take_roomy(model, T, q + 2 * kv, &a->dqkv));
+    const size_t attention_end = arena->used;
+    nib_arena_reset(arena, begin);
+    if (a->backward) NIB_TRY(take_matrix(arena, T, c->hidden, dtype, &a->layer[c->layers].residual));
+    nib_arena_reset(arena, begin);
+    NIB_TRY(take_roomy(model, T, c->feed_forward, &a->h));
+    if (a->backward) NIB_TRY(take_matrix(arena, T, c->feed_forward, dtype, &a->dh));
+    if (arena->used < attention_end) nib_arena_reset(arena, attention_end);
+    return NIB_OK;
+}
+
 nib_status nib_model_layout_activations(nib_model *model, int64_t T, int64_t N, nib_recompute recompute, bool backward)
 {
     const nib_model_config *c = &model->config;
     nib_activations *a = &model->activations;
     nib_arena *arena = &model->arena[NIB_ARENA_ACTIVATIONS];
     nib_dtype dtype = model->options.compute;
-    int64_t q = c->heads * c->head_dim, kv = c->kv_heads * c->head_dim;
     a->T = T;
     a->N = N;
     a->recompute = recompute;
@@ -401,14 +423,8 @@ nib_status nib_model_layout_activations(nib_model *model, int64_t T, int64_t N, 
     NIB_TRY(nib_arena_take(arena, T * c->head_dim, sizeof(float), &a->rotary));
     for (int64_t l = 0; l < c->layers; l++) NIB_TRY(place_saves(model, l, T));
     a->layer[c->layers] = (nib_layer_saves){.residual = a->layer[0].residual};
-    if (backward) NIB_TRY(take_matrix(arena, T, c->hidden, dtype, &a->layer[c->layers].residual));
     NIB_TRY(take_roomy(model, T, c->hidden, &a->normed));
-    if (c->qk_norm) NIB_TRY(take_matrix(arena, T, q + kv, dtype, &a->qk));
     NIB_TRY(take_matrix(arena, T, c->hidden, dtype, &a->delta));
-    NIB_TRY(take_roomy(model, T, c->feed_forward, &a->h));
-    if (!backward) return NIB_OK;
-    NIB_TRY(take_roomy(model, T, c->hidden, &a->dx));
-    NIB_TRY(take_matrix(arena, T, q, dtype, &a->dattention));
-    NIB_TRY(take_roomy(model, T, q + 2 * kv, &a->dqkv));
-    return take_matrix(arena, T, c->feed_forward, dtype, &a->dh);
+    if (backward) NIB_TRY(take_roomy(model, T, c->hidden, &a->dx));
+    return place_by_turns(model, T);
 }
