@@ -120,7 +120,9 @@ static nib_status reply(chat *c, const char *message, size_t length)
     nib_status status = nib_conversation_prompt(&c->conversation, &c->prompt);
     if (status == NIB_OK) {
         nib_interrupt_hold(true); /* Ctrl-C stops the answer in work, and ends the program otherwise */
+        nib_terminal_send_signals(true);
         status = generate(c, &a);
+        nib_terminal_send_signals(false);
         (void)nib_interrupt_take();
         nib_interrupt_hold(false);
         if (status == NIB_OK && (putchar('\n') == EOF || fflush(stdout) != 0))
@@ -182,6 +184,7 @@ static nib_status talk_in_terminal(chat *c)
     nib_line_editor editor = {0};
     nib_status status = NIB_OK;
     bool quit = false;
+    NIB_TRY_GOTO(nib_terminal_begin(), done);
     fputs("Ctrl-D ends, Ctrl-C stops an answer, /help shows more.\n", stderr);
     while (!quit) {
         nib_edit_result result;
@@ -192,6 +195,7 @@ static nib_status talk_in_terminal(chat *c)
         NIB_TRY_GOTO(take_line(c, editor.text.data, editor.text.length, &quit), done);
     }
 done:
+    nib_terminal_end();
     nib_line_editor_free(&editor);
     return status;
 }

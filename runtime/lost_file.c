@@ -1,4 +1,5 @@
 #include "lost_file.h"
+#include "terminal.h"
 
 #include "base/mapping.h"
 #include "base/status.h"
@@ -82,6 +83,7 @@ static void handle(int number, siginfo_t *info, void *context)
         return;
     }
     while (atomic_flag_test_and_set(&told)) pause(); /* another thread met it first, and ends the program */
+    nib_terminal_end();
     tell(path, offset, size);
     _exit(nib_exit_code(NIB_ERROR_IO));
 }

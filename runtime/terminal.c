@@ -2,6 +2,7 @@
 #include "base/file.h"
 
 #include <errno.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -10,6 +11,9 @@
 
 #define PASTE_ON  "\x1b[?2004h" /* bracketed paste */
 #define PASTE_OFF "\x1b[?2004l"
+
+static struct termios before, editing, printing;
+static volatile sig_atomic_t begun;
 
 bool nib_terminal_can_edit(void)
 {
@@ -120,20 +124,56 @@ static nib_status edit(nib_line_editor *editor, const char *prompt, nib_edit_res
 
 nib_status nib_terminal_read_line(nib_line_editor *editor, const char *prompt, nib_edit_result *result)
 {
-    struct termios before, raw;
+    nib_line_editor_begin(editor);
+    NIB_TRY(edit(editor, prompt, result));
+    return nib_file_write_all(STDOUT_FILENO, "\r\n", 2, "terminal");
+}
+
+/* Never returns, so it may run on any stack (signals.h). */
+static void leave(int number)
+{
+    nib_terminal_end();
+    signal(number, SIG_DFL);
+    raise(number);
+}
+
+static void leave_by_signals(void)
+{
+    static const int numbers[] = {SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
+        struct sigaction action = {.sa_handler = leave, .sa_flags = SA_NODEFER}, old;
+        if (sigaction(numbers[i], NULL, &old) == 0 && old.sa_handler == SIG_DFL) sigaction(numbers[i], &action, NULL);
+    }
+}
+
+nib_status nib_terminal_begin(void)
+{
     if (tcgetattr(STDIN_FILENO, &before) != 0)
         return NIB_FAIL(NIB_ERROR_IO, "terminal: cannot read its settings: %s", strerror(errno));
-    raw = before;
-    raw.c_iflag &= ~(tcflag_t)(BRKINT | ICRNL | INPCK | ISTRIP | IXON);
-    raw.c_lflag &= ~(tcflag_t)(ECHO | ICANON | IEXTEN | ISIG);
-    raw.c_cc[VMIN] = 1;
-    raw.c_cc[VTIME] = 0;
-    if (tcsetattr(STDIN_FILENO, TCSADRAIN, &raw) != 0)
+    printing = before;
+    printing.c_lflag &= ~(tcflag_t)(ECHO | ICANON | IEXTEN);
+    printing.c_cc[VMIN] = 1;
+    printing.c_cc[VTIME] = 0;
+    editing = printing;
+    editing.c_iflag &= ~(tcflag_t)(BRKINT | ICRNL | INPCK | ISTRIP | IXON);
+    editing.c_lflag &= ~(tcflag_t)ISIG;
+    leave_by_signals();
+    begun = 1;
+    if (tcsetattr(STDIN_FILENO, TCSADRAIN, &editing) != 0)
         return NIB_FAIL(NIB_ERROR_IO, "terminal: cannot enter raw mode: %s", strerror(errno));
-    nib_line_editor_begin(editor);
-    nib_status status = nib_file_write_all(STDOUT_FILENO, PASTE_ON, sizeof PASTE_ON - 1, "terminal");
-    if (status == NIB_OK) status = edit(editor, prompt, result);
-    nib_status reset = nib_file_write_all(STDOUT_FILENO, PASTE_OFF "\r\n", sizeof PASTE_OFF + 1, "terminal");
-    tcsetattr(STDIN_FILENO, TCSADRAIN, &before);
-    return status != NIB_OK ? status : reset;
+    return nib_file_write_all(STDOUT_FILENO, PASTE_ON, sizeof PASTE_ON - 1, "terminal");
+}
+
+void nib_terminal_end(void)
+{
+    if (!begun || tcgetpgrp(STDIN_FILENO) != getpgrp()) return; /* in the background it is the shell's */
+    begun = 0;
+    ssize_t written = write(STDOUT_FILENO, PASTE_OFF, sizeof PASTE_OFF - 1);
+    (void)written; /* nobody is there to be told */
+    tcsetattr(STDIN_FILENO, TCSANOW, &before);
+}
+
+void nib_terminal_send_signals(bool sent)
+{
+    if (begun) tcsetattr(STDIN_FILENO, TCSADRAIN, sent ? &printing : &editing);
 }
