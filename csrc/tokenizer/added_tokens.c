@@ -111,8 +111,10 @@ nib_status nib_added_tokens_split(const nib_added_tokens *added, bool parse_spec
         at = end;
         if (token->special && !parse_special) continue;
         if (token->single_word && !stands_alone(text, length, start, end)) continue;
-        if (token->lstrip)
+        if (token->lstrip) {
             while (start > done && is_space(codepoint_before(text, start, &before))) start = before;
+            if (start < done) start = done;
+        }
         if (token->rstrip)
             while (end < length) {
                 uint32_t codepoint;
@@ -120,9 +122,10 @@ nib_status nib_added_tokens_split(const nib_added_tokens *added, bool parse_spec
                 if (!is_space(codepoint)) break;
                 end += step;
             }
+        if (start >= end) continue; /* white space that the token before has taken */
         if (start > done) NIB_TRY(rest(context, text + done, start - done));
         NIB_TRY(token_function(context, token->id));
-        at = done = end;
+        done = end; /* the search goes on at `at`: a token of white space is found in what rstrip has taken */
     }
     return done < length ? rest(context, text + done, length - done) : NIB_OK;
 }

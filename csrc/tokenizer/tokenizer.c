@@ -278,6 +278,15 @@ static const char *text_to_decode(const nib_tokenizer *tokenizer, int32_t id, si
     return normalized->tokens[i].text;
 }
 
+/* Hugging Face's tokenizers leave out what reads like a special token. One that is decoded from another text than its
+ * own does not, and stays. */
+static bool reads_special(const nib_tokenizer *tokenizer, int32_t id, const nib_piece *piece)
+{
+    if (has_flag(tokenizer, id, NIB_ADDED_NORMALIZED))
+        id = nib_vocabulary_find(&tokenizer->bpe.vocabulary, piece->text, piece->length);
+    return nib_tokenizer_is_special(tokenizer, id);
+}
+
 nib_status nib_tokenizer_decode(const nib_tokenizer *tokenizer, const int32_t *ids, size_t count, bool skip_special,
                                 nib_buffer *text)
 {
@@ -293,7 +302,7 @@ nib_status nib_tokenizer_decode(const nib_tokenizer *tokenizer, const int32_t *i
                               tokenizer->path, ids[i], i, count, tokenizer->bpe.vocabulary.ids);
             goto done;
         }
-        if (!skip_special || !nib_tokenizer_is_special(tokenizer, ids[i])) used++;
+        if (!skip_special || !reads_special(tokenizer, ids[i], piece)) used++;
     }
     status = nib_decode(&tokenizer->decoder, pieces, used, text);
 done:

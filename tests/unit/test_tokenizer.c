@@ -127,11 +127,11 @@ static void merges_and_special_tokens_follow_the_rules(void **state)
     nib_tokenizer_free(tokenizer);
 }
 
-static void decodes(const nib_tokenizer *tokenizer, int32_t id, const char *expected)
+static void decodes(const nib_tokenizer *tokenizer, int32_t id, bool skip_special, const char *expected)
 {
     nib_buffer text = {0};
     int32_t ids[] = {0, id};
-    assert_int_equal(nib_tokenizer_decode(tokenizer, ids, 2, false, &text), NIB_OK);
+    assert_int_equal(nib_tokenizer_decode(tokenizer, ids, 2, skip_special, &text), NIB_OK);
     nib_buffer_char(&text, 0);
     assert_string_equal(text.data, expected);
     nib_buffer_free(&text);
@@ -155,16 +155,63 @@ static void added_tokens_are_decoded_as_by_others(void **state)
         "\"decoder\":{\"type\":\"Replace\",\"pattern\":{\"String\":\"\\u2581\"},\"content\":\" \"}" MODEL "}";
     nib_tokenizer *tokenizer;
     assert_int_equal(open_text(bytes, strlen(bytes), &tokenizer), NIB_OK);
-    decodes(tokenizer, 5, "a\xef\xbf\xbdx"); /* composed, and then a letter of the byte alphabet: 0xe9 */
-    decodes(tokenizer, 6, "ae\xcc\x81x.");   /* the accent alone is none: as it stands */
-    decodes(tokenizer, 7, "a\xef\xbf\xbd");
-    decodes(tokenizer, 8, "a x");
-    decodes(tokenizer, 9, "a\xc4\xa0\xe6\x97\xa5");
+    decodes(tokenizer, 5, false, "a\xef\xbf\xbdx"); /* composed, and then a letter of the byte alphabet: 0xe9 */
+    decodes(tokenizer, 6, false, "ae\xcc\x81x.");   /* the accent alone is none: as it stands */
+    decodes(tokenizer, 7, false, "a\xef\xbf\xbd");
+    decodes(tokenizer, 8, false, "a x");
+    decodes(tokenizer, 9, false, "a\xc4\xa0\xe6\x97\xa5");
     assert_string_equal(nib_tokenizer_text(tokenizer, 5), "e\xcc\x81x");
     nib_tokenizer_free(tokenizer);
     assert_int_equal(open_text(pieces, strlen(pieces), &tokenizer), NIB_OK);
-    decodes(tokenizer, 5, "a x");
-    decodes(tokenizer, 6, "ay");
+    decodes(tokenizer, 5, false, "a x");
+    decodes(tokenizer, 6, false, "ay");
+    nib_tokenizer_free(tokenizer);
+}
+
+/* Whether one is left out is asked of the text that is decoded. Texts are those of Hugging Face's tokenizers 0.23.3. */
+static void special_tokens_are_left_out_as_by_others(void **state)
+{
+    (void)state;
+    static const char pieces[] =
+        "{\"normalizer\":{\"type\":\"Prepend\",\"prepend\":\"\\u2581\"},\"added_tokens\":[" ADDED(
+            6, "x", true,
+            true) "," ADDED(7, "y", true,
+                            false) "," ADDED(8, "z", false,
+                                             true) "," ADDED(9, "\\u2581z", true,
+                                                             false) "],"
+                                                                    "\"decoder\":{\"type\":\"Replace\",\"pattern\":{"
+                                                                    "\"String\":\"\\u2581\"},\"content\":\" \"},"
+                                                                    "\"model\":{\"type\":\"BPE\",\"vocab\":" VOCAB
+                                                                    ",\"merges\":[]}}";
+    nib_tokenizer *tokenizer;
+    assert_int_equal(open_text(pieces, strlen(pieces), &tokenizer), NIB_OK);
+    decodes(tokenizer, 6, false, "a x");
+    decodes(tokenizer, 6, true, "a x"); /* reads as no special token */
+    decodes(tokenizer, 7, true, "a");
+    decodes(tokenizer, 8, false, "a z");
+    decodes(tokenizer, 8, true, "a"); /* reads as number 9 */
+    decodes(tokenizer, 9, true, "a");
+    nib_tokenizer_free(tokenizer);
+}
+
+/* White space that one added token takes with it, and that others begin with. Ids are those of Hugging Face's
+ * tokenizers 0.23.3. */
+static void white_space_is_taken_as_by_others(void **state)
+{
+    (void)state;
+#define SPACES(id, content, left, right)                                                                               \
+    "{\"id\":" #id ",\"content\":\"" content                                                                           \
+    "\",\"special\":false,\"normalized\":false,\"single_word\":false,\"lstrip\":" #left ",\"rstrip\":" #right "}"
+#define SPACE_VOCAB "{\"a\":0,\"b\":1,\"ab\":2,\"c\":3,\"abc\":4,\"\\u0120\":5}"
+    static const char text[] = FILE_OF(SPACES(6, "x", false, true) "," SPACES(7, "  ", false, false) "," SPACES(
+                                           8, "\\n", true, true) "," SPACES(9, " c", false, false),
+                                       SPACE_VOCAB, "");
+    static const char *const cases[][2] = {{"x  a", "6 7 0"},     {"x   a", "6 7 5 0"}, {"x    a", "6 7 7 0"},
+                                           {"x ca", "6 9 0"},     {"x\na", "6 0"},      {"a\n\nb", "0 8 1"},
+                                           {"a \n \nb", "0 8 1"}, {"\n   b", "8 7 5 1"}};
+    nib_tokenizer *tokenizer;
+    assert_int_equal(open_text(text, strlen(text), &tokenizer), NIB_OK);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) encodes(tokenizer, cases[i][0], true, cases[i][1]);
     nib_tokenizer_free(tokenizer);
 }
 
@@ -243,6 +290,8 @@ int main(void)
         cmocka_unit_test(bad_files_are_refused),
         cmocka_unit_test(merges_and_special_tokens_follow_the_rules),
         cmocka_unit_test(added_tokens_are_decoded_as_by_others),
+        cmocka_unit_test(special_tokens_are_left_out_as_by_others),
+        cmocka_unit_test(white_space_is_taken_as_by_others),
         cmocka_unit_test(long_words_merge_as_short_ones),
         {"damaged llama3", damaged_files_do_no_harm, NULL, NULL, (void *)"llama3"},
         {"damaged mistral_metaspace", damaged_files_do_no_harm, NULL, NULL, (void *)"mistral_metaspace"},
