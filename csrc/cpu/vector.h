@@ -35,14 +35,18 @@ NIB_INLINE nib_v16 nib_v16_select(nib_v16i holds, nib_v16 a, nib_v16 b)
 
 NIB_INLINE nib_v16 nib_v16_max(nib_v16 a, nib_v16 b) { return nib_v16_select(a > b, a, b); }
 
+/* Halves against halves, in registers. */
 NIB_INLINE float nib_v16_sum(nib_v16 x)
 {
-    float lanes[16], sum = 0.0f;
-    memcpy(lanes, &x, sizeof lanes);
-    for (int step = 8; step > 0; step /= 2)
-        for (int i = 0; i < step; i++) lanes[i] += lanes[i + step];
-    sum = lanes[0];
-    return sum;
+    typedef float half __attribute__((vector_size(32)));
+    typedef float quarter __attribute__((vector_size(16)));
+    half h[2];
+    quarter q[2];
+    memcpy(h, &x, sizeof h);
+    h[0] += h[1];
+    memcpy(q, &h[0], sizeof q);
+    q[0] += q[1];
+    return (q[0][0] + q[0][2]) + (q[0][1] + q[0][3]);
 }
 
 /* e^x for x <= 88, 0 below -87. Relative error below 2 ulp, test_elementwise.c. */

@@ -233,11 +233,17 @@ static inline void vec_put(void *array, nib_dtype dtype, int64_t i, int64_t n, v
 /* Horizontal sum and maximum, in a fixed order (halves against halves). */
 static inline float vec_sum(vec v)
 {
-    float x[LANES];
-    vec_store(x, v);
-    for (int half = LANES / 2; half > 0; half /= 2)
-        for (int i = 0; i < half; i++) x[i] += x[i + half];
-    return x[0];
+#if defined __AVX512F__
+    __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+#elif defined __AVX2__
+    __m256 eight = v;
+#endif
+#if defined __AVX512F__ || defined __AVX2__
+    __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+#else
+    vec four = v;
+#endif
+    return (four[0] + four[2]) + (four[1] + four[3]);
 }
 
 static inline float vec_maximum(vec v)
