@@ -17,6 +17,8 @@ typedef struct {
      * of `weight` from first_block on, decoded into registers. x [M, 64 * blocks] has every 32 values as 16
      * even-indexed, then 16 odd-indexed ones, since a byte's high nibble comes first. */
     void (*nf4_dot)(const nib_nf4 *weight, int64_t first_block, int64_t blocks, int64_t M, const float *x, float *y);
+    /* The same of a row of K weights in fp32 or bf16; x [M, K] in order. */
+    void (*dense_dot)(const void *weight, nib_dtype dtype, int64_t K, int64_t M, const float *x, float *y);
 } nib_cpu_kernels;
 
 /* The levels, each with all that those before it have. */

@@ -2,6 +2,7 @@
 #include "base/memory.h"
 #include "cpu/backend_internal.h"
 #include "cpu/convert.h"
+#include "cpu/matvec.h"
 
 #include <oneapi/dnnl/dnnl.h>
 #include <string.h>
@@ -401,6 +402,8 @@ static nib_status checked_product(nib_ops *ops, product p)
         return NIB_FAIL(NIB_ERROR_SHAPE, "matmul: %s x %s into %s is not supported", nib_dtype_name(p.a.dtype),
                         nib_dtype_name(p.b.dtype), nib_dtype_name(p.c.dtype));
     if (M == 0 || N == 0) return NIB_OK;
+    if (M <= NIB_CPU_MATVEC_ROWS && !p.transpose_a && p.transpose_b && !p.accumulate)
+        return nib_cpu_dense_matvec(ops, p.a, p.b, p.bias, p.c);
     p.K = K;
     return widen_and_multiply(ops, p);
 }

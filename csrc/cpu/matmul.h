@@ -1,4 +1,4 @@
-/* Dense matrix products by oneDNN.
+/* Dense matrix products, by oneDNN but where there are few rows (cpu/matvec.h).
  * The result is cut into tiles by its shape alone, and each is computed by one thread with a primitive made for one
  * thread: oneDNN's own threads may split sums over k between them, and bits would follow their number.
  */

@@ -1,4 +1,4 @@
-/* NF4 on the CPU: quantise, dequantise, and products with few rows that decode in registers. Contracts: model/ops.h. */
+/* NF4 on the CPU: quantise and dequantise. Contracts: model/ops.h. */
 #ifndef NIB_CPU_NF4_H
 #define NIB_CPU_NF4_H
 
@@ -18,11 +18,5 @@ static inline float nib_cpu_nf4_absmax(const nib_nf4 *weight, int64_t block)
     float scaled = weight->nested_map[weight->absmax_codes[block]] * weight->nested_absmax[block >> 8];
     return scaled + weight->nested_offset;
 }
-
-#define NIB_CPU_MATVEC_ROWS 8
-/* y [M, n] = x [M, K] W^T for M <= NIB_CPU_MATVEC_ROWS and K a multiple of 64, without writing W to memory. x fp32 [M,
- * K] dense, y fp32 with rows y_stride apart. W's weights are the bf16-rounded ones, as everywhere. */
-nib_status nib_cpu_nf4_matvec(nib_ops *ops, const nib_nf4 *weight, int64_t n, int64_t K, int64_t M, const float *x,
-                              float *y, int64_t y_stride);
 
 #endif

@@ -5,6 +5,7 @@
 #include "base/bf16.h"
 #include "cpu/backend_internal.h"
 #include "cpu/matmul.h"
+#include "cpu/matvec.h"
 #include "cpu/nf4.h"
 
 #include <math.h>
@@ -65,16 +66,25 @@ static void nf4_matvec_agrees_with_double_at_every_level(void **state)
     weights w;
     nib_ops *ops;
     weights_fill(&w);
+    nib_linear linear = {.K = COLUMNS, .parts = 3}; /* the last row, the 15 before it, the 24 before those */
+    static const int64_t first[] = {39, 24, 0}, rows[] = {1, 15, 24};
+    int64_t source[ROWS], outputs = 0; /* the row of w that each output is of */
+    for (int p = 0; p < linear.parts; p++) {
+        linear.part[p] = (nib_linear_part){
+            .rows = rows[p],
+            .nf4 = {.codes = w.codes + first[p] * COLUMNS / 2, .absmax = w.absmax + first[p] * COLUMNS / 64}};
+        for (int64_t row = 0; row < rows[p]; row++) source[outputs++] = first[p] + row;
+    }
     float *x = nib_test_values(1, NIB_CPU_MATVEC_ROWS * COLUMNS), y[NIB_CPU_MATVEC_ROWS * ROWS];
     assert_int_equal(nib_cpu_backend_create(1 << 20, &ops), NIB_OK);
     for (nib_cpu_level l = NIB_CPU_PORTABLE; l < NIB_CPU_LEVELS && nib_cpu_kernels_at(l) != NULL; l++) {
         nib_cpu_context_of(ops)->kernels = nib_cpu_kernels_at(l);
         for (int64_t M = 1; M <= NIB_CPU_MATVEC_ROWS; M++) {
-            assert_int_equal(nib_cpu_nf4_matvec(ops, &w.nf4, ROWS, COLUMNS, M, x, y, ROWS), NIB_OK);
+            assert_int_equal(nib_cpu_nf4_matvec(ops, &linear, M, x, y), NIB_OK);
             for (int64_t i = 0; i < M * ROWS; i++) {
                 double sum = 0, size = 0;
                 for (int64_t k = 0; k < COLUMNS; k++) {
-                    double term = (double)nib_bf16_to_float(expected(&w, i % ROWS * COLUMNS + k)) *
+                    double term = (double)nib_bf16_to_float(expected(&w, source[i % ROWS] * COLUMNS + k)) *
                                   (double)x[i / ROWS * COLUMNS + k];
                     sum += term;
                     size += fabs(term);
@@ -84,6 +94,42 @@ static void nf4_matvec_agrees_with_double_at_every_level(void **state)
         }
     }
     nib_free(x);
+    nib_cpu_backend_free(ops);
+}
+
+/* The same of dense weights, K with and without a rest beside whole vectors. */
+static void dense_matvec_agrees_with_double_at_every_level(void **state)
+{
+    (void)state;
+    enum { N = 5, MOST = 75 };
+    nib_ops *ops;
+    float *x = nib_test_values(1, NIB_CPU_MATVEC_ROWS * MOST), *w = nib_test_values(2, N * MOST),
+          y[NIB_CPU_MATVEC_ROWS * N];
+    nib_bf16 narrow[N * MOST];
+    for (int i = 0; i < N * MOST; i++) w[i] = nib_bf16_to_float(narrow[i] = nib_bf16_from_float(w[i]));
+    assert_int_equal(nib_cpu_backend_create(1 << 20, &ops), NIB_OK);
+    for (nib_cpu_level l = NIB_CPU_PORTABLE; l < NIB_CPU_LEVELS && nib_cpu_kernels_at(l) != NULL; l++) {
+        nib_cpu_context_of(ops)->kernels = nib_cpu_kernels_at(l);
+        static const int64_t sizes[] = {1, 7, 16, 33, 64, MOST};
+        for (int64_t i = 0; i < 2 * NIB_CPU_MATVEC_ROWS * 6; i++) {
+            const int64_t K = sizes[i % 6], M = i / 6 % NIB_CPU_MATVEC_ROWS + 1;
+            const nib_matrix b = i < NIB_CPU_MATVEC_ROWS * 6 ? (nib_matrix){w, N, K, MOST, NIB_DTYPE_F32}
+                                                             : (nib_matrix){narrow, N, K, MOST, NIB_DTYPE_BF16};
+            const nib_matrix a = {x, M, K, MOST, NIB_DTYPE_F32};
+            assert_int_equal(nib_cpu_dense_matvec(ops, a, b, NULL, nib_test_matrix(y, M, N)), NIB_OK);
+            for (int64_t at = 0; at < M * N; at++) {
+                double sum = 0, size = 0;
+                for (int64_t k = 0; k < K; k++) {
+                    double term = (double)w[at % N * MOST + k] * (double)x[at / N * MOST + k];
+                    sum += term;
+                    size += fabs(term);
+                }
+                assert_true(fabs(y[at] - sum) <= size * (double)(K + 1) * 0x1p-24);
+            }
+        }
+    }
+    nib_free(x);
+    nib_free(w);
     nib_cpu_backend_free(ops);
 }
 
@@ -127,6 +173,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(nf4_has_the_same_bits_at_every_level),
         cmocka_unit_test(nf4_matvec_agrees_with_double_at_every_level),
+        cmocka_unit_test(dense_matvec_agrees_with_double_at_every_level),
         cmocka_unit_test(widened_bf16_products_are_those_of_fp32),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

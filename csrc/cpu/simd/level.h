@@ -15,5 +15,6 @@ void NIB_SIMD(nib_attention_backward_segment)(const nib_attention_job *job, int6
 void NIB_SIMD(nib_nf4_decode)(const uint8_t *codes, float absmax, nib_dtype dtype, void *out);
 void NIB_SIMD(nib_nf4_dot)(const nib_nf4 *weight, int64_t first_block, int64_t blocks, int64_t M, const float *x,
                            float *y);
+void NIB_SIMD(nib_dense_dot)(const void *weight, nib_dtype dtype, int64_t K, int64_t M, const float *x, float *y);
 
 #endif

@@ -1,10 +1,9 @@
 /* NF4 weights decoded in registers. The 16 values that a block can hold are one table in registers, already scaled and
  * rounded to bf16, and a permutation looks up a vector of codes at once. Contracts: cpu/kernels.h, cpu/nf4.h. */
 #include "cpu/nf4.h"
+#include "cpu/simd/few_rows.h"
 #include "cpu/simd/level.h"
 #include "cpu/simd/vector.h"
-
-#define ALWAYS_INLINE static inline __attribute__((always_inline))
 
 ALWAYS_INLINE vec_table scaled_table(vec_table nf4, float absmax)
 {
@@ -34,16 +33,15 @@ void NIB_SIMD(nib_nf4_decode)(const uint8_t *codes, float absmax, nib_dtype dtyp
 #endif
 }
 
-/* M is a constant at each call, so that the sums stay in registers: two for each row, to hide the latency of adding,
- * where there are enough. */
 ALWAYS_INLINE void dot_rows(const nib_nf4 *weight, int64_t first_block, int64_t blocks, int M, const float *x, float *y)
 {
     const vec_table nf4 = vec_table_load(nib_nf4_values);
-    const int second = 2 * M + 6 <= VEC_REGISTERS ? 1 : 0;
+    const int second = second_sum(M, 6);
     const uint8_t *codes = weight->codes + first_block * 32;
     vec sum[NIB_CPU_MATVEC_ROWS][2];
     for (int m = 0; m < M; m++) sum[m][0] = sum[m][1] = vec_zero();
     for (int64_t b = 0; b < blocks; b++, codes += 32) {
+        __builtin_prefetch(codes + WEIGHTS_AHEAD);
         const vec_table table = scaled_table(nf4, nib_cpu_nf4_absmax(weight, first_block + b));
         for (int i = 0; i < 32; i += LANES) { /* bytes: of 64 weights */
             const vec_index pair = vec_bytes(codes + i);
@@ -61,15 +59,7 @@ ALWAYS_INLINE void dot_rows(const nib_nf4 *weight, int64_t first_block, int64_t 
 void NIB_SIMD(nib_nf4_dot)(const nib_nf4 *weight, int64_t first_block, int64_t blocks, int64_t M, const float *x,
                            float *y)
 {
-#define DOT(rows)                                                                                                      \
-    if (M == (rows)) dot_rows(weight, first_block, blocks, rows, x, y)
-    DOT(1);
-    DOT(2);
-    DOT(3);
-    DOT(4);
-    DOT(5);
-    DOT(6);
-    DOT(7);
-    DOT(8);
+#define DOT(rows) dot_rows(weight, first_block, blocks, rows, x, y)
+    FOR_CONSTANT_ROWS(M, DOT);
 #undef DOT
 }

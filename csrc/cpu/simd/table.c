@@ -9,4 +9,5 @@ const nib_cpu_kernels NIB_SIMD(nib_cpu_kernels) = {.name = NIB_EXPAND_TEXT(NIB_S
                                                    .attention_forward = NIB_SIMD(nib_attention_forward_tile),
                                                    .attention_backward = NIB_SIMD(nib_attention_backward_segment),
                                                    .nf4_decode = NIB_SIMD(nib_nf4_decode),
-                                                   .nf4_dot = NIB_SIMD(nib_nf4_dot)};
+                                                   .nf4_dot = NIB_SIMD(nib_nf4_dot),
+                                                   .dense_dot = NIB_SIMD(nib_dense_dot)};
