@@ -23,9 +23,9 @@ static nib_status read_arguments(int argc, char **argv, arguments *a)
 {
     *a = (arguments){.prompt_tokens = 512, .new_tokens = 100, .compute = NIB_DTYPE_BF16, .quantization = NIB_QUANT_NF4};
     const nib_option options[] = {
-        {.name = "--model", .kind = NIB_OPTION_TEXT, .value = &a->model, .required = true},
+        {.name = "--model", .kind = NIB_OPTION_PATH, .value = &a->model, .required = true},
         {.name = "--random", .kind = NIB_OPTION_FLAG, .value = &a->random},
-        {.name = "--adapter", .kind = NIB_OPTION_TEXT, .value = &a->adapter},
+        {.name = "--adapter", .kind = NIB_OPTION_PATH, .value = &a->adapter},
         {.name = "--prompt-tokens", .kind = NIB_OPTION_INTEGER, .value = &a->prompt_tokens, .low = 1, .high = 1e6},
         {.name = "--new-tokens", .kind = NIB_OPTION_INTEGER, .value = &a->new_tokens, .low = 2, .high = 1e6},
         {.name = "--quant", .kind = NIB_OPTION_QUANT, .value = &a->quantization},

@@ -212,7 +212,7 @@ nib_status nib_bench_ops(int argc, char **argv)
     nib_device device = NIB_DEVICE_AUTO;
     const nib_option options[] = {
         {.name = "--op", .kind = NIB_OPTION_TEXT, .value = &only},
-        {.name = "--model", .kind = NIB_OPTION_TEXT, .value = &model},
+        {.name = "--model", .kind = NIB_OPTION_PATH, .value = &model},
         {.name = "--tokens", .kind = NIB_OPTION_INTEGER, .value = &bench.shape.T, .low = 1, .high = 1 << 20},
         {.name = "--length", .kind = NIB_OPTION_INTEGER, .value = &bench.shape.document, .low = 1, .high = 1 << 20},
         {.name = "--seconds", .kind = NIB_OPTION_NUMBER, .value = &bench.seconds, .low = 0, .high = 600},

@@ -27,7 +27,7 @@ static nib_status read_options(int argc, char **argv, step_bench *o)
 {
     *o = (step_bench){.batch = 4, .length = 512, .rank = 16, .compute = NIB_DTYPE_BF16};
     const nib_option options[] = {
-        {.name = "--model", .kind = NIB_OPTION_TEXT, .value = &o->model, .required = true},
+        {.name = "--model", .kind = NIB_OPTION_PATH, .value = &o->model, .required = true},
         {.name = "--random", .kind = NIB_OPTION_FLAG, .value = &o->random},
         {.name = "--batch", .kind = NIB_OPTION_INTEGER, .value = &o->batch, .low = 1, .high = 1 << 20},
         {.name = "--length", .kind = NIB_OPTION_INTEGER, .value = &o->length, .low = 2, .high = 1 << 20},

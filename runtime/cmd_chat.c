@@ -37,10 +37,10 @@ static nib_status read_arguments(int argc, char **argv, arguments *a)
                      .quantization = NIB_QUANT_NF4,
                      .compute = NIB_DTYPE_BF16};
     const nib_option options[] = {
-        {.name = "--model", .kind = NIB_OPTION_TEXT, .value = &a->model, .required = true},
-        {.name = "--adapter", .kind = NIB_OPTION_TEXT, .value = &a->adapter},
-        {.name = "--tokenizer", .kind = NIB_OPTION_TEXT, .value = &a->tokenizer},
-        {.name = "--chat-template", .kind = NIB_OPTION_TEXT, .value = &a->chat_template},
+        {.name = "--model", .kind = NIB_OPTION_PATH, .value = &a->model, .required = true},
+        {.name = "--adapter", .kind = NIB_OPTION_PATH, .value = &a->adapter},
+        {.name = "--tokenizer", .kind = NIB_OPTION_PATH, .value = &a->tokenizer},
+        {.name = "--chat-template", .kind = NIB_OPTION_PATH, .value = &a->chat_template},
         {.name = "--prompt", .kind = NIB_OPTION_TEXT, .value = &a->prompt},
         {.name = "--system", .kind = NIB_OPTION_TEXT, .value = &a->system},
         {.name = "--temperature", .kind = NIB_OPTION_NUMBER, .value = &a->temperature, .high = 100},

@@ -29,14 +29,14 @@ static nib_status read_arguments(int argc, char **argv, arguments *a)
     *a = (arguments){
         .quantization = NIB_QUANT_NF4, .compute = NIB_DTYPE_BF16, .device = NIB_DEVICE_AUTO, .max_new_tokens = 256};
     const nib_option options[] = {
-        {.name = "--model", .kind = NIB_OPTION_TEXT, .value = &a->model, .required = true},
-        {.name = "--adapter", .kind = NIB_OPTION_TEXT, .value = &a->adapter},
-        {.name = "--tokenizer", .kind = NIB_OPTION_TEXT, .value = &a->tokenizer},
-        {.name = "--chat-template", .kind = NIB_OPTION_TEXT, .value = &a->chat_template},
+        {.name = "--model", .kind = NIB_OPTION_PATH, .value = &a->model, .required = true},
+        {.name = "--adapter", .kind = NIB_OPTION_PATH, .value = &a->adapter},
+        {.name = "--tokenizer", .kind = NIB_OPTION_PATH, .value = &a->tokenizer},
+        {.name = "--chat-template", .kind = NIB_OPTION_PATH, .value = &a->chat_template},
         {.name = "--data", .kind = NIB_OPTION_LIST, .value = &a->data, .required = true},
         {.name = "--generate", .kind = NIB_OPTION_FLAG, .value = &a->generate},
         {.name = "--max-new-tokens", .kind = NIB_OPTION_INTEGER, .value = &a->max_new_tokens, .low = 1, .high = 1e6},
-        {.name = "--out", .kind = NIB_OPTION_TEXT, .value = &a->out},
+        {.name = "--out", .kind = NIB_OPTION_PATH, .value = &a->out},
         {.name = "--json", .kind = NIB_OPTION_FLAG, .value = &a->json},
         {.name = "--quant", .kind = NIB_OPTION_QUANT, .value = &a->quantization},
         {.name = "--compute", .kind = NIB_OPTION_COMPUTE, .value = &a->compute},

@@ -23,12 +23,12 @@ static nib_status read_arguments(int argc, char **argv, arguments *a)
 {
     *a = (arguments){0};
     const nib_option options[] = {
-        {.name = "--model", .kind = NIB_OPTION_TEXT, .value = &a->model, .required = true},
-        {.name = "--adapter", .kind = NIB_OPTION_TEXT, .value = &a->adapter},
+        {.name = "--model", .kind = NIB_OPTION_PATH, .value = &a->model, .required = true},
+        {.name = "--adapter", .kind = NIB_OPTION_PATH, .value = &a->adapter},
         {.name = "--to", .kind = NIB_OPTION_TEXT, .value = &a->to, .required = true},
-        {.name = "--out", .kind = NIB_OPTION_TEXT, .value = &a->out, .required = true},
-        {.name = "--tokenizer", .kind = NIB_OPTION_TEXT, .value = &a->tokenizer},
-        {.name = "--chat-template", .kind = NIB_OPTION_TEXT, .value = &a->chat_template},
+        {.name = "--out", .kind = NIB_OPTION_PATH, .value = &a->out, .required = true},
+        {.name = "--tokenizer", .kind = NIB_OPTION_PATH, .value = &a->tokenizer},
+        {.name = "--chat-template", .kind = NIB_OPTION_PATH, .value = &a->chat_template},
         {.name = "--device", .kind = NIB_OPTION_DEVICE, .value = &a->device},
     };
     return nib_options_read(argc, argv, options, sizeof options / sizeof *options);

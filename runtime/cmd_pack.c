@@ -34,9 +34,9 @@ static nib_status run(int argc, char **argv)
     nib_status status;
     const nib_option options[] = {
         {.name = "--in", .kind = NIB_OPTION_LIST, .value = &in, .required = true},
-        {.name = "--out", .kind = NIB_OPTION_TEXT, .value = &out, .required = true},
-        {.name = "--tokenizer", .kind = NIB_OPTION_TEXT, .value = &tokenizer},
-        {.name = "--template", .kind = NIB_OPTION_TEXT, .value = &chat_template},
+        {.name = "--out", .kind = NIB_OPTION_PATH, .value = &out, .required = true},
+        {.name = "--tokenizer", .kind = NIB_OPTION_PATH, .value = &tokenizer},
+        {.name = "--template", .kind = NIB_OPTION_PATH, .value = &chat_template},
     };
     NIB_TRY_GOTO(nib_options_read(argc, argv, options, sizeof options / sizeof *options), done);
     if (chat_template != NULL && tokenizer == NULL) {

@@ -36,8 +36,8 @@ static nib_status run(int argc, char **argv)
     nib_weight_source source = {0};
     char hex[65];
     const nib_option options[] = {
-        {.name = "--model", .kind = NIB_OPTION_TEXT, .value = &model, .required = true},
-        {.name = "--out", .kind = NIB_OPTION_TEXT, .value = &out, .required = true},
+        {.name = "--model", .kind = NIB_OPTION_PATH, .value = &model, .required = true},
+        {.name = "--out", .kind = NIB_OPTION_PATH, .value = &out, .required = true},
     };
     NIB_TRY(nib_options_read(argc, argv, options, sizeof options / sizeof *options));
     NIB_TRY(nib_check_output_folder(out, &model, 1));

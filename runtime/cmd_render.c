@@ -21,10 +21,10 @@ typedef struct {
 static nib_status read_arguments(int argc, char **argv, render_options *a)
 {
     const nib_option options[] = {
-        {.name = "--template", .kind = NIB_OPTION_TEXT, .value = &a->template_path},
-        {.name = "--model", .kind = NIB_OPTION_TEXT, .value = &a->model},
-        {.name = "--messages", .kind = NIB_OPTION_TEXT, .value = &a->messages, .required = true},
-        {.name = "--tools", .kind = NIB_OPTION_TEXT, .value = &a->tools},
+        {.name = "--template", .kind = NIB_OPTION_PATH, .value = &a->template_path},
+        {.name = "--model", .kind = NIB_OPTION_PATH, .value = &a->model},
+        {.name = "--messages", .kind = NIB_OPTION_PATH, .value = &a->messages, .required = true},
+        {.name = "--tools", .kind = NIB_OPTION_PATH, .value = &a->tools},
         {.name = "--bos-token", .kind = NIB_OPTION_TEXT, .value = &a->bos_token},
         {.name = "--eos-token", .kind = NIB_OPTION_TEXT, .value = &a->eos_token},
         {.name = "--now", .kind = NIB_OPTION_TEXT, .value = &a->now},

@@ -23,10 +23,10 @@ static nib_status read_arguments(int argc, char **argv, arguments *a)
     const nib_dtype unset = NIB_DTYPE_COUNT;
     *a = (arguments){.quantization = NIB_QUANT_NF4, .compute = unset, .device = NIB_DEVICE_AUTO};
     const nib_option options[] = {
-        {.name = "--model", .kind = NIB_OPTION_TEXT, .value = &a->model, .required = true},
-        {.name = "--adapter", .kind = NIB_OPTION_TEXT, .value = &a->adapter},
-        {.name = "--data", .kind = NIB_OPTION_TEXT, .value = &a->data, .required = true},
-        {.name = "--out", .kind = NIB_OPTION_TEXT, .value = &a->out, .required = true},
+        {.name = "--model", .kind = NIB_OPTION_PATH, .value = &a->model, .required = true},
+        {.name = "--adapter", .kind = NIB_OPTION_PATH, .value = &a->adapter},
+        {.name = "--data", .kind = NIB_OPTION_PATH, .value = &a->data, .required = true},
+        {.name = "--out", .kind = NIB_OPTION_PATH, .value = &a->out, .required = true},
         {.name = "--per-token", .kind = NIB_OPTION_FLAG, .value = &a->per_token},
         {.name = "--quant", .kind = NIB_OPTION_QUANT, .value = &a->quantization},
         {.name = "--compute", .kind = NIB_OPTION_COMPUTE, .value = &a->compute},

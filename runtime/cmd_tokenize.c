@@ -21,7 +21,7 @@ static nib_status read_arguments(int argc, char **argv, arguments *a)
     bool no_special = false;
     *a = (arguments){0};
     const nib_option options[] = {
-        {.name = "--tokenizer", .kind = NIB_OPTION_TEXT, .value = &a->tokenizer, .required = true},
+        {.name = "--tokenizer", .kind = NIB_OPTION_PATH, .value = &a->tokenizer, .required = true},
         {.name = "--no-special", .kind = NIB_OPTION_FLAG, .value = &no_special},
         {.name = "--decode", .kind = NIB_OPTION_FLAG, .value = &a->decode},
         {.name = "--skip-special", .kind = NIB_OPTION_FLAG, .value = &a->skip_special},

@@ -46,10 +46,22 @@ static nib_status read_choice(const nib_option *option, const char *text, const 
     return NIB_FAIL(NIB_ERROR_USAGE, "%s: found '%s', expected %s or %s", option->name, text, first, second);
 }
 
+/* A path that a shell's variable should have held. */
+static nib_status check_path(const nib_option *option, const char *text)
+{
+    if (*text != 0) return NIB_OK;
+    return NIB_FAIL(NIB_ERROR_USAGE, "%s: found an empty text, expected a path; is a variable of the shell unset?",
+                    option->name);
+}
+
 static nib_status read_value(const nib_option *option, const char *text)
 {
     bool second;
     switch (option->kind) {
+    case NIB_OPTION_PATH:
+        NIB_TRY(check_path(option, text));
+        *(const char **)option->value = text;
+        return NIB_OK;
     case NIB_OPTION_TEXT:
         *(const char **)option->value = text;
         return NIB_OK;
@@ -87,6 +99,7 @@ static nib_status read_option(const nib_option *option, int argc, char **argv, i
 {
     int last = *i;
     if (option->kind == NIB_OPTION_ARGUMENT) {
+        NIB_TRY(check_path(option, argv[*i]));
         *(const char **)option->value = argv[*i];
         return NIB_OK;
     }
@@ -95,7 +108,10 @@ static nib_status read_option(const nib_option *option, int argc, char **argv, i
         return NIB_OK;
     }
     if (option->kind == NIB_OPTION_LIST)
-        while (last + 1 < argc && !is_option(argv[last + 1])) NIB_TRY(add_to_list(option->value, argv[++last]));
+        while (last + 1 < argc && !is_option(argv[last + 1])) {
+            NIB_TRY(check_path(option, argv[++last]));
+            NIB_TRY(add_to_list(option->value, argv[last]));
+        }
     else if (last + 1 < argc)
         last++;
     if (last == *i) return NIB_FAIL(NIB_ERROR_USAGE, "%s needs a value", option->name);

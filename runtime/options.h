@@ -13,21 +13,22 @@ typedef struct {
 typedef enum {
     NIB_OPTION_FLAG,     /* bool */
     NIB_OPTION_TEXT,     /* const char * */
+    NIB_OPTION_PATH,     /* const char *, not empty */
     NIB_OPTION_INTEGER,  /* int64_t in [low, high] */
     NIB_OPTION_NUMBER,   /* double in [low, high] */
     NIB_OPTION_QUANT,    /* nib_quantization: nf4 or none */
     NIB_OPTION_COMPUTE,  /* nib_dtype: fp32 or bf16 */
     NIB_OPTION_DEVICE,   /* nib_device */
-    NIB_OPTION_LIST,     /* nib_option_list: one or more values up to the next option */
+    NIB_OPTION_LIST,     /* nib_option_list: one or more paths up to the next option */
     NIB_OPTION_REPEATED, /* nib_option_list: one value, as often as it is given */
-    NIB_OPTION_ARGUMENT  /* const char *: the argument that belongs to no option */
+    NIB_OPTION_ARGUMENT  /* const char *: the path that belongs to no option */
 } nib_option_kind;
 
 typedef struct {
     const char *name; /* "--model"; of an argument what the usage calls it: "CONFIG" */
     nib_option_kind kind;
     void *value;      /* holds the default, gets what the command line says */
-    bool required;    /* TEXT, LIST and ARGUMENT */
+    bool required;    /* TEXT, PATH, LIST and ARGUMENT */
     double low, high; /* INTEGER and NUMBER */
 } nib_option;
 
