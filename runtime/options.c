@@ -181,7 +181,7 @@ nib_status nib_check_output_file(const char *out, const char *const *inputs, siz
         return NIB_FAIL(NIB_ERROR_IO, "--out %s: found a folder, expected a file; give the name of one in it", out);
     char *folder = nib_path_folder(out);
     if (folder == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "--out %s: no memory to look at it", out);
-    const char *there = nib_file_exists(out) ? out : folder; /* a device is written in place */
+    const char *there = access(out, F_OK) == 0 ? out : folder; /* a device is written in place */
     nib_status status = NIB_OK;
     if (access(there, W_OK) != 0)
         status = NIB_FAIL(NIB_ERROR_IO, "--out %s: %s: %s; give a path in a folder that is there and writable", out,

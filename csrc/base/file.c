@@ -31,8 +31,14 @@ nib_status nib_file_open_regular(const char *path, int *fd, uint64_t *size)
     struct stat info = {0};
     *fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a pipe without a writer would be waited for */
     if (*fd < 0) {
-        int absent = errno == ENOENT || errno == ENOTDIR;
-        return NIB_FAIL(absent ? NIB_ERROR_DATA : NIB_ERROR_IO, "%s: cannot be opened: %s", path, strerror(errno));
+        int absent = errno == ENOENT || errno == ENOTDIR, error = errno;
+        char target[256];
+        ssize_t length = error == ENOENT ? readlink(path, target, sizeof target) : -1;
+        if (length > 0)
+            return NIB_FAIL(NIB_ERROR_DATA,
+                            "%s: found a symbolic link to %.*s, where no file is; copy the file it stands for", path,
+                            (int)length, target);
+        return NIB_FAIL(absent ? NIB_ERROR_DATA : NIB_ERROR_IO, "%s: cannot be opened: %s", path, strerror(error));
     }
     nib_status status = NIB_OK;
     if (fstat(*fd, &info) != 0)
@@ -221,7 +227,11 @@ nib_status nib_file_replace_text(const char *folder, const char *name, const nib
     return status;
 }
 
-bool nib_file_exists(const char *path) { return access(path, F_OK) == 0; }
+bool nib_file_exists(const char *path)
+{
+    struct stat info;
+    return lstat(path, &info) == 0 || (errno != ENOENT && errno != ENOTDIR);
+}
 
 bool nib_file_is_folder(const char *path)
 {

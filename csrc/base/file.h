@@ -39,6 +39,7 @@ nib_status nib_file_replace_text(const char *folder, const char *name, const nib
 nib_status nib_file_write_all(int fd, const void *bytes, size_t length, const char *path);
 nib_status nib_file_sync_folder(const char *path);
 
+/* Whether the name is taken, if only by a symbolic link to nothing: what cannot be read is an error, not absent. */
 bool nib_file_exists(const char *path);
 bool nib_file_is_folder(const char *path);
 bool nib_file_is_same(const char *a, const char *b); /* one file or folder under two names; false if one is absent */
