@@ -267,8 +267,8 @@ nib_status nib_json_parse(const char *name, const char *text, size_t length, nib
     *root = NULL;
     if (invalid < length) {
         for (size_t i = 0; i < invalid; i++) p.line += text[i] == '\n';
-        return NIB_FAIL(NIB_ERROR_DATA, "%s:%u: invalid UTF-8 at byte %zu (0x%02x)", name, p.line, invalid,
-                        (unsigned char)text[invalid]);
+        return NIB_FAIL(NIB_ERROR_DATA, "%s:%u: invalid UTF-8 at byte %zu (0x%02x)%s", name, p.line, invalid,
+                        (unsigned char)text[invalid], nib_utf8_advice(text, length));
     }
     /* A byte order mark, which some editors write, says nothing in UTF-8; RFC 8259 lets a parser pass over it. */
     if (length >= 3 && memcmp(text, "\xef\xbb\xbf", 3) == 0) p.at += 3;

@@ -32,6 +32,25 @@ size_t nib_utf8_invalid_at(const char *text, size_t length)
     return length;
 }
 
+const char *nib_utf8_advice(const char *file, size_t length)
+{
+    static const struct {
+        const char *magic;
+        size_t length;
+        const char *advice;
+    } forms[] = {
+        {"\xff\xfe\0\0", 4, "; the file is UTF-32: iconv -f UTF-32 -t UTF-8 converts it"},
+        {"\xff\xfe", 2, "; the file is UTF-16: iconv -f UTF-16 -t UTF-8 converts it"},
+        {"\xfe\xff", 2, "; the file is UTF-16: iconv -f UTF-16 -t UTF-8 converts it"},
+        {"\x1f\x8b", 2, "; the file is compressed by gzip: gunzip it"},
+        {"PK\3\4", 4, "; the file is a zip archive: unzip it"},
+        {"PAR1", 4, "; the file is Parquet: write its rows as JSON, one object a line"},
+    };
+    for (size_t i = 0; i < sizeof forms / sizeof *forms; i++)
+        if (length >= forms[i].length && memcmp(file, forms[i].magic, forms[i].length) == 0) return forms[i].advice;
+    return "";
+}
+
 size_t nib_utf8_decode(const char *text, size_t length, uint32_t *codepoint)
 {
     const unsigned char *s = (const unsigned char *)text;

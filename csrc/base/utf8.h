@@ -9,6 +9,8 @@
 
 /* Offset of the first byte that is not well-formed UTF-8 (Unicode 15, table 3-7), or length if all is. */
 size_t nib_utf8_invalid_at(const char *text, size_t length);
+/* For a message: what a file that is not UTF-8 is by its first bytes, and how to convert it; "" if they say nothing. */
+const char *nib_utf8_advice(const char *file, size_t length);
 /* Decodes one code point at text[0..length), length > 0, well-formed; returns its bytes. */
 size_t nib_utf8_decode(const char *text, size_t length, uint32_t *codepoint);
 /* Control characters but line feed and tab, and Unicode's bidirectional controls. */

@@ -340,7 +340,7 @@ nib_status nib_row_encode_line(nib_row_encoder *encoder, const char *where, cons
     nib_json *root = NULL;
     nib_parsed_row row;
     nib_status status;
-    NIB_TRY_GOTO(nib_json_parse(where, line, length, (nib_json_options){0}, &pool, &root), done);
+    NIB_TRY_GOTO(nib_row_read(where, line, length, &pool, &root), done);
     NIB_TRY_GOTO(nib_row_parse(where, root, encoder->options->chat_template != NULL, &pool, &row), done);
     encoder->weight = row.weight;
     status = nib_row_encode(encoder, where, &row);

@@ -35,12 +35,24 @@ static nib_status fail_with_keys(const char *where, const nib_json *row, const c
     return status;
 }
 
+nib_status nib_row_read(const char *where, const char *line, size_t length, nib_pool *pool, nib_json **row)
+{
+    nib_status status = nib_json_parse(where, line, length, (nib_json_options){0}, pool, row);
+    if (status == NIB_OK && !nib_json_is(*row, NIB_JSON_OBJECT))
+        status = NIB_FAIL(NIB_ERROR_DATA, "%s: expected one JSON object a line, found %s", where,
+                          nib_json_kind_name((*row)->kind));
+    if (status != NIB_ERROR_DATA) return status;
+    while (length > 0 && (unsigned char)line[length - 1] <= ' ') length--;
+    if (length > 0 && line[0] == '[')
+        return NIB_FAIL(status, "%s; if the file is one array, jq -c '.[]' makes lines of it", nib_error_message());
+    if (length == 1 && line[0] == '{')
+        return NIB_FAIL(status, "%s; if objects go over several lines, jq -c . makes one of each", nib_error_message());
+    return status;
+}
+
 static nib_status recognise(const char *where, const nib_json *row, int *format)
 {
     *format = FORMATS;
-    if (!nib_json_is(row, NIB_JSON_OBJECT))
-        return NIB_FAIL(NIB_ERROR_DATA, "%s: expected one JSON object a line, found %s", where,
-                        nib_json_kind_name(row->kind));
     for (int f = 0; f < FORMATS; f++) {
         if (nib_json_get(row, formats[f].needs[0]) == NULL) continue;
         if (formats[f].needs[1] != NULL && nib_json_get(row, formats[f].needs[1]) == NULL) continue;

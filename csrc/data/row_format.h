@@ -22,8 +22,12 @@ typedef struct {
     float weight;                        /* 1 unless the row states one */
 } nib_parsed_row;
 
+/* The object in a line. NIB_ERROR_DATA if it is none; for files as other programs write them, one array or objects over
+ * several lines, the message says how to make lines of them. where: "file:line" for messages. */
+nib_status nib_row_read(const char *where, const char *line, size_t length, nib_pool *pool, nib_json **row);
+
 /* Recognises the format by the keys it needs, all of them: other keys are left alone, but a row that has the keys of
- * two formats, or of none, is NIB_ERROR_DATA and the message lists its keys. where: "file:line" for messages.
+ * two formats, or of none, is NIB_ERROR_DATA and the message lists its keys. row is an object.
  *
  * With a chat template, {"prompt","completion"} and {"instruction","input"?,"output"} become one turn of the user
  * (instruction, empty line, input) and one of the assistant, since that is how an instruct model will be asked. Without

@@ -98,7 +98,7 @@ static nib_status check_row(const char *where, const char *line, size_t length)
     nib_pool pool = {.limit = NIB_MAX_ROW_MEMORY};
     nib_json *root;
     nib_parsed_row parsed;
-    nib_status status = nib_json_parse(where, line, length, (nib_json_options){0}, &pool, &root);
+    nib_status status = nib_row_read(where, line, length, &pool, &root);
     if (status == NIB_OK) status = nib_row_parse(where, root, false, &pool, &parsed);
     nib_pool_free(&pool);
     return status;

@@ -194,9 +194,10 @@ nib_status nib_row_reader_next(nib_row_reader *reader, const char **line, size_t
     reader->line++;
     size_t invalid = nib_utf8_invalid_at(start, n);
     if (invalid < n)
-        return NIB_FAIL(NIB_ERROR_DATA, "%s:%llu: invalid UTF-8 at byte %llu of the %s (0x%02x); rows are UTF-8",
+        return NIB_FAIL(NIB_ERROR_DATA, "%s:%llu: invalid UTF-8 at byte %llu of the %s (0x%02x); rows are UTF-8%s",
                         reader->file.path, (unsigned long long)reader->line, (unsigned long long)(offset + invalid),
-                        reader->stream != NULL ? "decoded text" : "file", (unsigned char)start[invalid]);
+                        reader->stream != NULL ? "decoded text" : "file", (unsigned char)start[invalid],
+                        nib_utf8_advice((const char *)reader->file.data, reader->file.size));
     reader->begin += n + newline;
     *line = start;
     *length = n > 0 && start[n - 1] == '\r' ? n - 1 : n;

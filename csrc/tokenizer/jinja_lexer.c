@@ -432,7 +432,9 @@ nib_status nib_jinja_tokenize(const char *name, const char *source, size_t lengt
                               nib_jinja_tokens *tokens)
 {
     size_t invalid = nib_utf8_invalid_at(source, length);
-    if (invalid != length) return NIB_FAIL(NIB_ERROR_DATA, "%s: byte %zu of the template is no UTF-8", name, invalid);
+    if (invalid != length)
+        return NIB_FAIL(NIB_ERROR_DATA, "%s: byte %zu of the template is no UTF-8%s", name, invalid,
+                        nib_utf8_advice(source, length));
     lexer x = {.name = name, .pool = pool, .length = length, .line = 1, .line_starting = true};
     x.source = normalize_newlines(pool, source, &x.length);
     if (x.source == NULL) return no_memory(&x);
