@@ -1,7 +1,7 @@
 #include "cpu/sample.h"
 #include "base/random.h"
 #include "cpu/backend_internal.h"
-#include "cpu/exponential.h"
+#include "cpu/vector.h"
 
 #include <float.h>
 #include <math.h>
@@ -100,15 +100,34 @@ static int32_t draw(const float *logits, int64_t V, weighting w, const candidate
     return id;
 }
 
+/* The first of the largest; -1 if any is NaN or infinite. */
+NIB_CPU_CLONES static int32_t first_largest(const float *logits, int64_t V)
+{
+    nib_v16 top = nib_v16_set(-INFINITY), finite = nib_v16_set(0.0f);
+    float lanes[16], largest = -INFINITY, rest = 0.0f;
+    int64_t v = 0;
+    for (; v + 16 <= V; v += 16) {
+        const nib_v16 x = *(const nib_v16 *)(logits + v);
+        top = nib_v16_max(top, x);
+        finite += x - x; /* 0, else NaN */
+    }
+    memcpy(lanes, &top, sizeof lanes);
+    for (int i = 0; i < 16; i++) largest = lanes[i] > largest ? lanes[i] : largest;
+    for (; v < V; v++) {
+        largest = logits[v] > largest ? logits[v] : largest;
+        rest += logits[v] - logits[v];
+    }
+    if (!isfinite(nib_v16_sum(finite) + rest)) return -1;
+    int32_t first = 0;
+    while (logits[first] != largest) first++;
+    return first;
+}
+
 static int32_t sample_row(const nib_sampling *options, const float *logits, int64_t V, int64_t position,
                           candidate *heap)
 {
-    int32_t best = 0;
-    for (int32_t v = 0; v < V; v++) {
-        if (!isfinite(logits[v])) return -1;
-        if (logits[v] > logits[best]) best = v;
-    }
-    if (options->temperature <= 0.0) return best;
+    const int32_t best = first_largest(logits, V);
+    if (best < 0 || options->temperature <= 0.0) return best;
     const weighting w = {logits[best], (float)fmin(1.44269504088896340736 / options->temperature, FLT_MAX)};
     if (options->top_k == 0 && options->top_p >= 1.0) return draw(logits, V, w, NULL, options->seed, position);
     for (int32_t v = 0; v < V; v++) heap[v] = (candidate){logits[v], v};

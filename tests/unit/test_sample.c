@@ -107,11 +107,32 @@ static void damaged_logits_are_refused(void **state)
     }
 }
 
+/* Every id of a vocabulary that is not whole vectors can be the largest, or damaged. */
+static void every_id_is_looked_at(void **state)
+{
+    (void)state;
+    enum { MANY = 37 };
+    for (int32_t v = 0; v < MANY; v++) {
+        float logits[MANY];
+        const int64_t position = 0;
+        int32_t id;
+        for (int32_t i = 0; i < MANY; i++) logits[i] = i < v ? -2.0f : -1.0f; /* v is the first of the largest */
+        assert_int_equal(ops->sample(ops, (nib_sampling){.top_p = 1.0}, logits, 1, MANY, &position, &id), NIB_OK);
+        assert_int_equal(id, v);
+        logits[v] = v % 2 == 0 ? -INFINITY : NAN;
+        assert_int_equal(ops->sample(ops, (nib_sampling){.top_p = 1.0}, logits, 1, MANY, &position, &id), NIB_OK);
+        assert_int_equal(id, -1);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(frequencies_are_the_probabilities), cmocka_unit_test(only_the_likeliest_are_drawn),
-        cmocka_unit_test(greedy_takes_the_first_of_equals),  cmocka_unit_test(any_temperature_will_do),
+        cmocka_unit_test(frequencies_are_the_probabilities),
+        cmocka_unit_test(only_the_likeliest_are_drawn),
+        cmocka_unit_test(every_id_is_looked_at),
+        cmocka_unit_test(greedy_takes_the_first_of_equals),
+        cmocka_unit_test(any_temperature_will_do),
         cmocka_unit_test(damaged_logits_are_refused),
     };
     return cmocka_run_group_tests(tests, open_backend, close_backend);
