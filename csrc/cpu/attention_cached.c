@@ -5,7 +5,9 @@
 
 #include <math.h>
 
-#define KEYS 64 /* in a tile */
+#define KEYS      64  /* in a tile */
+#define SEGMENT   256 /* keys of a task, where there are fewer heads of keys than FEW_TASKS */
+#define FEW_TASKS 16
 
 /* Head dims padded with zeros to whole vectors. */
 NIB_INLINE int64_t padded_columns(int64_t head_dim) { return (head_dim + 15) / 16 * 16; }
@@ -57,11 +59,31 @@ static visible_keys keys_of(const int32_t *range_begin, const nib_cache_range *r
     return keys;
 }
 
+/* Number i of `segments`: SEGMENT keys of them, or the rest; the last may be empty. */
+static visible_keys segment_of(visible_keys keys, int64_t i, int64_t segments)
+{
+    const int64_t first = keys.skip + i * SEGMENT, end = first + SEGMENT;
+    if (segments == 1) return keys;
+    keys.skip = first < keys.count ? first : keys.count;
+    keys.count = end < keys.count ? end : keys.count;
+    return keys;
+}
+
 /* Where the walk over a query's ranges stands. */
 typedef struct {
     const nib_cache_range *range;
     int32_t offset; /* in the range */
 } key_cursor;
+
+static key_cursor cursor_at_first(visible_keys keys)
+{
+    key_cursor cursor = {.range = keys.range};
+    if (keys.skip == keys.count) return cursor; /* nothing follows */
+    int64_t before = keys.skip;
+    for (; before >= cursor.range->count; cursor.range++) before -= cursor.range->count;
+    cursor.offset = (int32_t)before;
+    return cursor;
+}
 
 /* The next cache row. The caller knows how many there are. */
 NIB_INLINE int64_t next_key(key_cursor *cursor)
@@ -88,23 +110,41 @@ NIB_INLINE void load_vectors(nib_matrix head, int64_t row, int64_t columns, floa
     for (int64_t c = head.columns; c < columns; c++) out[c] = 0.0f;
 }
 
-/* The heads of one key/value head for one query, a tile of keys at a time, so that each row of the cache is read once.
- * state: [group, columns] queries and sums, [group, KEYS] scores, [group] maxima and totals. */
+/* What a task works on: the heads of one key/value head for one query. */
+typedef struct {
+    float *queries, *sums;  /* [group, columns] */
+    float *scores;          /* [group, KEYS] */
+    float *largest, *total; /* [group] */
+} attention_state;
+
+static int64_t state_floats(nib_attention_shape shape)
+{
+    return shape.heads / shape.kv_heads * (2 * padded_columns(shape.head_dim) + KEYS + 2);
+}
+
+static attention_state state_in(float *block, nib_attention_shape shape)
+{
+    const int64_t group = shape.heads / shape.kv_heads, columns = padded_columns(shape.head_dim);
+    float *scores = block + 2 * group * columns, *largest = scores + group * KEYS;
+    return (attention_state){block, block + group * columns, scores, largest, largest + group};
+}
+
+/* Sums over keys.skip to keys.count, a tile of keys at a time, so that each row of the cache is read once. */
 NIB_CPU_CLONES static void attend(nib_attention_shape shape, nib_matrix q, nib_matrix k_head, nib_matrix v_head,
-                                  visible_keys keys, int64_t query, int64_t kv, float *state, nib_matrix out)
+                                  visible_keys keys, int64_t query, int64_t kv, float *block)
 {
     int64_t group = shape.heads / shape.kv_heads, HD = shape.head_dim, columns = padded_columns(HD);
-    float *queries = state, *sums = queries + group * columns, *scores = sums + group * columns;
-    float *largest = scores + group * KEYS, *total = largest + group, row[NIB_ATTENTION_HEAD_DIM];
+    const attention_state state = state_in(block, shape);
+    float *queries = state.queries, *sums = state.sums, *scores = state.scores;
+    float *largest = state.largest, *total = state.total, row[NIB_ATTENTION_HEAD_DIM];
     int64_t at[KEYS];
-    key_cursor cursor = {.range = keys.range};
+    key_cursor cursor = cursor_at_first(keys);
     for (int64_t g = 0; g < group; g++) {
         load_vectors(nib_matrix_columns(q, (kv * group + g) * HD, HD), query, columns, queries + g * columns);
         for (int64_t c = 0; c < columns; c++) queries[g * columns + c] *= shape.scale, sums[g * columns + c] = 0.0f;
         largest[g] = -INFINITY;
         total[g] = 0.0f;
     }
-    for (int64_t i = 0; i < keys.skip; i++) next_key(&cursor);
     for (int64_t done = keys.skip; done < keys.count; done += KEYS) {
         int64_t n = keys.count - done < KEYS ? keys.count - done : KEYS;
         for (int64_t i = 0; i < n; i++) prefetch_row(k_head, at[i] = next_key(&cursor));
@@ -131,11 +171,41 @@ NIB_CPU_CLONES static void attend(nib_attention_shape shape, nib_matrix q, nib_m
                     *(nib_v16 *)(sums + g * columns + c) += scores[g * KEYS + i] * *(nib_v16 *)(row + c);
         }
     }
+}
+
+/* The segments of a query's keys, summed each for itself, become one in the first's place, and out. */
+NIB_CPU_CLONES static void finish(nib_attention_shape shape, float *blocks, int64_t segments, int64_t query, int64_t kv,
+                                  nib_matrix out)
+{
+    const int64_t group = shape.heads / shape.kv_heads, HD = shape.head_dim, columns = padded_columns(HD);
+    const attention_state all = state_in(blocks, shape);
     for (int64_t g = 0; g < group; g++) {
-        for (int64_t c = 0; c < HD; c++) sums[g * columns + c] /= total[g];
-        nib_store_row(sums + g * columns, out.dtype, HD,
-                      nib_matrix_at(nib_matrix_columns(out, (kv * group + g) * HD, HD), query, 0));
+        float *sum = all.sums + g * columns;
+        for (int64_t s = 1; s < segments; s++) {
+            const attention_state more = state_in(blocks + s * state_floats(shape), shape);
+            const float top = fmaxf(all.largest[g], more.largest[g]);
+            const float old = expf(all.largest[g] - top), new = expf(more.largest[g] - top);
+            for (int64_t c = 0; c < HD; c++) sum[c] = sum[c] * old + more.sums[g * columns + c] * new;
+            all.total[g] = all.total[g] * old + more.total[g] * new;
+            all.largest[g] = top;
+        }
+        for (int64_t c = 0; c < HD; c++) sum[c] /= all.total[g];
+        nib_store_row(sum, out.dtype, HD, nib_matrix_at(nib_matrix_columns(out, (kv * group + g) * HD, HD), query, 0));
     }
+}
+
+/* Into how many segments the keys of each query are cut, by the shape alone: more than one where heads are too few for
+ * threads to share them. */
+static int64_t segments_of(nib_attention_shape shape, const int32_t *range_begin, const nib_cache_range *range,
+                           int64_t queries)
+{
+    int64_t most = 1;
+    for (int64_t i = 0; i < queries && queries * shape.kv_heads < FEW_TASKS; i++) {
+        const visible_keys keys = keys_of(range_begin, range, i, shape.window);
+        const int64_t segments = (keys.count - keys.skip + SEGMENT - 1) / SEGMENT;
+        most = segments > most ? segments : most;
+    }
+    return most;
 }
 
 nib_status nib_cpu_attention_cached(nib_ops *ops, nib_attention_shape shape, nib_matrix q, nib_matrix k, nib_matrix v,
@@ -147,17 +217,21 @@ nib_status nib_cpu_attention_cached(nib_ops *ops, nib_attention_shape shape, nib
             if (range[r].first < 0 || range[r].count < 0 || range[r].first > k.rows - range[r].count)
                 return NIB_FAIL(NIB_ERROR_SHAPE, "attention_cached: rows %d + %d of a cache of %lld", range[r].first,
                                 range[r].count, (long long)k.rows);
-    int64_t HD = shape.head_dim, group = shape.heads / shape.kv_heads, threads = nib_cpu_threads();
-    int64_t floats = group * (2 * padded_columns(HD) + KEYS + 2);
+    const int64_t HD = shape.head_dim, NKV = shape.kv_heads, heads = q.rows * NKV, threads = nib_cpu_threads();
+    const int64_t floats = state_floats(shape), segments = segments_of(shape, range_begin, range, q.rows);
     size_t mark = ops->scratch->used;
-    float *state;
-    NIB_TRY(nib_arena_take(ops->scratch, threads * floats, sizeof *state, &state));
+    float *state; /* of each thread, or of each segment, to be joined */
+    NIB_TRY(nib_arena_take(ops->scratch, (segments == 1 ? threads : heads * segments) * floats, sizeof *state, &state));
 #pragma omp parallel for schedule(dynamic, 1) num_threads((int)threads)
-    for (int64_t task = 0; task < q.rows * shape.kv_heads; task++) {
-        int64_t query = task / shape.kv_heads, kv = task % shape.kv_heads;
+    for (int64_t task = 0; task < heads * segments; task++) {
+        const int64_t query = task / segments / NKV, kv = task / segments % NKV;
+        float *own = state + (segments == 1 ? nib_cpu_thread() : task) * floats;
         attend(shape, q, nib_matrix_columns(k, kv * HD, HD), nib_matrix_columns(v, kv * HD, HD),
-               keys_of(range_begin, range, query, shape.window), query, kv, state + nib_cpu_thread() * floats, out);
+               segment_of(keys_of(range_begin, range, query, shape.window), task % segments, segments), query, kv, own);
+        if (segments == 1) finish(shape, own, 1, query, kv, out);
     }
+    for (int64_t i = 0; i < heads && segments > 1; i++)
+        finish(shape, state + i * segments * floats, segments, i / NKV, i % NKV, out);
     nib_arena_reset(ops->scratch, mark);
     return NIB_OK;
 }

@@ -300,6 +300,47 @@ static void cached_equals_packed(void **state)
     }
 }
 
+/* Contexts that are cut into segments of 256 keys, and one that is shorter, in one batch; the same bits whatever
+ * threads share the segments. */
+static void long_cached_contexts_equal_packed_ones(void **state)
+{
+    (void)state;
+    enum { T = 700, BATCH = 4 };
+    static const int64_t query[BATCH] = {9, 511, 512, T - 1};
+    const nib_attention_shape shape = {.heads = 6, .kv_heads = 2, .head_dim = 40, .scale = 0.2f};
+    fixture f;
+    fixture_begin(&f, shape, T, 7);
+    for (int32_t t = 0; t < T; t++) f.position[t] = t, f.end[t] = T; /* one chain */
+    forward(&f);
+    const int64_t C = f.queries;
+    float *q = nib_calloc((size_t)(BATCH * C), 4), *out = nib_calloc((size_t)(BATCH * C), 4);
+    float *first = nib_calloc((size_t)(BATCH * C), 4);
+    int32_t begin[BATCH + 1] = {0};
+    nib_cache_range range[2 * BATCH];
+    for (int i = 0; i < BATCH; i++) {
+        memcpy(q + i * C, f.q + query[i] * C, (size_t)C * 4);
+        range[2 * i] = (nib_cache_range){0, 7};
+        range[2 * i + 1] = (nib_cache_range){7, (int32_t)query[i] - 6};
+        begin[i + 1] = 2 * (i + 1);
+    }
+    for (int threads = 1; threads <= 3; threads++) {
+#ifdef _OPENMP
+        omp_set_num_threads(threads);
+#endif
+        assert_int_equal(f.ops->attention_cached(f.ops, f.shape, nib_test_matrix(q, BATCH, C),
+                                                 nib_test_matrix(f.k, T, f.keys), nib_test_matrix(f.v, T, f.keys),
+                                                 begin, range, nib_test_matrix(threads == 1 ? first : out, BATCH, C)),
+                         NIB_OK);
+        if (threads > 1) assert_memory_equal(out, first, (size_t)(BATCH * C) * 4);
+    }
+    for (int64_t i = 0; i < BATCH * C; i++) /* sums in another order: as above */
+        assert_true(fabsf(first[i] - f.out[query[i / C] * C + i % C]) < 5e-6f);
+    nib_free(q);
+    nib_free(out);
+    nib_free(first);
+    fixture_end(&f);
+}
+
 #ifdef _OPENMP
 static void threads_change_no_bit(void **state)
 {
@@ -342,6 +383,7 @@ int main(void)
         cmocka_unit_test(bf16_stays_within_its_rounding),
         cmocka_unit_test(hidden_tokens_do_not_matter),
         cmocka_unit_test(cached_equals_packed),
+        cmocka_unit_test(long_cached_contexts_equal_packed_ones),
 #ifdef _OPENMP
         cmocka_unit_test(threads_change_no_bit),
 #endif
