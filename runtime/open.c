@@ -8,8 +8,14 @@
 
 static nib_status has_tokenizer(const char *model, bool *has)
 {
+    size_t length = strlen(model);
     *has = true;
-    if (!nib_file_is_folder(model)) return NIB_OK;
+    if (length > 5 && strcmp(model + length - 5, ".gguf") == 0) return NIB_OK;
+    if (!nib_file_exists(model))
+        return NIB_FAIL(NIB_ERROR_DATA,
+                        "%s: no such file or folder; expected a model folder or a .gguf on this machine", model);
+    if (!nib_file_is_folder(model))
+        return NIB_FAIL(NIB_ERROR_DATA, "%s: found another file, expected a model folder or a .gguf", model);
     char *path = nib_path_join(model, "tokenizer.json");
     if (path == NULL) return NIB_FAIL(NIB_ERROR_MEMORY, "%s: no memory for a path", model);
     *has = nib_file_exists(path);

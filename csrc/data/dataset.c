@@ -128,6 +128,11 @@ static nib_status load_file(loader *load, nib_row_encoder *encoder, const char *
     if (!nib_grow(&d->file, &d->file_capacity, d->files + 1, sizeof *d->file)) return no_memory(load);
     d->file[d->files] = nib_pool_copy(&d->names, path, strlen(path));
     if (d->file[d->files++] == NULL) return no_memory(load);
+    if (nib_file_is_folder(path))
+        return NIB_FAIL(NIB_ERROR_DATA,
+                        "%s: found a folder without " NIB_MANIFEST_FILE
+                        ", expected a .jsonl file or a folder that nibble pack has written",
+                        path);
     NIB_TRY(nib_row_reader_open(path, &reader));
     for (;;) {
         NIB_TRY_GOTO(nib_row_reader_next(reader, &line, &length), done);

@@ -41,6 +41,8 @@ nib_status nib_row_read(const char *where, const char *line, size_t length, nib_
     if (status == NIB_OK && !nib_json_is(*row, NIB_JSON_OBJECT))
         status = NIB_FAIL(NIB_ERROR_DATA, "%s: expected one JSON object a line, found %s", where,
                           nib_json_kind_name((*row)->kind));
+    else if (status == NIB_ERROR_DATA && length > 0 && line[0] != '{')
+        status = NIB_FAIL(status, "%s; expected one JSON object a line", nib_error_message());
     if (status != NIB_ERROR_DATA) return status;
     while (length > 0 && (unsigned char)line[length - 1] <= ' ') length--;
     if (length > 0 && line[0] == '[')

@@ -187,9 +187,10 @@ nib_status nib_safetensors_open_folder(nib_tensor_set *set, const char *folder)
         goto done;
     }
     if (!nib_file_exists(index_path)) {
-        status = NIB_FAIL(
-            NIB_ERROR_DATA,
-            "%s: holds neither model.safetensors nor model.safetensors.index.json; a model folder has one", folder);
+        status = NIB_FAIL(NIB_ERROR_DATA,
+                          "%s: holds neither model.safetensors nor model.safetensors.index.json; a model folder has "
+                          "one (.bin files of PyTorch are not read)",
+                          folder);
         goto done;
     }
     nib_json *root;

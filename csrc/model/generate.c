@@ -430,8 +430,10 @@ nib_status nib_generate_continue(nib_generator *g, nib_prompt prompt, const nib_
 {
     NIB_TRY(check_prompts(g, &prompt, 1));
     if (prompt.length > g->cache.capacity)
-        return NIB_FAIL(NIB_ERROR_DATA, "a conversation of %d tokens does not fit the key/value cache of %lld rows",
-                        prompt.length, (long long)g->cache.capacity);
+        return NIB_FAIL(
+            NIB_ERROR_DATA,
+            "a conversation of %d tokens does not fit the context of %lld; begin anew, or give a larger one",
+            prompt.length, (long long)g->cache.capacity);
     NIB_TRY(prefill_conversation(g, prompt));
     NIB_TRY(take_tokens(g, options, on_token, user));
     while (g->active_count > 0 && g->sequences[0].length < g->cache.capacity) {

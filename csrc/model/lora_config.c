@@ -233,6 +233,12 @@ nib_status nib_lora_config_read(const char *folder, nib_lora_config **out)
         status = no_memory(folder);
         goto done;
     }
+    if (nib_file_exists(folder) && !nib_file_exists(path)) {
+        status = NIB_FAIL(NIB_ERROR_DATA,
+                          "%s: found %s, expected the folder of a PEFT adapter; of a run it is the run's adapter/",
+                          folder, nib_file_is_folder(folder) ? "a folder without adapter_config.json" : "a file");
+        goto done;
+    }
     NIB_TRY_GOTO(nib_file_read(path, MAX_CONFIG_BYTES, &text, &length), done);
     NIB_TRY_GOTO(nib_json_parse(path, text, length, (nib_json_options){0}, &pool, &root), done);
     NIB_TRY_GOTO(read_config(path, root, config), done);
