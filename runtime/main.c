@@ -8,6 +8,7 @@
 #include "version.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -61,6 +62,14 @@ static nib_status finish_output(void)
                     errno != 0 ? strerror(errno) : "an earlier write failed");
 }
 
+/* One that is closed would be the number of the next file that is opened, and messages would be written into it. What
+ * takes its place fails as it did. */
+static void hold_standard_descriptors(void)
+{
+    for (int fd = 0; fd < 3; fd++)
+        if (fcntl(fd, F_GETFD) < 0 && errno == EBADF) (void)open("/dev/null", fd == 0 ? O_WRONLY : O_RDONLY);
+}
+
 static void print_help(void)
 {
     puts("Nibble fine-tunes large language models with LoRA on a 4-bit base.\n\nusage: nibble COMMAND [...]\n");
@@ -110,6 +119,7 @@ static nib_status run(int argc, char **argv, const char **command)
 int main(int argc, char **argv)
 {
     const char *command = NULL;
+    hold_standard_descriptors();
     if (argc < 2) {
         print_help();
         return nib_exit_code(NIB_ERROR_USAGE);
