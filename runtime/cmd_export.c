@@ -183,7 +183,7 @@ static nib_status run(int argc, char **argv)
     if (text.tokenizer != NULL) NIB_TRY_GOTO(nib_conversation_open(&text, &config, &conversation), done);
     if (strcmp(a.to, "merged") == 0)
         status = export_merged(&a, &text, &config, &conversation);
-    else if (strcmp(a.to, "adapter") == 0 || strcmp(a.to, "peft") == 0)
+    else if (strcmp(a.to, "adapter") == 0)
         status = export_adapter(&a, &text, &conversation);
     else if (strcmp(a.to, "modelfile") == 0)
         status = export_modelfile(&a, &text, &config, &conversation);

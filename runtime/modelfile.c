@@ -9,7 +9,9 @@
 #include "base/file.h"
 #include "export_files.h"
 
+#include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #define SYSTEM_MARK    "(system-content)"
@@ -127,6 +129,17 @@ done:
     return status;
 }
 
+/* KEYWORD PATH. Ollama takes paths relative to the Modelfile: that folder itself is ".", so that it can be moved, and
+ * all else is absolute. */
+static nib_status write_place(const char *keyword, const char *path, const char *folder, nib_buffer *out)
+{
+    char *absolute = realpath(path, NULL);
+    if (absolute == NULL) return NIB_FAIL(NIB_ERROR_DATA, "%s: cannot be opened: %s", path, strerror(errno));
+    nib_buffer_format(out, "%s %s\n", keyword, nib_file_is_same(path, folder) ? "." : absolute);
+    free(absolute);
+    return NIB_OK;
+}
+
 nib_status nib_export_modelfile(const char *model, const char *adapter, const nib_text *text,
                                 const nib_model_config *config, const nib_conversation *conversation,
                                 const char *folder)
@@ -135,8 +148,8 @@ nib_status nib_export_modelfile(const char *model, const char *adapter, const ni
     nib_status status;
     if (text->tokenizer == NULL || text->chat_template == NULL)
         return NIB_FAIL(NIB_ERROR_DATA, "%s: no chat template; give one with --chat-template", model);
-    nib_buffer_format(&out, "FROM %s\n", model);
-    if (adapter != NULL) nib_buffer_format(&out, "ADAPTER %s\n", adapter);
+    NIB_TRY_GOTO(write_place("FROM", model, folder, &out), done);
+    if (adapter != NULL) NIB_TRY_GOTO(write_place("ADAPTER", adapter, folder, &out), done);
     NIB_TRY_GOTO(derive_template(text, &out), done);
     for (int i = 0; i < conversation->stop_count; i++)
         nib_buffer_format(&out, "PARAMETER stop \"%s\"\n", nib_tokenizer_text(text->tokenizer, conversation->stop[i]));
