@@ -39,8 +39,8 @@ _nibble_values() { # KEY: the values that a configuration key can have, where th
     data.train_on) echo assistant all ;;
     train.scheduler) echo cosine linear constant ;;
     train.optimizer) echo adamw adamw_8bit ;;
-    train.compute) echo bf16 fp32 ;;
-    lora.use_rslora | lora.use_dora | data.shuffle | data.pack | data.share_prefixes) echo true false ;;
+    train.compute) echo bf16 fp32 fp8 ;;
+    lora.use_rslora | lora.use_dora | data.shuffle | data.pack | data.share_prefixes | parallel.shard_base | parallel.shard_optimizer) echo true false ;;
     esac
 }
 
