@@ -53,6 +53,15 @@ nib_status nib_file_open_regular(const char *path, int *fd, uint64_t *size)
     return status;
 }
 
+/* What a clone of a repository holds in place of a large file until it is fetched. */
+static nib_status check_fetched(const nib_file *file)
+{
+    static const char pointer[] = "version https://git-lfs.github.com/spec/";
+    if (file->size < sizeof pointer - 1 || memcmp(file->data, pointer, sizeof pointer - 1) != 0) return NIB_OK;
+    return NIB_FAIL(NIB_ERROR_DATA, "%s: found a pointer of Git LFS, expected the file; git lfs pull fetches it",
+                    file->path);
+}
+
 nib_status nib_file_map(nib_file *file, const char *path)
 {
     *file = (nib_file){0};
@@ -72,6 +81,7 @@ nib_status nib_file_map(nib_file *file, const char *path)
             nib_mapping_add(file->data = data, file->size, file->path);
     }
     close(fd);
+    if (status == NIB_OK) status = check_fetched(file);
     if (status != NIB_OK) nib_file_unmap(file);
     return status;
 }

@@ -18,7 +18,7 @@ typedef struct {
 /* Opens a regular file for reading; the caller closes *fd, which is -1 on failure. NIB_ERROR_DATA if it does not exist
  * or is no regular file, NIB_ERROR_IO for the rest. */
 nib_status nib_file_open_regular(const char *path, int *fd, uint64_t *size);
-/* Maps a regular file; errors as nib_file_open_regular. */
+/* Maps a regular file; errors as nib_file_open_regular, and NIB_ERROR_DATA for a pointer of Git LFS. */
 nib_status nib_file_map(nib_file *file, const char *path);
 void nib_file_unmap(nib_file *file);
 /* Tells the kernel that the bytes are no longer needed, so that a streamed file does not stay in memory. */
