@@ -290,7 +290,7 @@ static nib_status describe_tensors(const char *path, nib_buffer *out)
     NIB_TRY_GOTO(nib_tensor_set_open(tensors != NULL ? tensors : path, &set), done);
 
     const nib_gguf *gguf = nib_tensor_set_gguf(set);
-    const nib_json *metadata = nib_tensor_set_metadata_object(set);
+    const nib_json *metadata = nib_tensor_set_metadata(set);
     append_summary(out, path, gguf != NULL ? "GGUF" : found.kind, set);
     if (description != NULL) {
         nib_buffer_format(out, "\n%s\n", found.description);

@@ -94,5 +94,3 @@ void nib_html_number(nib_buffer *out, double value)
     if (exponent != NULL) snprintf(exponent, sizeof text - (size_t)(exponent - text), "e%d", atoi(exponent + 1));
     nib_buffer_text(out, text);
 }
-
-void nib_html_percent(nib_buffer *out, double fraction) { nib_buffer_format(out, "%.1f %%", 100 * fraction); }

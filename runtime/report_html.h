@@ -11,12 +11,11 @@
 void nib_html_text(nib_buffer *out, const char *text);
 void nib_html_text_length(nib_buffer *out, const char *text, size_t length);
 
-void nib_html_count(nib_buffer *out, int64_t count);     /* 1,080 */
-void nib_html_bytes(nib_buffer *out, double bytes);      /* 103.4 MiB, 1.25 GiB */
-void nib_html_seconds(nib_buffer *out, double seconds);  /* 41.2 s, 3 min 07 s, 2 h 05 min */
-void nib_html_time(nib_buffer *out, int64_t time);       /* 24 November 2026, 12:41 UTC */
-void nib_html_number(nib_buffer *out, double value);     /* four digits: 0.4123, 1,234, 2e-5 */
-void nib_html_percent(nib_buffer *out, double fraction); /* 76.3 % */
+void nib_html_count(nib_buffer *out, int64_t count);    /* 1,080 */
+void nib_html_bytes(nib_buffer *out, double bytes);     /* 103.4 MiB, 1.25 GiB */
+void nib_html_seconds(nib_buffer *out, double seconds); /* 41.2 s, 3 min 07 s, 2 h 05 min */
+void nib_html_time(nib_buffer *out, int64_t time);      /* 24 November 2026, 12:41 UTC */
+void nib_html_number(nib_buffer *out, double value);    /* four digits: 0.4123, 1,234, 2e-5 */
 
 /* The page's style and script, without their tags. */
 extern const char nib_report_style[];

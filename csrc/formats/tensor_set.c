@@ -182,13 +182,7 @@ const nib_tensor_view *nib_tensor_set_find(const nib_tensor_set *set, const char
     return NULL;
 }
 
-const char *nib_tensor_set_metadata(const nib_tensor_set *set, const char *key)
-{
-    const nib_json *member = nib_json_get(set->metadata, key);
-    return nib_json_is(member, NIB_JSON_STRING) ? member->string : NULL;
-}
-
-const nib_json *nib_tensor_set_metadata_object(const nib_tensor_set *set) { return set->metadata; }
+const nib_json *nib_tensor_set_metadata(const nib_tensor_set *set) { return set->metadata; }
 
 const struct nib_gguf *nib_tensor_set_gguf(const nib_tensor_set *set) { return set->gguf; }
 

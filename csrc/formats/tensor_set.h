@@ -66,11 +66,8 @@ void nib_tensor_set_close(nib_tensor_set *set);
 size_t nib_tensor_set_count(const nib_tensor_set *set);
 const nib_tensor_view *nib_tensor_set_at(const nib_tensor_set *set, size_t index);       /* in file order */
 const nib_tensor_view *nib_tensor_set_find(const nib_tensor_set *set, const char *name); /* NULL if absent */
-/* Metadata string of a safetensors file's __metadata__ (NULL if absent or for other formats). */
-const char *nib_tensor_set_metadata(const nib_tensor_set *set, const char *key);
-
-/* All of it: an object of strings; NULL if there is none. */
-const nib_json *nib_tensor_set_metadata_object(const nib_tensor_set *set);
+/* A safetensors file's __metadata__: an object of strings; NULL if absent or for other formats. Lives in the set. */
+const nib_json *nib_tensor_set_metadata(const nib_tensor_set *set);
 
 /* The GGUF behind the set; NULL if it is none (formats/gguf.h reads its metadata). */
 struct nib_gguf;

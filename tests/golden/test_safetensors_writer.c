@@ -27,8 +27,8 @@ static nib_status rewrite(const char *from, uint64_t piece, char hex[65])
     nib_safetensors_writer *writer;
     assert_int_equal(nib_tensor_set_open(from, &set), NIB_OK);
     assert_int_equal(nib_safetensors_writer_begin(path, &writer), NIB_OK);
-    const char *format = nib_tensor_set_metadata(set, "format");
-    if (format != NULL) assert_int_equal(nib_safetensors_writer_metadata(writer, "format", format), NIB_OK);
+    const nib_json *format = nib_json_get(nib_tensor_set_metadata(set), "format");
+    if (format != NULL) assert_int_equal(nib_safetensors_writer_metadata(writer, "format", format->string), NIB_OK);
     for (size_t i = 0; i < nib_tensor_set_count(set); i++) {
         const nib_tensor_view *t = nib_tensor_set_at(set, i);
         assert_int_equal(nib_safetensors_writer_declare(writer, t->name, t->dtype, t->rank, t->shape), NIB_OK);
@@ -141,7 +141,7 @@ static void an_empty_set_can_be_written(void **state)
     assert_int_equal(nib_safetensors_writer_finish(writer, NULL), NIB_OK);
     assert_int_equal(nib_tensor_set_open(path, &set), NIB_OK);
     assert_int_equal(nib_tensor_set_count(set), 0);
-    assert_string_equal(nib_tensor_set_metadata(set, "key \"1\""), "line\n");
+    assert_string_equal(nib_json_get(nib_tensor_set_metadata(set), "key \"1\"")->string, "line\n");
     nib_tensor_set_close(set);
 }
 
