@@ -33,8 +33,7 @@ static nib_status read_arguments(int argc, char **argv, arguments *a)
         {.name = "--gpus", .kind = NIB_OPTION_INTEGER, .value = &a->gpus, .low = 1, .high = 1 << 20},
     };
     NIB_TRY(nib_options_read(argc, argv, options, sizeof options / sizeof *options));
-    if (a->card == NULL && (a->gpus > 0 || a->length > 0))
-        return NIB_FAIL(NIB_ERROR_USAGE, "--gpus and --length plan for a card: name it with --card");
+    if (a->card == NULL && (a->gpus > 0 || a->length > 0)) a->card = "H100";
     return NIB_OK;
 }
 
@@ -171,14 +170,16 @@ const nib_command nib_command_plan = {
     .summary = "memory and time of a run, before anything is allocated",
     .usage =
         "usage: nibble plan CONFIG [--set a.b=value]... [--memory GiB]\n"
-        "       nibble plan CONFIG --card NAME [--gpus N] [--length L] [--memory GiB] [--set a.b=value]...\n\n"
+        "       nibble plan CONFIG [--card NAME] [--gpus N] [--length L] [--memory GiB] [--set a.b=value]...\n\n"
         "Prints what train would choose (tokens of a micro-batch, slots, recompute policy), the memory of each class\n"
         "with the peak of the process, and the time of a step by kind of work. The data is read, of the model only\n"
         "its header.\n\n"
         "  --memory GiB  plan for so much memory instead of what this machine, or the card, has; exit 71 if nothing\n"
         "                fits\n"
         "  --card NAME   plan for a GPU that need not be here: A100, H100, H200, B200, L40S, A6000, RTX3090, RTX4090,\n"
-        "                RTX5090. Of the model only its config.json is read, of the data nothing\n"
+        "                RTX5090 (H100 where only --gpus or --length is given). Of the model only its config.json is "
+        "read,\n"
+        "                of the data nothing\n"
         "  --gpus N      so many of them, each with a batch of its own; with parallel.shard_base each holds its part "
         "of\n"
         "                the base\n"
