@@ -384,6 +384,13 @@ static nib_status place_saves(nib_model *model, int64_t l, int64_t T)
     return place_u(model, l, offsetof(nib_layer, down), T, keep, &saves->u_down);
 }
 
+/* The next begins where this one did; *end: where the longest ends. */
+static void take_turns(nib_arena *arena, size_t begin, size_t *end)
+{
+    if (arena->used > *end) *end = arena->used;
+    nib_arena_reset(arena, begin);
+}
+
 /* What attention uses and nothing after it, what the feed-forward block does, and the last residual, which lives
  * between the last layer's forward and its backward: no two of them at the same time, so all in one place. */
 static nib_status place_by_turns(nib_model *model, int64_t T)
@@ -394,16 +401,17 @@ static nib_status place_by_turns(nib_model *model, int64_t T)
     nib_dtype dtype = model->options.compute;
     const int64_t q = c->heads * c->head_dim, kv = c->kv_heads * c->head_dim;
     const size_t begin = arena->used;
+    size_t end = begin;
     if (c->qk_norm) NIB_TRY(take_matrix(arena, T, q + kv, dtype, &a->qk));
     if (a->backward) NIB_TRY(take_matrix(arena, T, q, dtype, &a->dattention));
     if (a->backward) NIB_TRY(take_roomy(model, T, q + 2 * kv, &a->dqkv));
-    const size_t attention_end = arena->used;
-    nib_arena_reset(arena, begin);
+    take_turns(arena, begin, &end);
     if (a->backward) NIB_TRY(take_matrix(arena, T, c->hidden, dtype, &a->layer[c->layers].residual));
-    nib_arena_reset(arena, begin);
+    take_turns(arena, begin, &end);
     NIB_TRY(take_roomy(model, T, c->feed_forward, &a->h));
     if (a->backward) NIB_TRY(take_matrix(arena, T, c->feed_forward, dtype, &a->dh));
-    if (arena->used < attention_end) nib_arena_reset(arena, attention_end);
+    take_turns(arena, begin, &end);
+    nib_arena_reset(arena, end);
     return NIB_OK;
 }
 
